@@ -1,0 +1,138 @@
+"""What a mixer is: three pure functions, the signals it needs, and when it needs them.
+
+A mixer turns what training learned about each domain (`Feedback`) into the next sampling weights. The training
+loop knows nothing else of it: it computes the signals in `needs`, calls `update` at the mixer's `cadence`, and
+draws data by `weights(state)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.pytree import state
+from jaxmix.core.registry import Registry
+from jaxmix.core.types import Array, DomainVector, PRNGKeyArray, Weights
+
+__all__ = ["SIGNALS", "Cadence", "Feedback", "Mixer", "MixerInfo", "make", "registry", "require"]
+
+SIGNALS = (
+    "loss_sum",
+    "token_count",
+    "reference_loss_sum",
+    "validation_loss",
+    "gradient_alignment",
+    "reward",
+)
+"""Names of the fields of `Feedback`, which are also the names a mixer may list in `needs`."""
+
+registry = Registry("mixer")
+"""All mixers by name. Register a factory of your own with `@jaxmix.mixers.registry.register`."""
+
+make = registry.make
+"""`make("odm", **kwargs)`: the mixer of that name; unknown names and arguments list the nearest known one."""
+
+
+@state(version=1)
+class Feedback:
+    """What one optimizer step learned, per domain. Every field is optional; `None` means "not measured".
+
+    Attributes:
+        loss_sum: f32[m], summed training loss (nats) of the step's tokens, over all micro-batches and devices.
+        token_count: f32[m], number of tokens in `loss_sum`; 0 for a domain the step did not draw.
+        reference_loss_sum: f32[m], summed loss of a frozen reference model on the same tokens.
+        validation_loss: f32[m], mean held-out loss (nats per token); held constant between evaluations.
+        gradient_alignment: f32[m], inner product of each domain's gradient with the target's; or f32[m, m], the
+            Gram matrix of the domains' gradients.
+        reward: f32[m], any other figure per domain that is better when larger.
+    """
+
+    loss_sum: Any = None
+    token_count: Any = None
+    reference_loss_sum: Any = None
+    validation_loss: Any = None
+    gradient_alignment: Any = None
+    reward: Any = None
+
+
+class Cadence(NamedTuple):
+    """When the loop serves a mixer, in optimizer steps. Static: it never depends on an array.
+
+    Attributes:
+        update: `update` is called after every `update` steps; its feedback is summed over them.
+        validate: `validation_loss` is refreshed before step 0 and after every `validate` steps; 0 means that the
+            mixer takes whatever the run's own evaluation schedule provides.
+    """
+
+    update: int = 1
+    validate: int = 0
+
+
+class MixerInfo(NamedTuple):
+    """What one update shows for diagnosis; logged and forgotten.
+
+    Attributes:
+        score: f32[m], what the method thinks of each domain, larger means "draw more".
+        extra: further named arrays of fixed shape.
+    """
+
+    score: DomainVector
+    extra: dict[str, Array]
+
+
+class _Init(Protocol):
+    def __call__(self, key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> Any: ...
+
+
+class _Update(Protocol):
+    def __call__(self, key: PRNGKeyArray, state: Any, feedback: Feedback) -> tuple[Any, MixerInfo]: ...
+
+
+class _Weights(Protocol):
+    def __call__(self, state: Any) -> Weights: ...
+
+
+class Mixer(NamedTuple):
+    """A data mixer as a bundle of pure functions.
+
+    Attributes:
+        init: `(key, num_domains, prior=None) -> state`. `prior` is a simplex vector f32[m], uniform by default;
+            most methods start from it.
+        update: `(key, state, feedback) -> (state, info)`. Jit-able; the state's structure, shapes and dtypes stay.
+            Fields of `feedback` that the mixer does not need are ignored; a missing one that it needs raises
+            `ConfigError` when the function is traced.
+        weights: `(state) -> f32[m]` on the simplex, the sampling weights that the next block of data is drawn by.
+        needs: names out of `SIGNALS`.
+        cadence: when the loop calls `update` and refreshes the validation loss.
+        name: for logs and error messages.
+    """
+
+    init: _Init
+    update: _Update
+    weights: _Weights
+    needs: frozenset[str] = frozenset()
+    cadence: Cadence = Cadence()
+    name: str = "mixer"
+
+
+def require(feedback: Feedback, needs: frozenset[str], name: str) -> None:
+    """Raises `ConfigError` if `feedback` lacks a signal in `needs`. Runs at trace time only."""
+    for signal in sorted(needs):
+        if getattr(feedback, signal) is None:
+            raise ConfigError(
+                f"mixer {name!r} needs the signal {signal!r}, and the feedback has none",
+                where="Feedback",
+                fix="Pass it, or build the train step with signals=mixer.needs.",
+            )
+
+
+def initial_weights(num_domains: int, prior: Weights | None) -> Weights:
+    """The prior as float32, or uniform weights."""
+    if prior is None:
+        return jnp.full((num_domains,), 1.0 / num_domains, jnp.float32)
+    prior = jnp.asarray(prior, jnp.float32)
+    if prior.shape != (num_domains,):
+        raise ConfigError(f"the prior has shape {prior.shape}, expected ({num_domains},)", where="mixer.init")
+    return prior / jnp.sum(prior)

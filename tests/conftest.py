@@ -1,0 +1,26 @@
+"""Strict numerics, eight CPU devices and run-time type checks for every test.
+
+Set here and not through environment variables, so that `pytest` alone is enough.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+install_import_hook("jaxmix", "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_absl_flags():
+    """Grain's worker processes read absl flags, which nothing parses under pytest."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
