@@ -133,7 +133,9 @@ def _states(tree: Any, prefix: tuple[str, ...] = ()) -> list[tuple[tuple[str, ..
                 found += _states(getattr(tree, field.name), (*prefix, field.name))
         return found
     found = []
-    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(type(x), "__state_version__"))[0]:
+    for path, node in jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: hasattr(type(x), "__state_version__")
+    )[0]:
         if hasattr(type(node), "__state_version__"):
             found += _states(node, (*prefix, *_names(path)))
     return found
