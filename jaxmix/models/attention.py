@@ -1,0 +1,97 @@
+"""Rotary positions and causal attention.
+
+Letters: b rows, t tokens, h query heads, g key-value heads (h = g · r), k size of a head.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxmix.core.types import Array, Float
+
+__all__ = ["apply_rotary", "blocked_causal_attention", "causal_attention", "rotary_table"]
+
+_MOST_BLOCKS = 16
+
+
+def rotary_table(length: int, head_dim: int, base: float) -> tuple[Float[Array, "t half"], Float[Array, "t half"]]:
+    """Cosines and sines of the angles `position · base^(−2i / head_dim)`, i < head_dim / 2; float32."""
+    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(
+    x: Float[Array, "b t h k"], table: tuple[Float[Array, "t half"], Float[Array, "t half"]]
+) -> Float[Array, "b t h k"]:
+    """Turns the pair (x[i], x[i + k/2]) of every head by its position's angle (RoFormer, section 3.2.2)."""
+    cos, sin = (part[None, :, None, :].astype(x.dtype) for part in table)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def causal_attention(
+    query: Float[Array, "b t h k"],
+    key: Float[Array, "b t g k"],
+    value: Float[Array, "b t g k"],
+    *,
+    kind: str,
+    block: int,
+) -> Float[Array, "b t h k"]:
+    """softmax(q kᵀ / √k over positions not later) v, by the way called `kind` ("auto": blocked on CPU).
+
+    The backend is looked at when the function is traced, so building a model touches no device.
+    """
+    backend = jax.default_backend()
+    if kind == "blocked" or (kind == "auto" and backend == "cpu"):
+        return blocked_causal_attention(query, key, value, block=block)
+    return jax.nn.dot_product_attention(
+        query, key, value, is_causal=True, implementation="cudnn" if _suits_cudnn(query, backend) else "xla"
+    )
+
+
+def _suits_cudnn(query: Array, backend: str) -> bool:
+    """cuDNN's flash attention takes 16-bit floats, heads of at most 128 in steps of 8, and rows of even length."""
+    _, length, _, head_dim = query.shape
+    is_half = query.dtype in (jnp.bfloat16, jnp.float16)
+    is_nvidia = backend == "gpu" and "cuda" in jax.devices()[0].client.platform_version.lower()
+    return is_nvidia and is_half and head_dim <= 128 and head_dim % 8 == 0 and length % 2 == 0
+
+
+def blocked_causal_attention(
+    query: Float[Array, "b t h k"], key: Float[Array, "b t g k"], value: Float[Array, "b t g k"], *, block: int
+) -> Float[Array, "b t h k"]:
+    """Causal attention in blocks of queries, each against just the keys up to its end.
+
+    Half the work of the dense form, and scores of one block at a time. The loop is unrolled, therefore rows longer
+    than 16 blocks use larger blocks. Softmax in float32 (float64 if the input is).
+
+    Args:
+        query, key, value: after rotation; the head h attends with the key-value head ⌊h / r⌋.
+        block: queries per block, ≥ 1; the last block may be shorter.
+    """
+    rows, length, heads, size = query.shape
+    groups = key.shape[2]
+    block = max(block, -(-length // _MOST_BLOCKS))
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scaled = query * (size**-0.5)
+    # Heads in front of positions: every product below is then a batch of plain matrix products.
+    queries = scaled.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    outputs = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        part = queries[:, :, :, start:end].reshape(rows, groups, -1, size)
+        scores = jnp.einsum("bgqk,bgsk->bgqs", part, keys[:, :, :end], preferred_element_type=wide)
+        scores = scores.reshape(rows, groups, heads // groups, end - start, end)
+        is_visible = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]
+        scores = jnp.where(is_visible[None, None, None], scores, -jnp.inf)
+        # Dividing the small output by Σ exp instead of the large weights saves a pass over them.
+        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        flat = weights.astype(value.dtype).reshape(rows, groups, -1, end)
+        mixed = jnp.einsum("bgqs,bgsk->bgqk", flat, values[:, :, :end], preferred_element_type=wide)
+        outputs.append((mixed.reshape(*scores.shape[:-1], size) / total).astype(value.dtype))
+    joined = jnp.concatenate(outputs, axis=3)
+    return joined.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, size)

@@ -1,0 +1,32 @@
+"""What the train loop knows of a model: five values, no classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+__all__ = ["Model"]
+
+
+class Model(NamedTuple):
+    """A model as a bundle of pure functions and what can be said about it without running it.
+
+    Attributes:
+        init: `key -> params`, a nested dictionary of float32 arrays. Pure; jit it with `out_shardings` to create a
+            model that no single device could hold.
+        apply: `(params, batch) -> loss`, f32[b, t]: nats per token, 0 where `batch["targets"] < 0`; or
+            `(loss, regulariser)`, both f32[b, t], the regulariser being added for the gradient only. Pure; may be
+            jitted, differentiated and vmapped over stacked params.
+        partition: tree of `PartitionSpec` like the params, over the mesh axes "fsdp" and "tensor"; None means that
+            every device holds all parameters.
+        num_params: number of parameters, embedding included.
+        flops_per_token: floating-point operations of one token's forward and backward pass.
+        config: the settings the model was made from.
+    """
+
+    init: Callable[[Any], Any]
+    apply: Callable[[Any, Any], Any]
+    partition: Any
+    num_params: int
+    flops_per_token: float
+    config: Any

@@ -1,0 +1,172 @@
+"""The settings of a decoder-only transformer, checked when they are written down."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxmix.core.errors import ConfigError, nearest
+
+__all__ = ["TransformerConfig"]
+
+ACTIVATIONS = ("swiglu", "relu2", "gelu")
+ATTENTION = ("auto", "blocked", "dot_product")
+COMPUTE_DTYPES = ("auto", "bfloat16", "float32", "float64")
+REMAT = ("none", "dots", "block")
+
+_DEFAULT_HEAD_DIM = 64
+_SCAN_FROM_LAYERS = 12
+_LARGE_VOCABULARY = 8192
+_POSITIONS_PER_LOSS_CHUNK = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Settings of `jaxmix.models.transformer`. Every value is plain, so that a config file can hold it.
+
+    Attributes:
+        num_layers: blocks, ≥ 1.
+        width: size of the residual stream, d.
+        vocab_size: v; tokens and targets are below it.
+        num_heads: query heads. None: width / head_dim.
+        num_kv_heads: key and value heads, a divisor of num_heads (grouped-query attention). None: num_heads.
+        head_dim: size of a head, even (rotary positions turn pairs). None: width / num_heads, or 64 if num_heads
+            is None too.
+        mlp_width: hidden units of the feed-forward part. None: 4 · width; for "swiglu" 8/3 · width rounded up to a
+            multiple of 64.
+        activation: "relu2" (max(x, 0)², the fastest on CPU), "gelu" (tanh form) or "swiglu" (two input matrices).
+        tie_embeddings: read the logits out with the embedding table instead of a matrix of their own.
+        z_loss: factor of the regulariser (log Σ exp logits)², ≥ 0; 0 leaves it out.
+        seq_len: tokens per row that `flops_per_token` assumes. `apply` takes rows of any length.
+        rope_base: base of the rotary frequencies, > 0.
+        norm_epsilon: added to the mean square in RMSNorm, > 0.
+        compute_dtype: of matrix products and activations. "auto": bfloat16 on GPU and TPU, float32 on CPU, where
+            bfloat16 is emulated and slower. Parameters, norms, softmax and loss are float32 whatever it is
+            ("float64", with JAX's x64 mode on, raises those too).
+        attention: "dot_product" (`jax.nn.dot_product_attention`: cuDNN on GPU in bfloat16, XLA otherwise),
+            "blocked" (query blocks that never compute what lies above the diagonal), or "auto": blocked on CPU.
+        attention_block: queries per block of "blocked", ≥ 1; long rows use larger blocks (16 of them at most).
+        remat: what the backward pass computes again instead of storing. "none": nothing; "dots": all but matrix
+            products with parameters; "block": everything inside a block, which stores one activation per block.
+        scan_layers: run the blocks as one compiled loop over stacked parameters: compiles in a time that does not
+            grow with depth. None: from 12 layers on.
+        loss_chunk: positions of a row whose logits exist at a time; 0: all. The backward pass computes them again.
+            None: 128 for vocabularies of 8,192 and more, else all.
+
+    Raises:
+        ConfigError: a value is out of range, or two do not fit each other.
+    """
+
+    num_layers: int
+    width: int
+    vocab_size: int = 256
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
+    activation: str = "relu2"
+    tie_embeddings: bool = True
+    z_loss: float = 0.0
+    seq_len: int = 256
+    rope_base: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    compute_dtype: str = "auto"
+    attention: str = "auto"
+    attention_block: int = 64
+    remat: str = "none"
+    scan_layers: bool | None = None
+    loss_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "width", "vocab_size", "seq_len", "attention_block"):
+            _check_at_least(name, getattr(self, name), 1)
+        for name in ("num_heads", "num_kv_heads", "head_dim", "mlp_width"):
+            if getattr(self, name) is not None:
+                _check_at_least(name, getattr(self, name), 1)
+        _check_at_least("z_loss", self.z_loss, 0)
+        if self.loss_chunk is not None:
+            _check_at_least("loss_chunk", self.loss_chunk, 0)
+        for name in ("rope_base", "norm_epsilon"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}", where=f"model.{name}")
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("attention", self.attention, ATTENTION)
+        _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        _check_choice("remat", self.remat, REMAT)
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        if self.num_heads is not None and self.head_dim is None and self.width % self.num_heads:
+            raise ConfigError(
+                f"{self.num_heads} heads do not divide the width {self.width}",
+                where="model.num_heads",
+                fix="Choose a divisor of width, or set head_dim too.",
+            )
+        if self.num_heads is None and self.width % (self.head_dim or _DEFAULT_HEAD_DIM):
+            raise ConfigError(
+                f"heads of {self.head_dim or _DEFAULT_HEAD_DIM} do not divide the width {self.width}",
+                where="model.width",
+                fix="Choose a multiple of head_dim (64 if unset), or set num_heads.",
+            )
+        if self.size_of_head % 2:
+            raise ConfigError(
+                f"rotary positions need heads of even size, got {self.size_of_head}",
+                where="model.head_dim",
+                fix="Choose an even head_dim, or num_heads with width / num_heads even.",
+            )
+        if self.query_heads % self.key_heads:
+            raise ConfigError(
+                f"{self.key_heads} key-value heads do not divide {self.query_heads} heads",
+                where="model.num_kv_heads",
+                fix="Choose a divisor of num_heads.",
+            )
+
+    @property
+    def size_of_head(self) -> int:
+        """head_dim with its default worked out."""
+        if self.head_dim is not None:
+            return self.head_dim
+        return _DEFAULT_HEAD_DIM if self.num_heads is None else self.width // self.num_heads
+
+    @property
+    def query_heads(self) -> int:
+        """num_heads with its default worked out."""
+        return self.width // self.size_of_head if self.num_heads is None else self.num_heads
+
+    @property
+    def key_heads(self) -> int:
+        """num_kv_heads with its default worked out."""
+        return self.query_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def hidden_units(self) -> int:
+        """mlp_width with its default worked out."""
+        if self.mlp_width is not None:
+            return self.mlp_width
+        return -(-8 * self.width // (3 * 64)) * 64 if self.activation == "swiglu" else 4 * self.width
+
+    @property
+    def mlp_inputs(self) -> int:
+        """Input matrices of the feed-forward part: 2 for the gated activation, else 1."""
+        return 2 if self.activation == "swiglu" else 1
+
+    @property
+    def is_scanned(self) -> bool:
+        """scan_layers with its default worked out."""
+        return self.num_layers >= _SCAN_FROM_LAYERS if self.scan_layers is None else self.scan_layers
+
+    @property
+    def positions_per_loss_chunk(self) -> int:
+        """loss_chunk with its default worked out; 0 means all positions at once."""
+        if self.loss_chunk is not None:
+            return self.loss_chunk
+        return _POSITIONS_PER_LOSS_CHUNK if self.vocab_size >= _LARGE_VOCABULARY else 0
+
+
+def _check_at_least(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        raise ConfigError(f"{name} must be at least {least}, got {value}", where=f"model.{name}")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {name} {value!r}", where=f"model.{name}", fix=nearest(value, known))

@@ -1,0 +1,163 @@
+"""Decoder-only transformer language model (Flax NNX inside, pure functions outside).
+
+The module is not called `transformer`, because the package exports a function of that name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.types import Array
+from jaxmix.models.accounting import count_params, flops_per_token
+from jaxmix.models.attention import rotary_table
+from jaxmix.models.base import Model
+from jaxmix.models.config import TransformerConfig
+from jaxmix.models.layers import Block, RMSNorm, matrix
+from jaxmix.models.loss import token_losses
+from jaxmix.models.partition import constrain_rows, parameter_partition
+
+__all__ = ["Decoder", "transformer"]
+
+_TABLE_SCALE = 0.02
+
+
+class Decoder(nnx.Module):
+    """Embedding, blocks, final norm; the loss is read out with the embedding table or a matrix of its own.
+
+    Args:
+        config: the settings.
+        key: typed PRNG key. Block i's parameters are the same whether blocks are stacked or not.
+    """
+
+    def __init__(self, config: TransformerConfig, key: Array):
+        self.config = config
+        table_key, readout_key, blocks_key = jax.random.split(key, 3)
+        shape = (config.vocab_size, config.width)
+        # Small, so that a token's own row does not dominate the residual stream: tied, it would predict itself.
+        self.table = matrix(nnx.Rngs(params=table_key), shape, _TABLE_SCALE)
+        if not config.tie_embeddings:
+            self.readout = matrix(nnx.Rngs(params=readout_key), shape, _TABLE_SCALE)
+        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        keys = jax.random.split(blocks_key, config.num_layers)
+        if config.is_scanned:
+            parameters = jax.vmap(lambda k: _parameters(Block(config, nnx.Rngs(params=k))))(keys)
+            self.blocks = nnx.merge(_block_definition(config), parameters)
+        else:
+            for i in range(config.num_layers):
+                setattr(self, _block_name(i), Block(config, nnx.Rngs(params=keys[i])))
+
+    def __call__(self, tokens: Array, targets: Array) -> tuple[Array, Array]:
+        """Tokens and targets i32[b, t] → (loss, log normaliser), both f32[b, t]."""
+        config = self.config
+        dtype = _compute_dtype(config.compute_dtype)
+        table = self.table[...].astype(dtype)
+        rotary = rotary_table(tokens.shape[1], config.size_of_head, config.rope_base)
+        x = constrain_rows(jnp.take(table, tokens, axis=0, mode="clip"))
+        x = self._run_blocks(x, rotary)
+        readout = table if config.tie_embeddings else self.readout[...].astype(dtype)
+        return token_losses(self.final_norm(x), readout, targets, chunk=config.positions_per_loss_chunk)
+
+    def _run_blocks(self, x: Array, rotary: tuple[Array, Array]) -> Array:
+        config = self.config
+        definition = _block_definition(config)
+
+        def run(x: Array, parameters: Any) -> tuple[Array, None]:
+            return constrain_rows(nnx.merge(definition, parameters)(x, rotary)), None
+
+        if config.remat != "none":
+            # In a scan XLA cannot merge the second computation with the first; unrolled it could and must not.
+            run = jax.checkpoint(run, prevent_cse=not config.is_scanned, policy=_REMAT_POLICIES[config.remat])
+        if config.is_scanned:
+            return jax.lax.scan(run, x, _parameters(self.blocks))[0]
+        for i in range(config.num_layers):
+            x, _ = run(x, _parameters(getattr(self, _block_name(i))))
+        return x
+
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def transformer(config: TransformerConfig) -> Model:
+    """Builds the model that `config` describes.
+
+    `params` of the returned model:
+
+    | name | shape |
+    |---|---|
+    | `table` | [v, d] |
+    | `readout` (only if not tied) | [v, d] |
+    | `final_norm/scale` | [d] |
+    | `block_00/attention_norm/scale`, `block_00/feed_forward_norm/scale` | [d] |
+    | `block_00/attention/query`, `/key_value`, `/output` | [d, h, k], [d, 2, g, k], [h, k, d] |
+    | `block_00/feed_forward/up`, `/down` | [d, 1 or 2 (gate, up), f], [f, d] |
+
+    With `scan_layers` there is one `blocks` instead of `block_00`, …, whose arrays have a leading axis of layers.
+
+    Returns:
+        A `Model`. Its `apply(params, batch)` reads `tokens` and `targets` i32[b, t] and returns f32[b, t], or with
+        `z_loss` > 0 the pair (loss, z_loss · log-normaliser²). Tokens outside the vocabulary are taken as its last
+        word: check data where it is made.
+
+    Raises:
+        ConfigError: the compute dtype is not available.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = transformer(TransformerConfig(num_layers=1, width=64, vocab_size=16))
+    >>> tokens = jnp.array([[1, 2, 3]])
+    >>> model.apply(model.init(jax.random.key(0)), {"tokens": tokens, "targets": jnp.array([[2, 3, -1]])}).shape
+    (1, 3)
+    """
+    if config.compute_dtype == "float64" and jax.dtypes.canonicalize_dtype("float64") != jnp.float64:
+        raise ConfigError(
+            "compute dtype 'float64' needs JAX's 64-bit mode",
+            where="model.compute_dtype",
+            fix="Set jax_enable_x64, or choose 'float32'.",
+        )
+
+    def init(key: Array) -> Any:
+        return _parameters(Decoder(config, key))
+
+    abstract_key = jax.eval_shape(lambda: jax.random.key(0))
+    definition = nnx.graphdef(nnx.eval_shape(lambda key: Decoder(config, key), abstract_key))
+
+    def apply(params: Any, batch: Any) -> Any:
+        loss, log_normaliser = nnx.merge(definition, params)(batch["tokens"], batch["targets"])
+        if config.z_loss == 0:
+            return loss
+        return loss, config.z_loss * jnp.square(log_normaliser)
+
+    return Model(
+        init=init,
+        apply=apply,
+        partition=parameter_partition(jax.eval_shape(init, abstract_key)),
+        num_params=count_params(config),
+        flops_per_token=flops_per_token(config),
+        config=config,
+    )
+
+
+def _parameters(module: nnx.Module) -> Any:
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def _block_definition(config: TransformerConfig) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+
+
+def _block_name(index: int) -> str:
+    return f"block_{index:02d}"
+
+
+def _compute_dtype(name: str) -> Any:
+    """ "auto" is looked up when a step is traced, so that building a model touches no device."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
