@@ -9,14 +9,27 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.registry import Registry
-from jaxmix.core.types import Array, DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.schedule import check_weights
+from jaxmix.core.types import Array, Bool, DomainVector, PRNGKeyArray, Weights
 
-__all__ = ["SIGNALS", "Cadence", "Feedback", "Mixer", "MixerInfo", "make", "registry", "require"]
+__all__ = [
+    "SIGNALS",
+    "Cadence",
+    "Feedback",
+    "Mixer",
+    "MixerInfo",
+    "initial_weights",
+    "is_present",
+    "make",
+    "registry",
+    "require",
+]
 
 SIGNALS = (
     "loss_sum",
@@ -129,10 +142,19 @@ def require(feedback: Feedback, needs: frozenset[str], name: str) -> None:
 
 
 def initial_weights(num_domains: int, prior: Weights | None) -> Weights:
-    """The prior as float32, or uniform weights."""
+    """The prior as float32, or uniform weights. Its values are checked unless it is traced."""
+    if num_domains < 1:
+        raise ConfigError(f"a mixer needs at least one domain, got {num_domains}", where="mixer.init")
     if prior is None:
         return jnp.full((num_domains,), 1.0 / num_domains, jnp.float32)
     prior = jnp.asarray(prior, jnp.float32)
     if prior.shape != (num_domains,):
         raise ConfigError(f"the prior has shape {prior.shape}, expected ({num_domains},)", where="mixer.init")
+    if not isinstance(prior, jax.core.Tracer):
+        check_weights(prior.tolist(), where="prior of mixer.init")
     return prior / jnp.sum(prior)
+
+
+def is_present(feedback: Feedback) -> Bool[Array, " m"]:
+    """Which domains the step drew, with a finite loss. The others' figures say nothing and must not act."""
+    return (feedback.token_count > 0) & jnp.isfinite(feedback.loss_sum)

@@ -117,10 +117,8 @@ def test_process_arguments_are_checked(arguments, message):
 
 
 @pytest.mark.multihost
-def test_two_processes_share_a_batch(tmp_path, free_port):
-    script = tmp_path / "member.py"
-    script.write_text(
-        textwrap.dedent("""
+def test_two_processes_share_a_batch(free_port):
+    script = textwrap.dedent("""
         import sys
         import jax, numpy as np
         jax.config.update("jax_num_cpu_devices", 2)
@@ -144,9 +142,8 @@ def test_two_processes_share_a_batch(tmp_path, free_port):
             raise AssertionError("a mesh that splits rows over fewer shards than processes was accepted")
         print("done", index)
         """)
-    )
     members = [
-        subprocess.Popen([sys.executable, str(script), str(free_port), str(i)], stdout=-1, stderr=-2, text=True)
+        subprocess.Popen([sys.executable, "-c", script, str(free_port), str(i)], stdout=-1, stderr=-2, text=True)
         for i in range(2)
     ]
     output = [member.communicate(timeout=120)[0] for member in members]

@@ -1,0 +1,218 @@
+"""Mixture schedules: weights as a pure function of the position in training.
+
+A schedule is a list of points, each a position and the weights that hold from there. Positions are counted in
+optimizer steps or in tokens; the unit is part of the schedule. Weights are held before the first point and after
+the last. At a point's position the weights are exactly that point's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmix.core.counter import Counter, counter, difference, is_at_least
+from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.types import Array, Float, Int, Weights
+
+__all__ = ["MixtureSchedule", "check_weights", "mixture_schedule", "schedule_weights", "weights_in_order"]
+
+INTERPOLATIONS = ("step", "linear", "cosine")
+UNITS = ("steps", "tokens")
+_SUM_TOLERANCE = 0.01
+
+
+class MixtureSchedule(NamedTuple):
+    """A checked schedule; static, so it may be closed over by a jitted function.
+
+    Attributes:
+        at: r positions, strictly increasing, in `unit`.
+        rows: r rows of weights that each add to 1; or the name of a row that is known later ("prior", "uniform").
+        interpolation: "step", "linear" or "cosine".
+        unit: "steps" or "tokens".
+    """
+
+    at: tuple[int, ...]
+    rows: tuple[tuple[float, ...] | Literal["prior", "uniform"], ...]
+    interpolation: str
+    unit: str
+
+
+def mixture_schedule(
+    points: Sequence[Mapping[str, Any]],
+    *,
+    interpolation: str = "step",
+    unit: str = "steps",
+    where: str = "schedule",
+) -> MixtureSchedule:
+    """Checks the points of a schedule, as they stand in a configuration file.
+
+    Args:
+        points: mappings with `at` (whole number ≥ 0, strictly increasing) and `weights`: a list that adds to 1, or
+            "prior" (the weights that the mixer is initialised with) or "uniform".
+        interpolation: between two points: "step" holds the earlier one's weights until the position of the later
+            one, "linear" goes straight, "cosine" goes along half a cosine, flat at both points.
+        unit: of `at`: optimizer "steps" or "tokens" (all domains together, as counted in the loss).
+        where: the configuration key, for error messages.
+
+    Raises:
+        ConfigError: names the point and the value that is wrong.
+    """
+    for value, known, name in ((interpolation, INTERPOLATIONS, "interpolation"), (unit, UNITS, "unit")):
+        if value not in known:
+            raise ConfigError(f"unknown {name} {value!r}", where=f"{where}.{name}", fix=nearest(str(value), known))
+    if not points:
+        raise ConfigError("a schedule needs at least one point", where=where, fix="Give {at: 0, weights: [...]}.")
+    at: list[int] = []
+    rows: list[Any] = []
+    for i, point in enumerate(points):
+        place = f"{where}.points[{i}]"
+        _check_keys(point, place)
+        at.append(_check_position(point["at"], at[-1] if at else None, f"{place}.at"))
+        row = point["weights"]
+        rows.append(row if row in ("prior", "uniform") else check_weights(row, where=f"{place}.weights"))
+    lengths = {len(row): i for i, row in enumerate(rows) if not isinstance(row, str)}
+    if len(lengths) > 1:
+        raise ConfigError(
+            f"all points need equally many weights, got {sorted(lengths)}",
+            where=where,
+            fix="Give every source a weight at every point; 0 is allowed.",
+        )
+    return MixtureSchedule(tuple(at), tuple(rows), interpolation, unit)
+
+
+def schedule_weights(schedule: MixtureSchedule, position: Counter | int | Int[Array, ""], prior: Weights) -> Weights:
+    """Returns the weights at `position`, f32[m].
+
+    Args:
+        schedule: static.
+        position: in the schedule's unit: a Python integer, an int32 scalar, or a `Counter`.
+        prior: f32[m], what the row "prior" stands for; its length is the number of domains.
+
+    Raises:
+        ConfigError: the schedule's rows have another number of weights than `prior`.
+    """
+    table = _table(schedule, prior)
+    if isinstance(position, int):
+        position = counter(position)
+    elif not isinstance(position, Counter):
+        position = Counter(high=position // 2**30, low=position % 2**30)
+    starts = counter(np.asarray(schedule.at, np.int64))
+    here = Counter(
+        high=jnp.broadcast_to(position.high, starts.high.shape), low=jnp.broadcast_to(position.low, starts.low.shape)
+    )
+    passed = jnp.sum(is_at_least(here, starts).astype(jnp.int32))
+    index = jnp.maximum(passed - 1, 0)
+    following = jnp.minimum(index + 1, len(schedule.at) - 1)
+    if schedule.interpolation == "step":
+        return table[index]
+    width = jnp.asarray(
+        [b - a for a, b in zip(schedule.at, (*schedule.at[1:], schedule.at[-1] + 1), strict=True)], jnp.float32
+    )
+    start = Counter(high=starts.high[index], low=starts.low[index])
+    fraction = jnp.clip(difference(position, start) / width[index], 0.0, 1.0)
+    if schedule.interpolation == "cosine":
+        fraction = jnp.sin(0.5 * jnp.pi * fraction) ** 2  # (1 − cos πf) / 2 without cancellation
+    return (1.0 - fraction) * table[index] + fraction * table[following]
+
+
+def check_weights(weights: Any, *, where: str) -> tuple[float, ...]:
+    """Checks that a list of numbers lies on the simplex and returns it, divided by its sum.
+
+    The sum may be off by 0.01, so that rounded decimals are accepted.
+
+    Raises:
+        ConfigError: not numbers, not finite, negative, or the sum is not 1.
+    """
+    try:
+        values = tuple(float(w) for w in weights)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"mixture weights must be a list of numbers, got {weights!r}", where=where, fix="Give one per source."
+        ) from None
+    for i, value in enumerate(values):
+        if not math.isfinite(value) or value < 0:
+            raise ConfigError(
+                f"mixture weights must be finite and ≥ 0: number {i} is {value:g}",
+                where=where,
+                fix="Use 0 for a source that is not to be drawn.",
+            )
+    total = math.fsum(values)
+    if not abs(total - 1) <= _SUM_TOLERANCE:
+        raise ConfigError(
+            f"mixture weights must add to 1, these add to {total:.6g}", where=where, fix="Divide each by their sum."
+        )
+    return tuple(value / total for value in values)
+
+
+def weights_in_order(
+    weights: Mapping[str, float] | Sequence[float], names: Sequence[str], *, where: str
+) -> list[float]:
+    """Puts weights that are given by name into the order of `names`; a list must have as many numbers as names.
+
+    Raises:
+        ConfigError: a name is unknown (the nearest is suggested) or missing, or the list has another length.
+    """
+    if isinstance(weights, Mapping):
+        for name in weights:
+            if name not in names:
+                raise ConfigError(f"unknown source {name!r}", where=where, fix=nearest(str(name), names))
+        missing = [name for name in names if name not in weights]
+        if missing:
+            raise ConfigError(
+                f"no weight for {', '.join(map(repr, missing))}",
+                where=where,
+                fix="Give every source one; 0 is allowed.",
+            )
+        return [weights[name] for name in names]
+    if len(weights) != len(names):
+        raise ConfigError(
+            f"{len(weights)} weights for {len(names)} sources",
+            where=where,
+            fix=f"Give one per source, in the order {', '.join(names)}; or a mapping by name.",
+        )
+    return list(weights)
+
+
+def _table(schedule: MixtureSchedule, prior: Weights) -> Float[Array, "r m"]:
+    m = prior.shape[0]
+    rows = []
+    for i, row in enumerate(schedule.rows):
+        if row == "prior":
+            rows.append(prior)
+        elif row == "uniform":
+            rows.append(jnp.full((m,), 1.0 / m, jnp.float32))
+        elif len(row) != m:
+            raise ConfigError(
+                f"the schedule has {len(row)} weights for {m} domains",
+                where=f"schedule.points[{i}].weights",
+                fix="Give one weight per source, in the order of the sources.",
+            )
+        else:
+            rows.append(jnp.asarray(row, jnp.float32))
+    return jnp.stack(rows)
+
+
+def _check_keys(point: Any, place: str) -> None:
+    if not isinstance(point, Mapping):
+        raise ConfigError(f"a point must be {{at, weights}}, got {point!r}", where=place)
+    for key in point:
+        if key not in ("at", "weights"):
+            raise ConfigError(f"a point has no key {key!r}", where=place, fix=nearest(str(key), ("at", "weights")))
+    for key in ("at", "weights"):
+        if key not in point:
+            raise ConfigError(f"the point has no {key!r}", where=place, fix="Give {at: 0, weights: [...]}.")
+
+
+def _check_position(value: Any, previous: int | None, place: str) -> int:
+    is_whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+    if not is_whole or value < 0:
+        raise ConfigError(f"a position must be a whole number ≥ 0, got {value!r}", where=place)
+    if previous is not None and value <= previous:
+        raise ConfigError(
+            f"positions must increase: {int(value)} follows {previous}", where=place, fix="Sort the points."
+        )
+    return int(value)
