@@ -1,0 +1,194 @@
+"""`jaxmix COMMAND …`: finds the command, runs it, turns errors into one paragraph and an exit code.
+
+Exit codes: 0 ok · 1 the run failed or was stopped · 2 bad configuration or command line · 3 the machine lacks
+something.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from jaxmix.cli.arguments import Arguments, Command, Flag, help_text, parse
+from jaxmix.core.errors import ConfigError, JaxmixError, nearest
+
+__all__ = ["COMMANDS", "main"]
+
+_SECTIONS = ("sources", "data", "mixture", "mixer", "model", "train", "track", "checkpoint", "out")
+_DRY_RUN = Flag("--dry-run", "say what would be done and write nothing")
+_JSON = Flag("--json", "print the result as one JSON object")
+_OUT = Flag("--out", "folder to write to", "FOLDER")
+_CONFIG = ("CONFIG", "a YAML file, see configs/")
+_PROCESSES = (
+    Flag("--coordinator", "host:port of process 0, for a run of several processes", "ADDRESS"),
+    Flag("--processes", "how many processes take part", "N", int),
+    Flag("--process", "which of them this is, from 0", "I", int),
+)
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "quickstart",
+        "Compare three mixtures on bundled texts: prepare, train, evaluate, report (six minutes)",
+        """Trains the same small language model at equal tokens with the natural mixture, with uniform weights and with
+        an online mixer, each with two seeds. Needs no network. Stopped half-way, the same command continues.""",
+        flags=(
+            Flag("--out", "folder to write to (runs/quickstart)", "FOLDER"),
+            Flag("--steps", "optimizer steps per run", "N", int, is_hidden=True),
+            Flag("--seeds", "number of seeds", "N", int, is_hidden=True),
+            _DRY_RUN,
+            _JSON,
+        ),
+        sections=_SECTIONS,
+    ),
+    Command(
+        "prepare",
+        "Tokenize the sources of a configuration into sharded files with an index",
+        """Writes to data.prepared. A stopped `prepare` continues where it was, and the result is the same to the
+        byte.""",
+        positional=(_CONFIG,),
+        flags=(_DRY_RUN, _JSON),
+        sections=_SECTIONS,
+    ),
+    Command(
+        "train",
+        "Train a model on a mixture, fixed or learned online",
+        """Prepares the sources first where that has not been done. The run folder holds config.yaml, provenance.json,
+        metrics.jsonl, timing.jsonl, checkpoints/, mixture.yaml and report.html. Stopped or killed, the same command
+        continues exactly.
+
+        On several processes: start the same command on each with --coordinator, --processes and --process, or with
+        --distributed where the environment knows them (TPU pod slices, Slurm, Open MPI).""",
+        positional=(_CONFIG,),
+        flags=(
+            Flag("--out", "run folder (out: in the file, else runs/<name of the file>)", "FOLDER"),
+            *_PROCESSES,
+            Flag("--distributed", "join the processes that the environment names"),
+            _DRY_RUN,
+            _JSON,
+        ),
+        sections=_SECTIONS,
+    ),
+    Command(
+        "plan",
+        "Show expected draws, tokens, epochs, steps, parameters and memory, without touching data",
+        positional=(_CONFIG,),
+        flags=(_JSON,),
+        sections=_SECTIONS,
+    ),
+    Command(
+        "doctor",
+        "Check versions, devices, known-bad pairs, disk, and whether processes find each other",
+        """Exit code 3 when something is broken. --multihost alone starts two processes on this machine and lets them
+        find each other; with --coordinator, --processes and --process, run it on every machine at once.""",
+        flags=(
+            Flag("--multihost", "let the processes of a run find each other"),
+            *_PROCESSES,
+            Flag("--timeout", "seconds to wait for the other processes (60)", "SECONDS", int),
+            _JSON,
+        ),
+    ),
+    Command(
+        "report",
+        "Write the page of a run, or of a folder of runs, again",
+        positional=(("RUN", "a run folder, or a folder of run folders"),),
+        flags=(Flag("--out", "file to write (report.html in the folder)", "FILE"), _DRY_RUN, _JSON),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `jaxmix` with `argv` (default: what was typed) and returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except JaxmixError as error:
+        _show_traceback(words)
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        _complain(f"stopped. {error}" if str(error) else f"stopped. Start again with: {_typed(words)}")
+        return 1
+    except BrokenPipeError:  # `jaxmix plan … | head`: the reader has gone, nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        _show_traceback(words)
+        message = " ".join(str(error).split()) or "no message"
+        _complain(
+            f"{type(error).__name__}: {message[:500]} (unexpected: please report it). "
+            "Run again with --debug for the traceback."
+        )
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    rest = [w for w in words if w != "--debug"] if words[:1] == ["--debug"] else words
+    if not rest or rest[0] in ("--help", "-h", "help"):
+        print(_overview())
+        return 0 if rest else 2
+    if rest[0] == "--version":
+        from jaxmix import __version__
+
+        print(f"jaxmix {__version__}")
+        return 0
+    commands = {c.name: c for c in COMMANDS}
+    if rest[0] not in commands:
+        kind = "option" if rest[0].startswith("-") else "command"
+        raise ConfigError(f"unknown {kind} {rest[0]!r}", where="jaxmix", fix=nearest(rest[0], commands))
+    command = commands[rest[0]]
+    arguments = parse(command, rest[1:])
+    if arguments.help:
+        print(help_text(command, _config_keys() if command.sections else ()))
+        return 0
+    return _runner(command)(arguments)
+
+
+def _runner(command: Command) -> Callable[[Arguments], int]:
+    from jaxmix.cli import commands
+
+    return getattr(commands, command.name)
+
+
+def _config_keys() -> list[tuple[str, str]]:
+    from jaxmix.workflows.config import RunConfig
+    from jaxmix.workflows.strict import list_settings
+
+    return list_settings(RunConfig)
+
+
+def _overview() -> str:
+    width = max(len(c.name) for c in COMMANDS)
+    lines = [
+        "Usage: jaxmix COMMAND [options]",
+        "",
+        "Decides what a model is trained on: data mixtures found, weighed, picked and paced in JAX.",
+        "",
+        *(f"  {c.name.ljust(width)}  {c.summary}" for c in COMMANDS),
+        "",
+        "jaxmix COMMAND --help tells more; jaxmix --version prints the version.",
+        "Exit codes: 0 ok, 1 the run failed or was stopped, 2 bad configuration, 3 the machine lacks something.",
+    ]
+    return "\n".join(lines)
+
+
+def _typed(words: Sequence[str]) -> str:
+    return shlex.join(["jaxmix", *words])
+
+
+def _complain(message: str) -> None:
+    """One paragraph to standard error; from a run of several processes, with the number of this one."""
+    from jaxmix.cli.output import process_index
+
+    index = process_index()
+    print(f"jaxmix: {'' if index is None else f'[process {index}] '}{message}", file=sys.stderr, flush=True)
+
+
+def _show_traceback(words: Sequence[str]) -> None:
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exc()

@@ -1,0 +1,367 @@
+"""One self-contained HTML page for a run or a folder of runs: works offline, without scripts, and on paper."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jaxmix.report import charts
+from jaxmix.report.charts import Line
+from jaxmix.report.runs import RunRecord, find_runs, load_run
+from jaxmix.report.tables import (
+    Table,
+    by_variant,
+    comparison,
+    comparison_table,
+    natural_shares,
+    run_table,
+    unfinished,
+)
+
+__all__ = ["build_page", "describe_result", "write_report"]
+
+_MAX_POINTS = 400
+_MAX_DOMAINS = 12
+
+_STYLE = """
+:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 0.5rem; }
+.verdict { font-size: 1.1rem; border-left: 4px solid #4477aa; padding: 0.3rem 0 0.3rem 0.9rem; margin: 1.2rem 0; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid var(--line); }
+tr.total td { font-style: italic; } td.best { font-weight: 700; }
+figure { margin: 0.5rem 0 1.2rem; break-inside: avoid; } figcaption, .note { opacity: 0.75; font-size: 0.9rem; }
+pre { border: 1px solid var(--line); padding: 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere;
+      font-size: 0.85rem; }
+svg { max-width: 100%; height: auto; }
+@media print { body { max-width: none; margin: 0; font-size: 11px; } details > * { display: block; } }
+"""
+
+
+def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:
+    """Reads the runs at or below `folder` and writes their page.
+
+    Args:
+        folder: a run folder, or a folder of run folders.
+        out: file to write; `report.html` in `folder` if None.
+
+    Returns:
+        The file written, replaced as a whole.
+    """
+    folder = Path(folder)
+    page = build_page([load_run(path) for path in find_runs(folder)], title=folder.resolve().name)
+    target = folder / "report.html" if out is None else Path(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(target.name + ".tmp")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(target)
+    return target
+
+
+def describe_result(runs: Sequence[RunRecord]) -> list[str]:
+    """The result in sentences, the most important first."""
+    if len(runs) == 1:
+        return _single_verdict(runs[0])
+    result = comparison(runs)
+    if result is None:
+        return ["No run has finished yet."]
+    sentences = [result.sentence("mean validation loss over domains")]
+    left_out = unfinished(runs)
+    if left_out:
+        sentences.append(f"Not finished, and left out: {', '.join(r.name for r in left_out)}.")
+    finished = [r for r in runs if r not in left_out]
+    if len({r.tokens for r in finished}) > 1:
+        sizes = ", ".join(f"{r.name} {r.tokens:,}" for r in finished)
+        sentences.append(f"The runs saw different numbers of tokens, so this is no comparison at equal cost: {sizes}.")
+    natural = natural_shares(finished[0])
+    if natural:
+        weighted = comparison(finished, natural)
+        if weighted is not None and len(weighted.standings) > 1:
+            sentences.append(
+                "Weighted by the sizes of the domains instead: "
+                + "; ".join(f"{s.variant} {s.mean:.4f}" for s in weighted.standings)
+                + "."
+            )
+    return sentences
+
+
+def _single_verdict(run: RunRecord) -> list[str]:
+    losses = run.final_losses()
+    planned = f" of {run.planned_steps}" if run.planned_steps is not None else ""
+    sentences = [f"Step {run.steps}{planned}, {run.tokens:,} tokens."]
+    if losses:
+        steps, values = run.series("eval", "eval/loss/uniform")
+        fall = f", from {values[0]:.4f} at step {steps[0]}" if len(values) > 1 else ""
+        mean = sum(losses.values()) / len(losses)
+        sentences.append(f"Mean validation loss over {len(losses)} domains: {mean:.4f} nats per token{fall}.")
+        lowest, highest = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+        if lowest != highest:
+            sentences.append(f"Lowest: {lowest} ({losses[lowest]:.4f}); highest: {highest} ({losses[highest]:.4f}).")
+    moves = {}
+    for name in run.domains:
+        weights = run.series("train", f"mix/weight/{name}")[1]
+        if weights:
+            start = run.provenance.get("prior", {}).get(name, weights[0])
+            moves[name] = (start, weights[-1])
+    if moves:
+        name = max(moves, key=lambda n: abs(moves[n][1] - moves[n][0]))
+        start, end = moves[name]
+        moved = f"{name} moved most, from {start:.3f} to {end:.3f}" if abs(end - start) > 1e-6 else "they did not move"
+        sentences.append(f"Mixture weights: {moved}.")
+    skipped = run.final("train", "train/skipped")
+    if skipped:
+        sentences.append(f"{skipped:.0f} updates were skipped because loss or gradient was not finite.")
+    return sentences
+
+
+def build_page(runs: Sequence[RunRecord], *, title: str) -> str:
+    """The page's HTML.
+
+    Args:
+        runs: one run, or several to compare.
+        title: heading of the page.
+    """
+    first, *others = describe_result(runs)
+    if len(runs) == 1:
+        first, others = " ".join([first, *others]), []
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="note">{escape(_subtitle(runs))}</p>',
+        f'<p class="verdict">{escape(first)}</p>',
+        *(f"<p>{escape(s)}</p>" for s in others),
+    ]
+    body += _single(runs[0]) if len(runs) == 1 else _several(runs)
+    body += _origin(runs)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)} | jaxmix</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _subtitle(runs: Sequence[RunRecord]) -> str:
+    domains = runs[0].domains
+    what = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
+    made = runs[-1].provenance.get("finished") or runs[-1].provenance.get("started")
+    parts = [what, f"{len(domains)} domains", f"{max(r.tokens for r in runs):,} tokens each"]
+    return " · ".join([*parts, str(made)] if made else parts)
+
+
+# ── sections ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _single(run: RunRecord) -> list[str]:
+    domains = _shown(run)
+    style = {name: i for i, name in enumerate(domains)}
+    weights = [_line(run, "train", f"mix/weight/{n}", n, style[n]) for n in domains]
+    parts = [_table(run_table(run), "Domains")]
+    parts += ["<h2>Mixture weights</h2>", _note_shown(run)]
+    if any(line.x for line in weights):
+        parts.append(_figure(charts.lines(weights, name="weights", x_label="step", y_label="weight", y_from_zero=True)))
+        if len(domains) == len(run.domains):
+            bands = charts.stacked(weights, name="stacked", x_label="step", y_label="share of the mixture")
+            parts.append(_figure(bands, "The same weights, stacked: they add up to 1."))
+    for kind, prefix, heading in (
+        ("eval", "eval/loss/", "Validation loss"),
+        ("train", "train/loss/", "Training loss"),
+    ):
+        curves = [_line(run, kind, prefix + n, n, style[n]) for n in domains]
+        curves = [c for c in curves if c.x]
+        if curves:
+            chart = charts.lines(curves, name=kind, x_label="step", y_label="nats per token")
+            parts += [f"<h2>{heading} by domain</h2>", _figure(chart)]
+    return parts + _shares([run], domains) + _epochs([run], domains) + _throughput([run])
+
+
+def _several(runs: Sequence[RunRecord]) -> list[str]:
+    parts = [_table(comparison_table(runs), "Validation loss, realised share, epochs (means over seeds)")]
+    parts.append('<p class="note">Bold: the lowest loss of a row. Losses are in nats per token.</p>')
+    groups = by_variant(runs)
+    style = {variant: i for i, variant in enumerate(groups)}
+    domains = _shown(runs[0])
+    curves = {
+        name: [
+            _line(r, "eval", f"eval/loss/{name}", v, style[v])._replace(is_thin=len(g) > 1)
+            for v, g in groups.items()
+            for r in g
+        ]
+        for name in domains
+    }
+    mean = [
+        _line(r, "eval", "eval/loss/uniform", v, style[v])._replace(is_thin=len(g) > 1)
+        for v, g in groups.items()
+        for r in g
+    ]
+    parts += [
+        "<h2>Validation loss</h2>",
+        _figure(
+            charts.lines(mean, name="mean", x_label="step", y_label="nats per token"),
+            "Mean over domains; one curve per seed.",
+        ),
+        _note_shown(runs[0]),
+        _figure(
+            charts.panels(curves, name="domains", x_label="step", y_label="nats per token"),
+            "By domain, each panel with its own scale; one curve per seed.",
+        ),
+    ]
+    for variant, group in groups.items():
+        if _moves(group[0]):
+            lines = [
+                _line(r, "train", f"mix/weight/{n}", n, i)._replace(is_thin=len(group) > 1)
+                for i, n in enumerate(domains)
+                for r in group
+            ]
+            chart = charts.lines(
+                lines, name=f"weights{style[variant]}", x_label="step", y_label="weight", y_from_zero=True
+            )
+            bands = charts.stacked(
+                [_line(group[0], "train", f"mix/weight/{n}", n, i) for i, n in enumerate(domains)],
+                name=f"stacked{style[variant]}",
+                x_label="step",
+                y_label="share of the mixture",
+            )
+            parts += [
+                f"<h2>Mixture weights: {escape(variant)}</h2>",
+                _figure(chart, "One curve per domain and seed."),
+                _figure(bands, f"The weights of {group[0].name}, stacked."),
+            ]
+    training = [
+        _line(r, "train", "train/loss", v, style[v])._replace(is_thin=len(g) > 1) for v, g in groups.items() for r in g
+    ]
+    parts += [
+        "<h2>Training loss</h2>",
+        _figure(
+            charts.lines(training, name="training", x_label="step", y_label="nats per token"),
+            "On each run's own mixture: not comparable between mixtures.",
+        ),
+    ]
+    first_seed = [group[0] for group in groups.values()]
+    return parts + _shares(first_seed, domains) + _epochs(first_seed, domains) + _throughput(runs)
+
+
+def _shares(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[str]:
+    """Asked and realised share of every run, averaged over the run so far."""
+    parts: list[str] = []
+    for index, run in enumerate(runs):
+        pairs = {
+            label: [run.final("train", f"{key}/{n}") or 0.0 for n in domains]
+            for label, key in (("asked", "data/asked"), ("realised", "data/share"))
+        }
+        if any(any(v) for v in pairs.values()):
+            title = f"{run.variant}, seed {run.seed}" if len(runs) > 1 else ""
+            chart = charts.bars(domains, pairs, name=f"share{index}", y_label="share of what was drawn")
+            parts.append(_figure(chart, title))
+    return ["<h2>Asked and realised share</h2>", *parts] if parts else []
+
+
+def _epochs(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[str]:
+    values = {r.variant: [r.final("train", f"data/epochs/{n}") or 0.0 for n in domains] for r in runs}
+    if not any(any(v) for v in values.values()):
+        return []
+    caps = {k: float(v) for k, v in runs[0].provenance.get("max_epochs", {}).items() if v is not None}
+    note = "Passes over the training part of each domain." + (" Lines: the limit set by max_epochs." if caps else "")
+    return ["<h2>Epochs</h2>", _figure(charts.bars(domains, values, name="epochs", y_label="epochs", caps=caps), note)]
+
+
+def _throughput(runs: Sequence[RunRecord]) -> list[str]:
+    curves = [_line(r, "timing", "tokens_per_second", r.name, i) for i, r in enumerate(runs)]
+    curves = [c for c in curves if c.x]
+    if not curves:
+        return []
+    chart = charts.lines(curves, name="throughput", x_label="step", y_label="tokens per second", y_from_zero=True)
+    return ["<h2>Throughput</h2>", _figure(chart, "The first interval includes compilation.")]
+
+
+def _origin(runs: Sequence[RunRecord]) -> list[str]:
+    """Command, versions, configuration: what is needed to do it again."""
+    provenance = runs[-1].provenance
+    parts = ["<h2>How this was made</h2>"]
+    if provenance.get("command"):
+        parts.append(f"<pre>{escape(str(provenance['command']))}</pre>")
+    versions = provenance.get("versions", {})
+    if versions:
+        text = ", ".join(f"{k} {v}" for k, v in versions.items())
+        parts.append(f"<p>Versions: {escape(text)}.</p>")
+    facts = {
+        k: provenance[k]
+        for k in ("devices", "commit", "config_hash", "tokenizer_hash", "data_hash")
+        if provenance.get(k)
+    }
+    if facts:
+        rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(_plain(v))}</td></tr>" for k, v in facts.items())
+        parts.append(f'<div class="scroll"><table>{rows}</table></div>')
+    for run in runs[:1] if len(runs) == 1 else runs:
+        if run.config:
+            import yaml
+
+            text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100)
+            parts.append(
+                f"<details{' open' if len(runs) == 1 else ''}><summary>Configuration of {escape(run.name)}</summary>"
+                f"<pre>{escape(text)}</pre></details>"
+            )
+    return parts
+
+
+# ── pieces ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _shown(run: RunRecord) -> list[str]:
+    """The domains that charts show: all, or those of the largest average weight."""
+    if len(run.domains) <= _MAX_DOMAINS:
+        return list(run.domains)
+    average: Mapping[str, float] = run.average_weights()
+    largest = sorted(run.domains, key=lambda n: -average.get(n, 0.0))[:_MAX_DOMAINS]
+    return [n for n in run.domains if n in largest]
+
+
+def _note_shown(run: RunRecord) -> str:
+    hidden = len(run.domains) - _MAX_DOMAINS
+    if hidden <= 0:
+        return ""
+    text = f"Charts show the {_MAX_DOMAINS} domains of the largest weight; {hidden} more are in the table."
+    return f'<p class="note">{text}</p>'
+
+
+def _line(run: RunRecord, kind: str, key: str, label: str, style: int) -> Line:
+    """A metric as a curve, thinned evenly to at most `_MAX_POINTS` points; the last point always stays."""
+    x, y = run.series(kind, key)
+    stride = math.ceil(len(x) / _MAX_POINTS)
+    if stride > 1:
+        kept = sorted({*range(0, len(x), stride), len(x) - 1})
+        x, y = [x[i] for i in kept], [y[i] for i in kept]
+    return Line(label, x, y, style)
+
+
+def _moves(run: RunRecord) -> bool:
+    series = (run.series("train", f"mix/weight/{n}")[1] for n in run.domains)
+    return any(max(values) - min(values) > 1e-6 for values in series if values)
+
+
+def _figure(svg: str, caption: str = "") -> str:
+    return f"<figure>{svg}" + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "") + "</figure>"
+
+
+def _table(table: Table, heading: str) -> str:
+    head = "".join(f"<th>{escape(c)}</th>" for c in table.columns)
+    rows = []
+    for i, cells in enumerate(table.rows):
+        is_total = table.first_total is not None and i >= table.first_total
+        classes = ["best" if (i, j) in table.best else "" for j in range(len(cells))]
+        tds = "".join(f'<td class="{c}">{escape(cell)}</td>' for c, cell in zip(classes, cells, strict=True))
+        rows.append(f'<tr class="{"total" if is_total else ""}">{tds}</tr>')
+    return (
+        f'<h2>{escape(heading)}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

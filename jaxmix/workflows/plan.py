@@ -1,0 +1,223 @@
+"""What a configuration would do, worked out without touching data or devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.models.config import TransformerConfig
+from jaxmix.workflows.config import RunConfig
+from jaxmix.workflows.resolve import (
+    known_sizes,
+    prior_weights,
+    resolve_max_epochs,
+    resolve_mixer,
+    resolve_model_config,
+    resolve_settings,
+)
+
+__all__ = ["Memory", "Plan", "SourcePlan", "estimate_memory", "make_plan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourcePlan:
+    """Expected use of one source if the weights stay at the prior.
+
+    Attributes:
+        name: domain.
+        weight: share of the mixture, None while sizes are unknown and the weights follow from them.
+        rows: expected rows drawn.
+        tokens: expected tokens drawn.
+        available: tokens of its training part, None if unknown.
+        epochs: tokens / available.
+        max_epochs: the limit, None for none.
+    """
+
+    name: str
+    weight: float | None
+    rows: float | None
+    tokens: float | None
+    available: float | None
+    epochs: float | None
+    max_epochs: float | None
+
+    @property
+    def is_over_limit(self) -> bool:
+        return self.epochs is not None and self.max_epochs is not None and self.epochs > self.max_epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Estimated bytes on one device, see `estimate_memory`."""
+
+    params: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.params + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The whole plan; `as_json` for machines.
+
+    Attributes:
+        steps, tokens_per_step, tokens: optimizer steps, tokens of one, tokens of all.
+        sources: one entry per source.
+        mixer: its name; a learned mixture leaves the prior during the run.
+        num_params: parameters of the model.
+        flops: floating-point operations of the whole run.
+        memory: per device.
+        devices: data × fsdp × tensor, None along an axis that takes what is there.
+        evaluations, checkpoints: how many of each.
+        unknown: what could not be worked out and why.
+        notes: what deserves a second look.
+    """
+
+    steps: int
+    tokens_per_step: int
+    tokens: int
+    sources: tuple[SourcePlan, ...]
+    mixer: str
+    num_params: int
+    flops: float
+    memory: Memory
+    devices: dict[str, int | None]
+    evaluations: int
+    checkpoints: int
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total}}
+
+
+def estimate_memory(
+    model: TransformerConfig, *, rows: int, seq_len: int, parameter_shards: int, is_accumulating: bool
+) -> Memory:
+    """Bytes on one device during a step, from the settings alone.
+
+    With N parameters over s shards, n = rows · seq_len tokens at a time, and c bytes of the compute dtype:
+
+        params 4·N/s   gradients 4·N/s (twice when accumulating)   AdamW 8·N/s
+        activations  n · [ L·A + 4·d ],   with remat "block" n · [ L·4·d + A ],   with "dots" n · L·M
+        A = 8·d + c·(2·d + 2·(h+g)·k + (i+1)·f) + 4·h·t      M = 4·d + c·(d + (h+2·g)·k + i·f)
+        logits 2 · 4 · v · n   (of one chunk of positions with loss_chunk)
+
+    The term 4·h·t is the attention matrix; cuDNN attention (GPU, bfloat16) does not store it. The compiler reuses
+    and fuses, so this is a guide within about a factor of two, not a promise.
+
+    Args:
+        model: settings of the transformer.
+        rows: rows of a micro-batch on one device.
+        seq_len: tokens of a row.
+        parameter_shards: fsdp × tensor.
+        is_accumulating: more than one micro-batch per step.
+    """
+    from jaxmix.models.accounting import count_params
+
+    params = 4 * count_params(model) // parameter_shards
+    c = 2 if model.compute_dtype == "bfloat16" else 8 if model.compute_dtype == "float64" else 4
+    d, layers, inputs = model.width, model.num_layers, model.mlp_inputs
+    h, g, k, f = model.query_heads, model.key_heads, model.size_of_head, model.hidden_units
+    everything = 8 * d + c * (2 * d + 2 * (h + g) * k + (inputs + 1) * f) + 4 * h * seq_len
+    products = 4 * d + c * (d + (h + 2 * g) * k + inputs * f)
+    per_token = {
+        "none": layers * everything + 4 * d,
+        "dots": layers * products,
+        "block": layers * 4 * d + everything,
+    }[model.remat]
+    positions = min(model.positions_per_loss_chunk or seq_len, seq_len)
+    return Memory(
+        params=params,
+        gradients=params * (2 if is_accumulating else 1),
+        optimizer=2 * params,
+        activations=rows * seq_len * per_token,
+        logits=8 * model.vocab_size * rows * positions,
+    )
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Works the plan out. Reads at most the index of a folder that `prepare` has finished."""
+    from jaxmix.models.accounting import count_params, flops_per_token
+
+    settings, data = resolve_settings(config), config.data
+    mixer = resolve_mixer(config)
+    sizes, vocab_size, unknown = known_sizes(config)
+    model = resolve_model_config(config, vocab_size=vocab_size)
+    tokens_per_step = data.batch_size * data.seq_len
+    weights = prior_weights(config, sizes)
+    limits = resolve_max_epochs(config, tuple(sizes))
+    sources = _sources(settings.steps * data.batch_size, data.seq_len, sizes, weights, limits)
+    if weights is None and sizes:
+        unknown.append("natural weights need the size of every source: run `jaxmix prepare`, or give `tokens:`")
+    notes = [
+        f"{s.name} would need {s.epochs:.2f} epochs and may have {s.max_epochs:g}: "
+        f"then `on_exhaust: {data.on_exhaust}` applies"
+        for s in sources
+        if s.is_over_limit and s.epochs is not None
+    ]
+    if mixer.needs:
+        notes.append(f"the mixer {config.mixer.name!r} moves the weights; draws and epochs hold at the prior")
+    devices = {axis: (size if (size := config.train.mesh.get(axis, 1)) > 0 else None) for axis in _AXES}
+    rows = -(-data.batch_size // settings.accumulate // _fixed(devices, "data", "fsdp"))
+    if None in devices.values():
+        unknown.append("the number of devices is not fixed (-1 in train.mesh): memory is given for 1 along that axis")
+    memory = estimate_memory(
+        model,
+        rows=rows,
+        seq_len=data.seq_len,
+        parameter_shards=_fixed(devices, "fsdp", "tensor"),
+        is_accumulating=settings.accumulate > 1,
+    )
+    return Plan(
+        steps=settings.steps,
+        tokens_per_step=tokens_per_step,
+        tokens=settings.steps * tokens_per_step,
+        sources=sources,
+        mixer=config.mixer.name,
+        num_params=count_params(model),
+        flops=flops_per_token(model) * settings.steps * tokens_per_step,
+        memory=memory,
+        devices=devices,
+        evaluations=-(-settings.steps // settings.eval_every) + 1,
+        checkpoints=-(-settings.steps // settings.checkpoint_every),
+        unknown=tuple(unknown),
+        notes=tuple(notes),
+    )
+
+
+_AXES = ("data", "fsdp", "tensor")
+
+
+def _fixed(devices: Mapping[str, int | None], *axes: str) -> int:
+    return int(np.prod([devices[axis] or 1 for axis in axes]))
+
+
+def _sources(
+    rows: int,
+    seq_len: int,
+    sizes: Mapping[str, float | None],
+    weights: Mapping[str, float] | None,
+    limits: Mapping[str, float | None],
+) -> tuple[SourcePlan, ...]:
+    plans = []
+    for name, size in sizes.items():
+        if weights is None:
+            plans.append(SourcePlan(name, None, None, None, size, None, limits[name]))
+            continue
+        drawn = rows * weights[name]
+        tokens = drawn * seq_len
+        if size == 0 and drawn > 0:
+            raise ConfigError(f"source {name!r} has no tokens and a weight of {weights[name]}", fix="Set it to 0.")
+        epochs = None if size is None else tokens / size if size else 0.0
+        plans.append(SourcePlan(name, weights[name], drawn, tokens, size, epochs, limits[name]))
+    return tuple(plans)
