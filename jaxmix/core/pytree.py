@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 
 from jaxmix.core.errors import RunError
 
@@ -85,8 +86,7 @@ def from_nested(template: T, nested: Mapping[str, Any], versions: Mapping[str, i
             if not isinstance(node, Mapping) or name not in node:
                 raise RunError(f"the checkpoint has no value for {where!r}", fix="It was written by another set-up.")
             node = node[name]
-        is_key = _is_key(leaf)
-        value = jax.random.wrap_key_data(node, impl=jax.random.key_impl(leaf)) if is_key else node
+        value = jax.random.wrap_key_data(node, impl=_key_impl(leaf)) if _is_key(leaf) else node
         if tuple(value.shape) != tuple(leaf.shape):
             raise RunError(
                 f"the checkpoint's {where!r} has shape {tuple(value.shape)}, expected {tuple(leaf.shape)}",
@@ -147,3 +147,8 @@ def _names(path: Any) -> tuple[str, ...]:
 
 def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(leaf: Any) -> Any:
+    """The generator of a key; by way of an array, because `key_impl` takes no `ShapeDtypeStruct`."""
+    return jax.random.key_impl(jnp.empty((), leaf.dtype))

@@ -42,7 +42,7 @@ class MixtureSchedule(NamedTuple):
 
 
 def mixture_schedule(
-    points: Sequence[Mapping[str, Any]],
+    points: Sequence[Any],
     *,
     interpolation: str = "step",
     unit: str = "steps",

@@ -81,7 +81,11 @@ def mix_with(weights: Weights, other: Weights, amount: float | Float[Array, ""])
     return (1.0 - amount) * weights + amount * other
 
 
-def project_capped_simplex(x: DomainVector, caps: DomainVector | float, floors: DomainVector | float = 0.0) -> Weights:
+def project_capped_simplex(
+    x: DomainVector,
+    caps: DomainVector | Float[Array, ""] | float,
+    floors: DomainVector | Float[Array, ""] | float = 0.0,
+) -> Weights:
     """The point nearest to `x`: minimises `‖p − x‖²` subject to `floors ≤ p ≤ caps` and `Σ p = 1`.
 
     The minimiser is `p = clip(x + θ, floors, caps)`; θ is found exactly, see `_project`.
@@ -101,7 +105,9 @@ def project_capped_simplex(x: DomainVector, caps: DomainVector | float, floors: 
 
 
 def kl_project_capped_simplex(
-    weights: Weights, caps: DomainVector | float, floors: DomainVector | float = 0.0
+    weights: Weights,
+    caps: DomainVector | Float[Array, ""] | float,
+    floors: DomainVector | Float[Array, ""] | float = 0.0,
 ) -> Weights:
     """The nearest weights in divergence: minimises `KL(p ‖ weights)` s.t. `floors ≤ p ≤ caps`, `Σ p = 1`.
 
@@ -127,7 +133,9 @@ def kl_project_capped_simplex(
     return _project(leaves_low, reaches_high, weights, jnp.zeros_like(weights), low, high)
 
 
-def _bounds(like: DomainVector, caps: DomainVector | float, floors: DomainVector | float) -> tuple[Array, Array]:
+def _bounds(
+    like: DomainVector, caps: DomainVector | Float[Array, ""] | float, floors: DomainVector | Float[Array, ""] | float
+) -> tuple[Array, Array]:
     """Floors and caps as vectors; no weight can exceed 1, so neither need caps (and infinity stays out)."""
     low = jnp.broadcast_to(jnp.asarray(floors, like.dtype), like.shape)
     high = jnp.broadcast_to(jnp.asarray(caps, like.dtype), like.shape)
@@ -159,6 +167,11 @@ def _project(
     # The last clip only takes off rounding: in exact arithmetic every free term lies between its bounds.
     inside = jnp.clip(offset + slope * u, low, high)
     solution = jnp.where(is_free, inside, jnp.where(is_high, high, low))
+    # For points so far apart that a whole range [low, high] rounds to one kink, the sum jumps there: what is missing
+    # goes to the domains of that kink.
+    room = jnp.where((frozen[1] <= right) & ~is_high, high - solution, 0.0)
+    missing = jnp.maximum(1.0 - jnp.sum(solution), 0.0) / jnp.maximum(jnp.sum(room), TINY)
+    solution = solution + jax.lax.stop_gradient(room * jnp.minimum(missing, 1.0))
     solution = jnp.where(jnp.sum(high) <= 1.0, normalize(high), solution)
     return jnp.where(jnp.sum(low) >= 1.0, normalize(low), solution)
 
@@ -181,7 +194,7 @@ def _bracket(
 def _first_true(predicate: Callable[[Array], Array], size: int) -> Array:
     """Smallest index in [0, size) at which a monotone predicate holds; size − 1 if it holds nowhere."""
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         first, last = bounds
         middle = (first + last) // 2
         holds = predicate(middle)
