@@ -1,1 +1,26 @@
-"""TODO."""
+"""The sharded training loop: one step, one loop, checkpoints, records."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "RunResult": "loop",
+    "TrainSettings": "settings",
+    "ValidationSet": "evaluate",
+    "build_programs": "programs",
+    "build_train_step": "step",
+    "latest_by_step": "records",
+    "read_records": "records",
+    "run_training": "loop",
+    "validation_set": "evaluate",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"jaxmix.train.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'jaxmix.train' has no attribute {name!r}")

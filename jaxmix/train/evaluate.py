@@ -1,0 +1,118 @@
+"""Validation loss of every domain, on fixed held-out rows, never weighted by the training mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.segment import sum_by_domain
+from jaxmix.core.sharding import global_batch, process_shard
+
+__all__ = ["ValidationSet", "aggregates", "build_evaluate", "validation_set"]
+
+
+class ValidationSet(NamedTuple):
+    """Held-out rows of every domain, identical in every evaluation so that differences of losses mean something.
+
+    Attributes:
+        names: domain names; `domain` indexes them.
+        tokens: i32[n, t].
+        targets: i32[n, t], −1 where no loss counts.
+        domain: i32[n].
+    """
+
+    names: tuple[str, ...]
+    tokens: np.ndarray
+    targets: np.ndarray
+    domain: np.ndarray
+
+
+def validation_set(sources: Mapping[str, Any], *, seq_len: int, rows_per_domain: int) -> ValidationSet:
+    """Takes up to `rows_per_domain` rows of `seq_len` tokens from every source, spread evenly over it.
+
+    Args:
+        sources: token sources by name, in the order of the training domains; each must have at least one token.
+        seq_len: tokens per row.
+        rows_per_domain: at most so many rows per domain; a short source gives all it has.
+    """
+    from jaxmix.data.packing import PackedRows
+
+    if rows_per_domain < 1:
+        raise ConfigError(f"rows_per_domain must be at least 1, got {rows_per_domain}", where="validation")
+    tokens, targets, domain = [], [], []
+    for index, (name, source) in enumerate(sources.items()):
+        rows = PackedRows(source, seq_len)
+        if len(rows) == 0:
+            raise ConfigError(
+                f"domain {name!r} has no validation tokens",
+                where="validation",
+                fix="Raise data.validation_fraction, or give the domain more documents.",
+            )
+        chosen = np.unique(np.linspace(0, len(rows) - 1, min(rows_per_domain, len(rows))).round().astype(np.int64))
+        row_tokens, row_targets = rows.read_rows(chosen)
+        tokens.append(row_tokens)
+        targets.append(row_targets)
+        domain.append(np.full(len(chosen), index, np.int32))
+    return ValidationSet(tuple(sources), np.concatenate(tokens), np.concatenate(targets), np.concatenate(domain))
+
+
+def build_evaluate(
+    apply: Callable[[Any, Any], Any], *, num_domains: int, mesh: Mesh
+) -> Callable[[Any, list[dict[str, jax.Array]]], jax.Array]:
+    """Builds `evaluate(params, batches) -> f32[m]`: mean loss per token (nats) of every domain; nan where none.
+
+    `batches` come from `place`; sums and counts are added up in float32 on the devices.
+    """
+
+    @jax.jit
+    def add(sums: jax.Array, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        result = apply(params, batch)
+        loss = (result[0] if isinstance(result, tuple) else result).astype(jnp.float32)
+        counts = (batch["targets"] >= 0).astype(jnp.float32)
+        return sums + jnp.stack([sum_by_domain(x, batch["domain"], num_domains) for x in (loss, counts)])
+
+    @jax.jit
+    def mean(sums: jax.Array) -> jax.Array:
+        return jnp.where(sums[1] > 0, sums[0] / jnp.maximum(sums[1], 1.0), jnp.nan)
+
+    def evaluate(params: Any, batches: list[dict[str, jax.Array]]) -> jax.Array:
+        sums = jax.device_put(np.zeros((2, num_domains), np.float32), jax.sharding.NamedSharding(mesh, jax.P()))
+        for batch in batches:
+            sums = add(sums, params, batch)
+        return mean(sums)
+
+    return evaluate
+
+
+def place(validation: ValidationSet, *, batch_size: int, mesh: Mesh) -> list[dict[str, jax.Array]]:
+    """Cuts the rows into batches on the mesh, once per run; the last is filled with rows of domain −1."""
+    index, count = process_shard()
+    share = batch_size // count
+    batches = []
+    for start in range(0, len(validation.domain), batch_size):
+        rows = slice(start, start + batch_size)
+        missing = batch_size - len(validation.domain[rows])
+        filled = {
+            "tokens": np.pad(validation.tokens[rows], ((0, missing), (0, 0))),
+            "targets": np.pad(validation.targets[rows], ((0, missing), (0, 0)), constant_values=-1),
+            "domain": np.pad(validation.domain[rows], (0, missing), constant_values=-1),
+        }
+        mine = {k: np.ascontiguousarray(v[index * share : (index + 1) * share], np.int32) for k, v in filled.items()}
+        batches.append(global_batch(mesh, mine))
+    return batches
+
+
+def aggregates(losses: np.ndarray, prior: np.ndarray) -> dict[str, float]:
+    """Named means over domains with a measured loss: `uniform`, `prior` (weighted by it), and the `worst` domain."""
+    measured = np.isfinite(losses)
+    values, weights = losses[measured].astype(np.float64), prior[measured].astype(np.float64)
+    if not len(values):
+        return {}
+    weighted = float(np.sum(values * weights) / np.sum(weights)) if np.sum(weights) > 0 else float("nan")
+    return {"uniform": float(np.mean(values)), "prior": weighted, "worst": float(np.max(values))}

@@ -1,0 +1,441 @@
+"""The training loop. It contains no algorithm: evaluate → checkpoint → next batch → step → log, in this order."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.sharding import build_mesh, global_batch, replicated
+from jaxmix.mixers.base import Mixer
+from jaxmix.models.base import Model
+from jaxmix.train.checkpoint import Checkpointer
+from jaxmix.train.evaluate import ValidationSet, aggregates, place
+from jaxmix.train.interrupt import Interruption
+from jaxmix.train.programs import Programs, build_mixer_programs, build_programs
+from jaxmix.train.progress import Progress
+from jaxmix.train.records import RecordFile
+from jaxmix.train.settings import TrainSettings
+from jaxmix.train.state import RunState, init_run_state, init_train_state
+from jaxmix.train.step import StepInfo, check_signals
+from jaxmix.train.trackers import Tracker
+from jaxmix.train.window import LogWindow
+
+__all__ = ["RunResult", "run_training"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        steps: optimizer steps done, earlier sessions included.
+        final_eval: validation loss (nats per token) by domain at the end.
+        final_weights: the mixer's weights by domain at the end.
+        realised: what was drawn by domain, see `MixtureStream.realised`.
+        skipped_steps: updates skipped because they were not finite.
+        resumed_from: step this session continued at, None for a fresh start.
+        ended_early: why the stream ended before `settings.steps`, None if it did not.
+        tokens_per_second: median over this session's log intervals, nan without any.
+        params: the trained parameters, on the mesh.
+    """
+
+    steps: int
+    final_eval: dict[str, float]
+    final_weights: dict[str, float]
+    realised: dict[str, dict[str, Any]]
+    skipped_steps: int
+    resumed_from: int | None
+    ended_early: str | None
+    tokens_per_second: float
+    params: Any = dataclasses.field(repr=False)
+
+
+class _Pending(NamedTuple):
+    """A step that has been dispatched and not yet logged: its arrays may still be on their way."""
+
+    step: int
+    info: StepInfo
+    mixer_info: Any
+    weights: jax.Array
+    weight_lag: int
+    realised: dict[str, dict[str, Any]] | None
+
+
+def run_training(
+    run_dir: str | Path,
+    *,
+    model: Model,
+    mixer: Mixer,
+    stream: Any,
+    validation: ValidationSet,
+    settings: TrainSettings,
+    prior: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+    programs: Programs | None = None,
+    trackers: Sequence[Tracker] = (),
+    config_hash: str = "",
+    label: str = "train",
+    show_progress: bool = True,
+) -> RunResult:
+    """Trains `model` on `stream` under `mixer`, continuing a run found in `run_dir`.
+
+    While step s runs on the devices, the host reads the numbers of step s−1 and hands the weights they led to to the
+    stream. Weights are therefore one step old when they are set, always, whatever the timing: that is what makes a
+    resumed run draw the same data. They reach the data at the stream's next block. Weights of a mixer that needs no
+    signal (a schedule in steps) are set before the step they are meant for, so that its boundaries are exact.
+
+    Args:
+        run_dir: receives metrics.jsonl, timing.jsonl and checkpoints/.
+        model: any `Model` bundle; only `init`, `apply` and `partition` are used.
+        mixer: decides the sampling weights.
+        stream: a `MixtureStream` over all processes (`shard=process_shard()`); its position is set on resume.
+        validation: held-out rows of the stream's domains, in the same order.
+        settings: see `TrainSettings`.
+        prior: simplex vector f32[m] that the mixer starts from and the `prior` aggregate weighs by; uniform if None.
+        mesh: all devices along "data" by default.
+        programs: from `build_programs` with the same model, settings, number of domains and mesh, to share compiled
+            code between runs.
+        trackers: besides the files.
+        config_hash: stored in checkpoints; a changed one is reported on resume.
+        label: in front of progress lines.
+        show_progress: print on process 0.
+
+    Raises:
+        ConfigError: before any file or device is touched.
+        RunError: too many updates in a row were not finite, the run was interrupted, or no checkpoint can be read.
+            The newest checkpoint is whole in each case.
+    """
+    run_dir = Path(run_dir)
+    names = tuple(stream.names)
+    check_signals(mixer.needs)
+    if tuple(validation.names) != names:
+        raise ConfigError(
+            f"the validation set has domains {list(validation.names)}, the stream {list(names)}",
+            where="validation",
+            fix="Build it from sources of the same names in the same order.",
+        )
+    mesh = programs.mesh if programs is not None else mesh if mesh is not None else build_mesh()
+    programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
+    prior = np.full(len(names), 1.0 / len(names)) if prior is None else np.asarray(prior, np.float64)
+    prior = (prior / prior.sum()).astype(np.float32)
+    run = _Run(run_dir, model, mixer, stream, validation, settings, prior, programs, trackers, config_hash)
+    return run.execute(label, show_progress and jax.process_index() == 0)
+
+
+class _Run:
+    """The mutable middle of `run_training`; every method is one line of the order the loop is written in."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        model: Model,
+        mixer: Mixer,
+        stream: Any,
+        validation: ValidationSet,
+        settings: TrainSettings,
+        prior: np.ndarray,
+        programs: Programs,
+        trackers: Sequence[Tracker],
+        config_hash: str,
+    ):
+        self.run_dir, self.mixer, self.stream, self.settings = run_dir, mixer, stream, settings
+        self.model, self.prior, self.programs, self.trackers = model, prior, programs, trackers
+        self.config_hash, self.names = config_hash, tuple(stream.names)
+        self.mesh = programs.mesh
+        self.mixer_programs = build_mixer_programs(mixer, self.mesh)
+        self.validation = validation
+        self.window = LogWindow(len(self.names))
+        self.pending: _Pending | None = None
+        self.losses = np.full(len(self.names), np.nan, np.float32)
+        self.skipped = 0
+        # Which step's mixer state each version of the stream's weights came from, for the weight lag.
+        self.computed_at: dict[int, int] = {}
+        self.save_blocked = self.data_wait = 0.0
+        self.rates: list[float] = []
+
+    def execute(self, label: str, show_progress: bool) -> RunResult:
+        settings, is_main = self.settings, jax.process_index() == 0
+        with Interruption() as interruption:
+            notes: list[str] = []
+            self.checkpointer = Checkpointer(self.run_dir / "checkpoints", keep=settings.keep, report=notes.append)
+            try:
+                self.state, start, resumed_from = self._begin(notes)
+                self.weights = self.mixer_programs.weights(self.state.mixer)
+                self.metrics = RecordFile(self.run_dir / "metrics.jsonl") if is_main else None
+                self.timing = RecordFile(self.run_dir / "timing.jsonl") if is_main else None
+                self.progress = Progress(
+                    settings.steps, first=start, names=self.names, label=label, is_enabled=show_progress
+                )
+                for note in notes:
+                    self.progress.note(note)
+                try:
+                    return self._train(start, resumed_from, interruption)
+                finally:
+                    self.progress.close()
+                    for file in (self.metrics, self.timing):
+                        if file is not None:
+                            file.close()
+                    for tracker in self.trackers:
+                        tracker.close()
+            finally:
+                self.checkpointer.close()
+
+    def _begin(self, notes: list[str]) -> tuple[RunState, int, int | None]:
+        """A fresh state, or the newest whole checkpoint with the stream set to where it was."""
+        settings = self.settings
+        init_key, mixer_key = jax.random.split(jax.random.key(settings.seed))
+        train = init_train_state(init_key, self.model, self.programs.optimizer, self.mesh)
+        prior = jax.device_put(self.prior, replicated(self.mesh))
+        state = init_run_state(mixer_key, train, self.mixer, prior, self.mesh)
+
+        meta = self.checkpointer.peek()
+        if meta is None and self.checkpointer.steps() == []:
+            if settings.resume == "must":
+                raise RunError(
+                    "there is no checkpoint to resume",
+                    where=str(self.run_dir),
+                    fix="Set checkpoint.resume to auto to start afresh.",
+                )
+            self._set_weights(self.mixer_programs.weights(state.mixer), step=0)
+            return state, 0, None
+        if settings.resume == "never":
+            raise ConfigError(
+                f"{self.run_dir} already holds checkpoints up to step {self.checkpointer.steps()[-1]}",
+                where="checkpoint.resume: never",
+                fix="Choose another run folder, or set checkpoint.resume to auto to continue it.",
+            )
+        stored_names = list(self.names) if meta is None else meta["domain_names"]
+        has_changed = stored_names != list(self.names)
+        if has_changed and not settings.allow_changed_domains:
+            raise ConfigError(
+                f"the checkpoint's domains are {stored_names}, this run's are {list(self.names)}",
+                where=str(self.run_dir),
+                fix="Set train.allow_changed_domains to continue: the mixer then starts again from the prior.",
+            )
+        restored = self.checkpointer.restore(state, only_train=has_changed)
+        assert restored is not None
+        meta, state = restored.meta, restored.state
+        self.stream.set_state(meta["stream"], allow_changed_sources=has_changed)
+        notes.append(f"resumed at step {restored.step}")
+        if meta["config_hash"] != self.config_hash:
+            notes.append("the configuration has changed since the checkpoint was written")
+        if has_changed:
+            notes.append("the domains have changed: the mixer starts again from the prior")
+            self._set_weights(self.mixer_programs.weights(state.mixer), step=restored.step)
+        else:
+            self.window = LogWindow.from_json(meta["window"])
+            self.computed_at = {int(version): step for version, step in meta["computed_at"]}
+        self.losses = np.asarray(jax.device_get(state.validation_loss))
+        return state, restored.step, restored.step
+
+    def _train(self, start: int, resumed_from: int | None, interruption: Interruption) -> RunResult:
+        settings = self.settings
+        self.validation_batches = place(self.validation, batch_size=self.stream.batch_size, mesh=self.mesh)
+        ended_early = None
+        self._clock = (time.perf_counter(), start, self._tokens())
+        step = start
+        # A checkpoint at step s holds the evaluation at s: a resumed run goes on behind both.
+        is_behind_checkpoint = resumed_from is not None
+        while step < settings.steps:
+            if not is_behind_checkpoint:
+                if self._is_evaluation_due(step):
+                    self._evaluate(step)
+                if step > 0 and step % settings.checkpoint_every == 0:
+                    self._save(step)
+            is_behind_checkpoint = False
+            if interruption.is_requested(step):
+                self._save(step)
+                self.checkpointer.wait()
+                raise RunError(
+                    f"interrupted; saved at step {step}",
+                    where=str(self.run_dir),
+                    fix="Run the same command again to continue.",
+                )
+            if self.mixer_programs.is_blind:
+                self._set_weights(self.weights, step=step)
+            try:
+                batch = self._next_batch()
+            except StopIteration:
+                ended_early = f"the stream ended after step {step}"
+                break
+            self._step(step, batch)
+            step += 1
+        if ended_early:
+            self.progress.note(ended_early)
+        self._flush()
+        self._evaluate(step)
+        self._save(step)
+        self.checkpointer.wait()
+        return self._result(step, resumed_from, ended_early)
+
+    def _is_evaluation_due(self, step: int) -> bool:
+        cadence = self.mixer.cadence.validate
+        return step % self.settings.eval_every == 0 or (cadence > 0 and step % cadence == 0)
+
+    def _evaluate(self, step: int) -> None:
+        self._flush()
+        losses = self.programs.evaluate(self.state.train.params, self.validation_batches)
+        self.state = dataclasses.replace(self.state, validation_loss=losses)
+        self.losses = np.asarray(jax.device_get(losses))
+        record: dict[str, Any] = {"kind": "eval", "step": step, "tokens": self._tokens()}
+        record |= {f"eval/loss/{n}": float(x) for n, x in zip(self.names, self.losses, strict=True)}
+        record |= {f"eval/loss/{k}": v for k, v in aggregates(self.losses, self.prior).items()}
+        self._write(record)
+
+    def _save(self, step: int) -> None:
+        self._flush()
+        if step in self.checkpointer.steps():
+            return
+        meta = {
+            "domain_names": list(self.names),
+            "config_hash": self.config_hash,
+            "stream": self.stream.get_state(),
+            "window": self.window.to_json(),
+            "computed_at": sorted(self.computed_at.items()),
+        }
+        self.save_blocked += self.checkpointer.save(step, self.state, meta)
+
+    def _next_batch(self) -> dict[str, np.ndarray]:
+        started = time.perf_counter()
+        batch = next(self.stream)
+        self.data_wait += time.perf_counter() - started
+        return batch
+
+    def _step(self, step: int, batch: dict[str, np.ndarray]) -> None:
+        """Dispatches step `step`, then logs the one before and hands on the weights known before this step."""
+        lag = step - self.computed_at.get(int(batch["weights_version"].max()), step)
+        on_mesh = global_batch(self.mesh, {name: batch[name] for name in ("tokens", "targets", "domain")})
+        known = self.weights
+        train, info = self.programs.train_step(self.state.train, on_mesh)
+        state = dataclasses.replace(self.state, train=train)
+        mixer_state, pending, mixer_info = self.mixer_programs.advance(state, info.feedback, step)
+        self.state = dataclasses.replace(state, mixer=mixer_state, pending=pending)
+        done = step + 1
+        realised = self.stream.realised() if self._is_logged(done) else None
+        self._flush()
+        self.weights = self.mixer_programs.weights(mixer_state)
+        self.pending = _Pending(done, info, mixer_info, self.weights, lag, realised)
+        if not self.mixer_programs.is_blind:
+            self._set_weights(known, step=step)
+
+    def _set_weights(self, weights: jax.Array, *, step: int) -> None:
+        version = self.stream.set_weights(np.asarray(jax.device_get(weights)))
+        self.computed_at[version] = step
+        # Rows in flight may be a block old; older versions can no longer be drawn.
+        self.computed_at = {v: s for v, s in self.computed_at.items() if v >= self.stream.oldest_version}
+
+    def _is_logged(self, done: int) -> bool:
+        return done % self.settings.log_every == 0 or done == self.settings.steps
+
+    def _flush(self) -> None:
+        """Waits for the pending step's numbers and logs them."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        info, mixer_info = jax.device_get((pending.info, pending.mixer_info))
+        extras = {} if mixer_info is None else {"score": mixer_info.score, **mixer_info.extra}
+        self.window.add(info.feedback.loss_sum, info.feedback.token_count, extras)
+        self._report_skipped(pending.step, info)
+        if pending.realised is not None:
+            self._log(pending, info)
+
+    def _report_skipped(self, step: int, info: StepInfo) -> None:
+        if int(info.skipped) > self.skipped and int(info.consecutive_skipped) > 0:
+            self.progress.note(
+                f"step {step}: loss {float(info.loss)}, gradient norm {float(info.grad_norm)}: "
+                f"update skipped ({int(info.consecutive_skipped)} in a row)"
+            )
+        self.skipped = int(info.skipped)
+        if int(info.consecutive_skipped) >= self.settings.max_consecutive_skipped:
+            if not self.checkpointer.steps():
+                self._save(step)
+            self.checkpointer.wait()
+            raise RunError(
+                f"{int(info.consecutive_skipped)} updates in a row had a loss or gradient that was not finite",
+                where=f"step {step}, train.max_consecutive_skipped",
+                fix=f"Lower the learning rate. Checkpoint {self.checkpointer.steps()[-1]} is intact.",
+            )
+
+    def _log(self, pending: _Pending, info: StepInfo) -> None:
+        weights = np.asarray(jax.device_get(pending.weights), np.float64)
+        assert pending.realised is not None
+        tokens = int(sum(r["tokens"] for r in pending.realised.values()))
+        record: dict[str, Any] = {"kind": "train", "step": pending.step, "tokens": tokens}
+        record |= self.window.take(self.names)
+        record |= {
+            "train/grad_norm": float(info.grad_norm),
+            "train/learning_rate": self._learning_rate(pending.step - 1),
+            "train/skipped": int(info.skipped),
+        }
+        record |= {f"mix/weight/{n}": float(w) for n, w in zip(self.names, weights, strict=True)}
+        record["mix/entropy"] = float(-np.sum(weights * np.log(np.maximum(weights, 1e-30))))
+        for name, drawn in pending.realised.items():
+            record[f"data/share/{name}"] = drawn["share"]
+            record[f"data/asked/{name}"] = drawn["asked_share"]
+            record[f"data/epochs/{name}"] = drawn["epochs"]
+        record["data/weight_lag"] = pending.weight_lag
+        self._write(record)
+
+        now = time.perf_counter()
+        then, step_then, tokens_then = self._clock
+        self._clock = (now, pending.step, tokens)
+        seconds, steps = now - then, max(pending.step - step_then, 1)
+        rate = (tokens - tokens_then) / seconds
+        self.rates.append(rate)
+        if self.timing is not None:
+            self.timing.write(
+                {
+                    "step": pending.step,
+                    "tokens_per_second": rate,
+                    "step_seconds": seconds / steps,
+                    "save_blocked_seconds": self.save_blocked,
+                    "data_wait_seconds": self.data_wait,
+                }
+            )
+        self.progress.update(
+            pending.step,
+            loss=record.get("train/loss", float("nan")),
+            tokens_per_second=rate,
+            seconds_left=(self.settings.steps - pending.step) * seconds / steps,
+            weights=weights,
+        )
+
+    def _learning_rate(self, step: int) -> float:
+        return float(jax.device_get(self.programs.learning_rate(jax.device_put(np.int32(step), replicated(self.mesh)))))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(record)
+        for tracker in self.trackers:
+            tracker.log(record["step"], record)
+
+    def _tokens(self) -> int:
+        return int(sum(r["tokens"] for r in self.stream.realised().values()))
+
+    def _result(self, step: int, resumed_from: int | None, ended_early: str | None) -> RunResult:
+        weights = np.asarray(jax.device_get(self.weights))
+        return RunResult(
+            steps=step,
+            final_eval={n: float(x) for n, x in zip(self.names, self.losses, strict=True)},
+            final_weights={n: float(w) for n, w in zip(self.names, weights, strict=True)},
+            realised=self.stream.realised(),
+            skipped_steps=int(jax.device_get(self.state.train.skipped)),
+            resumed_from=resumed_from,
+            ended_early=ended_early,
+            tokens_per_second=float(np.median(self.rates)) if self.rates else float("nan"),
+            params=self.state.train.params,
+        )
+
+
+def natural_prior(sizes: Mapping[str, float]) -> np.ndarray:
+    """Shares in proportion to `sizes` (tokens by domain), f64[m] on the simplex."""
+    values = np.asarray(list(sizes.values()), np.float64)
+    return values / values.sum()

@@ -1,0 +1,271 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bigram import bigram, bigram_loss
+from jaxmix.data.stream import MixtureStream
+from small_run import NAMES, small_run, token_sources
+
+import jaxmix
+from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.sharding import build_mesh
+from jaxmix.mixers.base import Mixer
+from jaxmix.train import TrainSettings, latest_by_step, read_records, run_training, validation_set
+from jaxmix.train.evaluate import aggregates
+
+
+def records(run_dir):
+    found = read_records(run_dir / "metrics.jsonl")
+    return latest_by_step(found, "train"), latest_by_step(found, "eval")
+
+
+def table(result):
+    return np.asarray(result.params["table"]["kernel"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run that others are compared with."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    return run_dir, small_run(run_dir)
+
+
+def test_records_hold_every_metric_by_domain(whole):
+    run_dir, result = whole
+    train, evaluation = records(run_dir)
+    assert [r["step"] for r in train] == list(range(3, 25, 3))
+    assert [r["step"] for r in evaluation] == [0, 8, 16, 24]
+    last = train[-1]
+    assert last["tokens"] == sum(r["tokens"] for r in result.realised.values())
+    for name in NAMES:
+        for metric in ("mix/weight", "mix/score", "data/share", "data/asked", "data/epochs"):
+            assert f"{metric}/{name}" in last
+        assert evaluation[-1][f"eval/loss/{name}"] == result.final_eval[name]
+    assert sum(last[f"mix/weight/{n}"] for n in NAMES) == pytest.approx(1.0, abs=1e-6)
+    assert evaluation[-1]["eval/loss/uniform"] == pytest.approx(np.mean(list(result.final_eval.values())))
+    assert evaluation[-1]["eval/loss/worst"] == max(result.final_eval.values())
+    assert evaluation[-1]["eval/loss/uniform"] < evaluation[0]["eval/loss/uniform"]
+    assert "seconds" not in last
+    timing = read_records(run_dir / "timing.jsonl")
+    assert {r["step"] for r in timing} == {r["step"] for r in train}
+    assert all(r["tokens_per_second"] > 0 for r in timing)
+
+
+def test_validation_losses_agree_with_a_float64_oracle(whole):
+    _, result = whole
+    validation = validation_set(token_sources(NAMES, seed=1), seq_len=8, rows_per_domain=10)
+    loss = bigram_loss(table(result), validation.tokens, validation.targets)
+    for index, name in enumerate(NAMES):
+        rows = validation.domain == index
+        expected = loss[rows].sum() / (validation.targets[rows] >= 0).sum()
+        assert result.final_eval[name] == pytest.approx(expected, rel=1e-5)
+
+
+class _Killed(BaseException):
+    """What a kill looks like from inside: nothing below the loop may catch it and tidy up."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 5, 6, 9, 10, 16, 17, 23])
+def test_a_run_killed_at_any_step_and_resumed_is_bit_exact(tmp_path, whole, monkeypatch, kill_at):
+    drawn = 0
+    real = MixtureStream.__next__
+
+    def dying(self):
+        nonlocal drawn
+        drawn += 1
+        if drawn == kill_at:
+            raise _Killed
+        return real(self)
+
+    monkeypatch.setattr(MixtureStream, "__next__", dying)
+    with pytest.raises(_Killed):
+        small_run(tmp_path)
+    monkeypatch.setattr(MixtureStream, "__next__", real)
+    result = small_run(tmp_path)
+    assert records(tmp_path) == records(whole[0])
+    np.testing.assert_array_equal(table(result), table(whole[1]))
+    assert result.final_eval == whole[1].final_eval
+    assert result.realised == whole[1].realised
+
+
+def test_a_finished_run_started_again_only_reports(tmp_path):
+    first = small_run(tmp_path, steps=6)
+    again = small_run(tmp_path, steps=6)
+    assert again.resumed_from == again.steps == 6
+    np.testing.assert_array_equal(table(first), table(again))
+    assert first.final_eval == again.final_eval
+
+
+def test_one_and_eight_devices_agree(tmp_path, whole):
+    # Sums over devices are taken in another order: float32 rounding, grown over 24 steps.
+    one = small_run(tmp_path, mesh=build_mesh(devices=jax.devices()[:1]))
+    np.testing.assert_allclose(table(one), table(whole[1]), atol=2e-6)
+    for name in NAMES:
+        assert one.final_eval[name] == pytest.approx(whole[1].final_eval[name], rel=1e-6)
+        assert one.final_weights[name] == pytest.approx(whole[1].final_weights[name], rel=1e-5)
+        assert one.realised[name]["rows"] == whole[1].realised[name]["rows"]
+
+
+def test_weights_are_one_step_old_and_reach_the_next_block(tmp_path):
+    seen = []
+
+    def update(key, state, feedback):
+        count = state["count"] + 1
+        info = jaxmix.mixers.MixerInfo(jnp.zeros(3), {})
+        return {"count": count}, info
+
+    def weights(state):
+        return jnp.stack([jnp.ones(()), state["count"], jnp.ones(())]) / (2.0 + state["count"])
+
+    mixer = Mixer(
+        init=lambda key, m, prior=None: {"count": jnp.zeros(())},
+        update=update,
+        weights=weights,
+        needs=frozenset({"token_count"}),
+    )
+    real = MixtureStream.set_weights
+
+    def spy(self, given):
+        seen.append(np.asarray(given))
+        return real(self, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MixtureStream, "set_weights", spy)
+        small_run(tmp_path, mixer=mixer, steps=6, log_every=1)
+    expected = [0, 0, 1, 2, 3, 4, 5]  # before step 0; then, during step s, the weights known before it
+    np.testing.assert_allclose([w[1] * (2 + c) for w, c in zip(seen, expected, strict=True)], expected, atol=1e-6)
+    lags = [r["data/weight_lag"] for r in records(tmp_path)[0]]
+    assert lags == [0, 1, 1, 2, 1, 2]
+
+
+def test_nothing_compiles_twice(tmp_path):
+    from jaxmix.train import build_programs
+
+    settings = TrainSettings(steps=9, log_every=2, eval_every=4, checkpoint_every=4, warmup_steps=1)
+    mesh = build_mesh()
+    model = bigram()
+    programs = build_programs(model, settings, num_domains=3, mesh=mesh)
+    for seed in range(2):
+        with MixtureStream(token_sources(), batch_size=8, seq_len=8, seed=seed, block=2) as stream:
+            run_training(
+                tmp_path / str(seed),
+                model=model,
+                mixer=jaxmix.mixers.make("odm"),
+                stream=stream,
+                validation=validation_set(token_sources(seed=1), seq_len=8, rows_per_domain=4),
+                settings=settings,
+                programs=programs,
+                show_progress=False,
+            )
+    assert programs.train_step._cache_size() == 1
+
+
+def test_updates_that_are_not_finite_stop_the_run_with_an_intact_checkpoint(tmp_path):
+    model = bigram()
+
+    def broken_after_a_while(params, batch):
+        size = jnp.max(jnp.abs(params["table"]["kernel"]))
+        return model.apply(params, batch) * jnp.where(size > 0.6, jnp.nan, 1.0)
+
+    with pytest.raises(RunError, match="3 updates in a row"):
+        small_run(
+            tmp_path,
+            model=model._replace(apply=broken_after_a_while),
+            max_consecutive_skipped=3,
+            learning_rate=0.1,
+            clip_norm=0.0,
+        )
+    train, _ = records(tmp_path)
+    assert any(r["train/skipped"] > 0 for r in train) or train == []
+    saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    resumed = small_run(tmp_path, steps=saved, warmup_steps=0, clip_norm=0.0)
+    assert np.isfinite(table(resumed)).all()
+
+
+def test_a_changed_domain_list_needs_the_flag(tmp_path):
+    small_run(tmp_path, steps=7)
+    names = ("plain", "rare", "new")
+    with pytest.raises(ConfigError, match="allow_changed_domains"):
+        small_run(tmp_path, names=names, steps=12)
+    result = small_run(tmp_path, names=names, steps=12, allow_changed_domains=True)
+    assert result.resumed_from == 7
+    assert set(result.final_weights) == set(names)
+    assert result.realised["new"]["rows"] > 0
+
+
+@pytest.mark.parametrize(("resume", "error"), [("must", RunError), ("never", ConfigError)])
+def test_resume_policies(tmp_path, resume, error):
+    if resume == "never":
+        small_run(tmp_path, steps=3)
+    with pytest.raises(error):
+        small_run(tmp_path, steps=3, resume=resume)
+
+
+def test_a_stream_that_ends_ends_the_run_with_everything_saved(tmp_path):
+    result = small_run(tmp_path, steps=500, stream_options={"on_exhaust": "stop"}, warmup_steps=2)
+    assert result.steps < 500
+    assert "ended" in result.ended_early
+    _, evaluation = records(tmp_path)
+    assert evaluation[-1]["step"] == result.steps
+    assert (tmp_path / "checkpoints" / str(result.steps)).is_dir()
+
+
+def test_domains_of_validation_and_stream_must_agree(tmp_path):
+    with MixtureStream(token_sources(), batch_size=8, seq_len=8, seed=0) as stream:
+        with pytest.raises(ConfigError, match="same order"):
+            run_training(
+                tmp_path / "run",
+                model=bigram(),
+                mixer=jaxmix.mixers.make("static"),
+                stream=stream,
+                validation=validation_set(token_sources(("dense", "plain")), seq_len=8, rows_per_domain=4),
+                settings=TrainSettings(steps=2, warmup_steps=0),
+            )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mixer_that_needs_what_the_loop_cannot_measure_is_refused(tmp_path):
+    mixer = jaxmix.mixers.make("static")._replace(needs=frozenset({"gradient_alignment"}))
+    with pytest.raises(ConfigError, match="gradient_alignment"):
+        small_run(tmp_path, mixer=mixer)
+
+
+def test_aggregates_leave_out_what_was_not_measured():
+    values = aggregates(np.asarray([1.0, np.nan, 4.0]), np.asarray([0.25, 0.5, 0.25]))
+    assert values == {"uniform": 2.5, "prior": 2.5, "worst": 4.0}
+    assert aggregates(np.asarray([np.nan]), np.asarray([1.0])) == {}
+
+
+def test_no_step_moves_data_unasked(tmp_path, monkeypatch):
+    from jaxmix.train import loop
+
+    guarded, real = [], loop._Run._step
+
+    def step(self, number, batch):
+        with jax.transfer_guard("disallow" if number > 0 else "allow"):  # step 0 compiles, with its constants
+            real(self, number, batch)
+        guarded.append(number)
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+    small_run(tmp_path, steps=6, log_every=2)
+    assert guarded == list(range(6))
+
+
+def test_a_schedule_in_steps_switches_at_its_block(tmp_path):
+    points = [{"at": 0, "weights": [1, 0, 0]}, {"at": 4, "weights": [0, 1, 0]}]
+    small_run(tmp_path, steps=8, log_every=1, mixer=jaxmix.mixers.make("scheduled", points=points))
+    train, _ = records(tmp_path)
+    assert ["train/loss/plain" in r for r in train] == [True] * 4 + [False] * 4
+    assert ["train/loss/dense" in r for r in train] == [False] * 4 + [True] * 4
+
+
+def test_settings_are_checked():
+    with pytest.raises(ConfigError, match="warmup_steps must be below"):
+        TrainSettings(steps=5, warmup_steps=5)
+    with pytest.raises(ConfigError, match=r"learning_rate must be finite"):
+        TrainSettings(learning_rate=float("nan"))
+    with pytest.raises(ConfigError, match="auto"):
+        TrainSettings(resume="atuo")
+    assert json.dumps(TrainSettings().__dict__)
