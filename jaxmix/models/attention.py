@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmix.core.types import Array, Float
 
@@ -16,10 +17,13 @@ _MOST_BLOCKS = 16
 
 
 def rotary_table(length: int, head_dim: int, base: float) -> tuple[Float[Array, "t half"], Float[Array, "t half"]]:
-    """Cosines and sines of the angles `position · base^(−2i / head_dim)`, i < head_dim / 2; float32."""
-    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    """Cosines and sines of the angles `position · base^(−2i / head_dim)`, i < head_dim / 2; float32.
+
+    Made by NumPy: as part of the program, XLA's CPU compiler fuses them into their use and computes every cosine
+    again for every row and head.
+    """
+    angles = np.arange(length)[:, None] * base ** (-np.arange(0, head_dim, 2) / head_dim)
+    return jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
 
 
 def apply_rotary(

@@ -162,7 +162,7 @@ class TransformerConfig:
         return _POSITIONS_PER_LOSS_CHUNK if self.vocab_size >= _LARGE_VOCABULARY else 0
 
 
-def _check_at_least(name: str, value: float, least: int) -> None:
+def _check_at_least(name: str, value: int | float, least: int) -> None:
     if not value >= least:
         raise ConfigError(f"{name} must be at least {least}, got {value}", where=f"model.{name}")
 

@@ -59,7 +59,8 @@ class Decoder(nnx.Module):
         rotary = rotary_table(tokens.shape[1], config.size_of_head, config.rope_base)
         x = constrain_rows(jnp.take(table, tokens, axis=0, mode="clip"))
         x = self._run_blocks(x, rotary)
-        readout = table if config.tie_embeddings else self.readout[...].astype(dtype)
+        readout = self.table[...] if config.tie_embeddings else self.readout[...]
+        readout = self.final_norm.fold(readout.T).T.astype(dtype)
         return token_losses(self.final_norm(x), readout, targets, chunk=config.positions_per_loss_chunk)
 
     def _run_blocks(self, x: Array, rotary: tuple[Array, Array]) -> Array:
@@ -95,9 +96,9 @@ def transformer(config: TransformerConfig) -> Model:
     | `table` | [v, d] |
     | `readout` (only if not tied) | [v, d] |
     | `final_norm/scale` | [d] |
-    | `block_00/attention_norm/scale`, `block_00/feed_forward_norm/scale` | [d] |
-    | `block_00/attention/query`, `/key_value`, `/output` | [d, h, k], [d, 2, g, k], [h, k, d] |
-    | `block_00/feed_forward/up`, `/down` | [d, 1 or 2 (gate, up), f], [f, d] |
+    | `block_00/attention/norm/scale`, `block_00/feed_forward/norm/scale` | [d] |
+    | `block_00/attention/input` (per group: query heads, key, value), `/output` | [d, g, r + 2, k], [h, k, d] |
+    | `block_00/feed_forward/input` (swiglu: gate, up), `/output` | [d, 1 or 2, f], [f, d] |
 
     With `scan_layers` there is one `blocks` instead of `block_00`, …, whose arrays have a leading axis of layers.
 

@@ -20,12 +20,12 @@ __all__ = ["constrain_rows", "fit_partition", "parameter_partition"]
 _SPECS: dict[str, PartitionSpec] = {
     "table": PartitionSpec("tensor", "fsdp"),  # [v, d]
     "readout": PartitionSpec("tensor", "fsdp"),  # [v, d]
-    "query": PartitionSpec("fsdp", "tensor", None),  # [d, h, k]
-    "key_value": PartitionSpec("fsdp", None, "tensor", None),  # [d, 2, g, k]
-    "output": PartitionSpec("tensor", None, "fsdp"),  # [h, k, d]
-    "up": PartitionSpec("fsdp", None, "tensor"),  # [d, i, f]
-    "down": PartitionSpec("tensor", "fsdp"),  # [f, d]
-    "scale": PartitionSpec(None),  # [d]
+    "attention/input": PartitionSpec("fsdp", "tensor", None, None),  # [d, g, r + 2, k]
+    "attention/output": PartitionSpec("tensor", None, "fsdp"),  # [h, k, d]
+    "feed_forward/input": PartitionSpec("fsdp", None, "tensor"),  # [d, i, f]
+    "feed_forward/output": PartitionSpec("tensor", "fsdp"),  # [f, d]
+    "norm/scale": PartitionSpec(None),  # [d]
+    "final_norm/scale": PartitionSpec(None),  # [d]
 }
 
 
@@ -36,7 +36,7 @@ def parameter_partition(shapes: Any) -> Any:
     """
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
-        base = _SPECS[jax.tree_util.keystr(path[-1:], simple=True)]
+        base = _SPECS[jax.tree_util.keystr(path[-2:], simple=True, separator="/")]
         return PartitionSpec(*(None,) * (leaf.ndim - len(base)), *base)
 
     return jax.tree_util.tree_map_with_path(spec, shapes)
