@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.types import Array, Float
+from jaxmix.models.precision import wide_dtype
 
 __all__ = ["apply_rotary", "blocked_causal_attention", "causal_attention", "rotary_table"]
 
@@ -78,7 +79,7 @@ def blocked_causal_attention(
     rows, length, heads, size = query.shape
     groups = key.shape[2]
     block = max(block, -(-length // _MOST_BLOCKS))
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = wide_dtype(query.dtype)
     scaled = query * (size**-0.5)
     # Heads in front of positions: every product below is then a batch of plain matrix products.
     queries = scaled.reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxmix.core.types import Array
 from jaxmix.models.attention import apply_rotary, causal_attention
 from jaxmix.models.config import TransformerConfig
+from jaxmix.models.precision import wide_dtype
 
 __all__ = ["Attention", "Block", "FeedForward", "RMSNorm", "matrix"]
 
@@ -31,7 +32,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(wide_dtype(x.dtype))
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
         return (wide * inverse).astype(x.dtype)
 
@@ -58,12 +59,14 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, rotary: tuple[Array, Array]) -> Array:
         rows, length, _ = x.shape
         heads, size = self.config.query_heads, self.config.size_of_head
-        joint = jnp.einsum("btd,dgjk->btgjk", self.norm(x), self.norm.fold(self.input[...]).astype(x.dtype))
-        query = joint[:, :, :, :-2].reshape(rows, length, heads, size)
+        # Turned around while it is still a small matrix, so that query, key and value lie apart in the result.
+        kernel = jnp.swapaxes(self.norm.fold(self.input[...]), 1, 2).astype(x.dtype)
+        joint = jnp.einsum("btd,djgk->btjgk", self.norm(x), kernel)
+        query = jnp.swapaxes(joint[:, :, :-2], 2, 3).reshape(rows, length, heads, size)
         mixed = causal_attention(
             apply_rotary(query, rotary),
-            apply_rotary(joint[:, :, :, -2], rotary),
-            joint[:, :, :, -1],
+            apply_rotary(joint[:, :, -2], rotary),
+            joint[:, :, -1],
             kind=self.config.attention,
             block=self.config.attention_block,
         )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array, Float, TokenIds
+from jaxmix.models.precision import wide_dtype
 
 __all__ = ["token_losses"]
 
@@ -46,7 +47,7 @@ def token_losses(
 
 
 def _losses(hidden: Array, readout: Array, targets: Array) -> tuple[Array, Array]:
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    wide = wide_dtype(hidden.dtype)
     logits = jnp.einsum("btd,vd->btv", hidden, readout, preferred_element_type=wide)
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     # A comparison instead of a gather: its gradient is elementwise too, where a gather's would be a scatter.

@@ -9,7 +9,7 @@ from jaxmix.models import TransformerConfig, transformer
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"activation": "swiglu"}, {"num_kv_heads": 1}, {"width": 64, "seq_len": 512}, {"vocab_size": 2048}],
+    [{}, {"activation": "swiglu", "num_kv_heads": 1}, {"width": 64, "seq_len": 512, "vocab_size": 2048}],
     ids=str,
 )
 def test_flops_are_what_xla_counts(settings):

@@ -46,9 +46,11 @@ def test_rotary_turns_each_pair_by_its_angle():
     np.testing.assert_allclose(result, rotary_oracle(x, 100.0), atol=1e-6)
 
 
-@pytest.mark.parametrize(("length", "block"), [(1, 4), (4, 4), (11, 4), (13, 5), (3, 64), (40, 2)])
-@pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (3, 1)])
-def test_blocked_attention_is_dense_attention(length, block, heads, groups):
+@pytest.mark.parametrize(
+    ("heads", "groups", "length", "block"),
+    [(2, 2, 1, 4), (2, 2, 4, 4), (4, 2, 11, 4), (3, 1, 13, 5), (2, 1, 3, 64), (1, 1, 20, 1)],
+)
+def test_blocked_attention_is_dense_attention(heads, groups, length, block):
     query, key, value = normal(0, 2, length, heads, 6), normal(1, 2, length, groups, 6), normal(2, 2, length, groups, 6)
     result = blocked_causal_attention(query, key, value, block=block)
     np.testing.assert_allclose(result, attention_oracle(query, key, value), atol=2e-6)

@@ -16,9 +16,18 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4)])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_eight_devices_equal_one(data, fsdp, tensor, variant):
+@pytest.mark.parametrize(
+    ("variant", "data", "fsdp", "tensor"),
+    [
+        ("plain", 8, 1, 1),
+        ("plain", 2, 2, 2),
+        ("grouped, scanned, chunked", 1, 4, 2),
+        ("grouped, scanned, chunked", 1, 2, 4),
+        ("dot product, remat", 2, 2, 2),
+        ("nothing divides", 1, 2, 4),
+    ],
+)
+def test_eight_devices_equal_one(variant, data, fsdp, tensor):
     settings = {"num_layers": 2, "width": 32, "num_heads": 4, "vocab_size": 32, "attention_block": 8}
     model = transformer(TransformerConfig(**{**settings, **VARIANTS[variant]}))
     params = model.init(jax.random.key(0))
