@@ -78,7 +78,7 @@ def main():
     print(f"{'step':<34}{1e3 * step:>12.1f} ms   {args.rows * args.length / step:,.0f} tokens/s")
     print(f"{'model FLOP/s':<34}{achieved / 1e9:>12.1f} GFLOP/s")
     for size, rate in rates.items():
-        print(f"{f'product of {size} × {size}':<34}{rate / 1e9:>12.1f} GFLOP/s")
+        print(f"{f'product of {size} x {size}':<34}{rate / 1e9:>12.1f} GFLOP/s")
     print(f"{'model FLOP/s over best product':<34}{achieved / best:>12.3f}")
     record = {
         "preset": args.preset,

@@ -112,7 +112,7 @@ def hardware():
     cpu_info = pathlib.Path("/proc/cpuinfo")
     if cpu_info.exists():
         models = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
-        name = f"{len(models)} × {models[0]}" if models else name
+        name = f"{len(models)} x {models[0]}" if models else name
     return {"backend": jax.default_backend(), "device": device.device_kind, "devices": jax.device_count(), "cpu": name}
 
 
@@ -161,7 +161,7 @@ def main():
     for row in results:
         print(
             f"{row['step']:<24}{row['parameters']:>12,}{row['median_ms']:>11}{row['tokens_per_second']:>10,}"
-            f"{row['jaxmix_is_faster_by']:>17}×"
+            f"{row['jaxmix_is_faster_by']:>17}x"
         )
     record = {
         "rows": args.rows,
