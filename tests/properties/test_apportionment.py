@@ -1,0 +1,137 @@
+"""How far realised rows are from asked ones, for weights that stay, change and attack."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmix.data.plan import UNLIMITED, apportion, order_rows, plan_block
+
+
+def plan(weights, carry=None, cursors=None, rows=32):
+    m = len(weights)
+    return plan_block(
+        weights=np.asarray(weights, np.float64),
+        carry=np.zeros(m) if carry is None else carry,
+        cursors=np.zeros(m, np.int64) if cursors is None else cursors,
+        limits=np.full(m, UNLIMITED),
+        policies=["repeat"] * m,
+        rows=rows,
+    )
+
+
+def naive_apportion(weights, carry, rows):
+    """The rule in words: everyone the whole part of the quota, then one each to the largest remainders."""
+    quota = [rows * w + c for w, c in zip(weights, carry, strict=True)]
+    counts = [max(int(np.floor(q + 1e-9)), 0) if w > 0 else 0 for q, w in zip(quota, weights, strict=True)]
+    while sum(counts) != rows:
+        step = 1 if sum(counts) < rows else -1
+        open_to = [j for j, w in enumerate(weights) if w > 0 and (step > 0 or counts[j] > 0)]
+        best = max(open_to, key=lambda j: (step * (quota[j] - counts[j]), -j))
+        counts[best] += step
+    return counts
+
+
+simplex = (
+    st.integers(1, 9)
+    .flatmap(lambda m: st.lists(st.sampled_from([0.0, 1e-6, 1e-3, 0.1, 0.3, 1.0, 7.0]), min_size=m, max_size=m))
+    .filter(lambda w: sum(w) > 0)
+    .map(lambda w: np.asarray(w) / sum(w))
+)
+
+
+@given(simplex, st.integers(1, 40))
+def test_first_block_agrees_with_the_rule_in_words(weights, rows):
+    counts = apportion(weights, np.zeros(len(weights)), rows)
+    assert counts.tolist() == naive_apportion(weights, np.zeros(len(weights)), rows)
+    assert np.abs(rows * weights - counts).max() < 1
+    assert counts[weights == 0].sum() == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(simplex, st.integers(1, 17))
+def test_constant_weights_are_never_a_row_off_at_any_row(weights, rows):
+    carry, cursors = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
+    drawn = np.zeros(len(weights))
+    total = 0
+    for _ in range(12):
+        block = plan(weights, carry, cursors, rows)
+        for domain in block.domain.tolist():
+            drawn[domain] += 1
+            total += 1
+            assert np.abs(total * weights - drawn).max() < 1
+        carry, cursors = block.carry, drawn.astype(np.int64)
+        np.testing.assert_allclose(carry, total * weights - drawn, atol=1e-9)
+
+
+@pytest.mark.parametrize("m", [2, 5, 50, 200])
+def test_constant_weights_at_every_row_for_many_domains(m):
+    # Tijdeman's bound is 1 − 1/(2m − 2); the rule here reaches below 1.
+    rng = np.random.default_rng(m)
+    for weights in (rng.dirichlet(np.full(m, 0.1)), rng.dirichlet(np.ones(m)), np.full(m, 1 / m)):
+        order = order_rows(weights, np.zeros(m), 512)
+        drawn = np.cumsum(np.eye(m)[order], axis=0)
+        asked = np.arange(1, 513)[:, None] * weights
+        assert np.abs(asked - drawn).max() < 1
+
+
+@pytest.mark.parametrize("rows", [32, 256])
+@pytest.mark.parametrize("kind", ["dirichlet", "sparse", "one_hot", "tiny", "mixed"])
+def test_changing_weights_are_never_a_row_off_after_a_block(rows, kind):
+    rng, m = np.random.default_rng(7), 9
+
+    def draw():
+        choice = rng.choice(["dirichlet", "sparse", "one_hot", "tiny"]) if kind == "mixed" else kind
+        if choice == "one_hot":
+            return np.eye(m)[rng.integers(m)]
+        if choice == "tiny":
+            weights = np.full(m, 1e-6)
+            weights[rng.integers(m)] = 1.0
+            return weights / weights.sum()
+        return rng.dirichlet(np.full(m, 1.0 if choice == "dirichlet" else 0.1))
+
+    carry, cursors, asked, worst = np.zeros(m), np.zeros(m, np.int64), np.zeros(m), 0.0
+    for _ in range(300):
+        weights = draw()
+        block = plan(weights, carry, cursors, rows)
+        asked += rows * weights
+        cursors = cursors + np.bincount(block.domain, minlength=m)
+        carry = block.carry
+        worst = max(worst, np.abs(asked - cursors).max())
+        assert block.domain.size == rows
+        assert not np.any(weights[block.domain] == 0)
+    assert worst < 1
+
+
+def test_a_weight_of_one_in_a_million_is_served_on_time():
+    weights = np.asarray([1 - 1e-3, 1e-3])
+    carry, cursors, seen = np.zeros(2), np.zeros(2, np.int64), []
+    for number in range(400):
+        block = plan(weights, carry, cursors, 16)
+        seen += (16 * number + np.flatnonzero(block.domain == 1)).tolist()
+        carry, cursors = block.carry, cursors + np.bincount(block.domain, minlength=2)
+    assert len(seen) == 6
+    assert all(1000 * i <= row < 1000 * (i + 1) for i, row in enumerate(seen))
+
+
+def test_no_online_plan_stays_within_a_row_of_every_adversary():
+    """All choices of one row a block, against the adversary of `apportion`'s docstring: each is 13/12 off somewhere."""
+    best = np.inf
+    for choices in product(range(4), repeat=3):
+        carry, worst, in_play = np.zeros(4), 0.0, {0, 1, 2, 3}
+        for choice in choices:
+            weights = np.asarray([1 / len(in_play) if j in in_play else 0.0 for j in range(4)])
+            carry = carry + weights - np.eye(4)[choice]
+            worst = max(worst, np.abs(carry).max())
+            if choice in in_play:
+                in_play = in_play - {choice}
+        best = min(best, worst)
+    assert best == pytest.approx(13 / 12)
+    carry, cursors, in_play = np.zeros(4), np.zeros(4, np.int64), {0, 1, 2, 3}
+    for _ in range(3):
+        weights = np.asarray([1 / len(in_play) if j in in_play else 0.0 for j in range(4)])
+        block = plan(weights, carry, cursors, 1)
+        carry, in_play = block.carry, in_play - set(block.domain.tolist())
+    assert np.abs(carry).max() == pytest.approx(13 / 12)  # as good as any
