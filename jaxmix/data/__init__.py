@@ -1,1 +1,25 @@
-"""TODO."""
+"""The host's data plane: documents in, batches of one domain per row out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "MixtureStream": "stream",
+    "PreparedSource": "store",
+    "SourceSpec": "sources",
+    "bundled_corpus": "corpora",
+    "byte_tokenizer": "tokenizers",
+    "load_tokenizer": "tokenizers",
+    "open_prepared": "store",
+    "prepare_corpus": "prepare",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"jaxmix.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'jaxmix.data' has no attribute {name!r}")

@@ -1,0 +1,47 @@
+"""What a stream has asked for and drawn so far, per source, in a form that JSON keeps to the last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Ledger"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Attributes:
+    cursors: i64[m], rows drawn since the beginning; also where each source goes on.
+    carry: f64[m], rows owed (asked minus drawn, after what exhausted sources handed on); adds to 0.
+    asked: f64[m], rows asked since the beginning.
+    tokens: i64[m], tokens with a target among the rows drawn.
+    """
+
+    cursors: np.ndarray
+    carry: np.ndarray
+    asked: np.ndarray
+    tokens: np.ndarray
+
+    @classmethod
+    def empty(cls, num_sources: int) -> Ledger:
+        whole, real = np.zeros(num_sources, np.int64), np.zeros(num_sources)
+        return cls(whole, real, real, whole)
+
+    def to_json(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """`{field: {name: value}}`; Python's shortest float form reads back to the same bits."""
+        fields = dataclasses.fields(self)
+        return {f.name: dict(zip(names, getattr(self, f.name).tolist(), strict=True)) for f in fields}
+
+    @classmethod
+    def from_json(cls, record: dict[str, dict[str, Any]], names: Sequence[str]) -> Ledger:
+        """Reads the sources in `names`; one that the record does not know starts from nothing."""
+        empty = cls.empty(len(names))
+        return cls(
+            **{
+                f.name: np.asarray([record[f.name].get(name, 0) for name in names], getattr(empty, f.name).dtype)
+                for f in dataclasses.fields(cls)
+            }
+        )

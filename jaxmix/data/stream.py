@@ -1,0 +1,522 @@
+"""Batches by weights that may change while training: the data plane's one iterator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError, RunError, nearest
+from jaxmix.data.ledger import Ledger
+from jaxmix.data.packing import PackedRows, Rows, WholeRows
+from jaxmix.data.permutation import EpochPermutation
+from jaxmix.data.plan import POLICIES, UNLIMITED, BlockPlan, plan_block
+
+__all__ = ["UNITS", "MixtureStream"]
+
+UNITS = ("tokens", "documents", "rows")
+FORMAT = 1
+
+
+class _Block(NamedTuple):
+    """A planned block: its number, what it was planned from, and its rows in the order they are delivered."""
+
+    number: int
+    version: int
+    plan: BlockPlan
+    domain: np.ndarray  # i32[batches, b]
+    row: np.ndarray  # i64[batches, b], row number in its source
+    targets: np.ndarray  # i64[batches, b], tokens with a target
+
+
+class MixtureStream:
+    """An endless, exactly resumable iterator of batches drawn from several sources by changeable weights.
+
+    Each batch is a dict of NumPy arrays: `tokens` i32[b, t], `targets` i32[b, t] (the next token, −1 where there is
+    none), `domain` i32[b] (index into `names`), `weights_version` i32[b] (which `set_weights` drew the row). A row
+    comes from one source.
+
+    Weights reach the data at block boundaries. A block's plan is a pure function of the seed, the block's number, the
+    weights, and what was drawn before; rows are handed out by largest remainder with carry and laid in the order that
+    keeps every domain within one row of what was asked, at every batch, however small its weight
+    (`jaxmix.data.plan`). Each source is read in a new random order every epoch (a permutation of row numbers, no
+    buffer).
+
+    Args:
+        sources: token sources by name. A source has `__len__` and `__getitem__(i)`, which gives a document as a 1-D
+            integer array (or a mapping with one under `tokens`); lists of arrays, 2-D arrays, `PreparedSource` and
+            Grain's random-access sources will do.
+        batch_size: rows of a batch over all processes.
+        seq_len: tokens per row.
+        seed: of the permutations.
+        unit: what a weight is a share of. "tokens": documents are laid end to end and cut into rows of `seq_len`
+            tokens; shares of rows are shares of tokens. "documents": packed likewise, and a source gets rows in
+            proportion to weight × its mean rows per document. "rows": each item is one row of at most `seq_len`
+            tokens (one more gives the last target), padded.
+        block: batches drawn by the same weights, ≥ 1.
+        on_exhaust: what happens when a source has been read `max_epochs` times (once, without `max_epochs`), for all
+            or by name. "repeat": it goes on, and with `max_epochs` it drops out after them; "drop": it drops out and
+            the others share its weight; "stop": the stream ends before the first batch it could not fill; "error":
+            likewise, with a `RunError`.
+        max_epochs: > 0, for all or by name; None for no bound.
+        weights: at the start, by name or in order; uniform if None.
+        shard: (index, count) of this process; it gets and reads only its share of every batch.
+        shuffle: False reads every epoch in order.
+        prefetch: batches that are read ahead, ≥ 0. It never changes what is drawn.
+        num_threads: of the one reader pool.
+
+    Raises:
+        ConfigError: any argument is out of range; raised before a document is read, except by sources without
+            `doc_lengths`, which are read once to measure them.
+
+    Example:
+        >>> import numpy as np
+        >>> sources = {"a": np.zeros((8, 4), np.int32), "b": np.ones((8, 4), np.int32)}
+        >>> stream = MixtureStream(sources, batch_size=4, seq_len=4, seed=0, weights={"a": 3, "b": 1})
+        >>> next(stream)["domain"].tolist().count(0)
+        3
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Any],
+        *,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        unit: str = "tokens",
+        block: int = 8,
+        on_exhaust: str | Mapping[str, str] = "repeat",
+        max_epochs: float | Mapping[str, float | int | None] | None = None,
+        weights: Any = None,
+        shard: tuple[int, int] = (0, 1),
+        shuffle: bool = True,
+        prefetch: int = 2,
+        num_threads: int = 4,
+    ):
+        _check_arguments(sources, batch_size, seq_len, unit, block, shard, prefetch, num_threads)
+        self.names: tuple[str, ...] = tuple(sources)
+        self.batch_size, self.seq_len, self.unit, self.block = batch_size, seq_len, unit, block
+        self._seed, self._shuffle, self._shard, self._prefetch = seed, shuffle, shard, prefetch
+        policies = _by_name(on_exhaust, self.names, "on_exhaust")
+        epochs = _by_name(max_epochs, self.names, "max_epochs")
+        _check_policies(self.names, policies, epochs)
+        packer = WholeRows if unit == "rows" else PackedRows
+        self._rows: list[Rows] = [packer(source, seq_len, name=name) for name, source in sources.items()]
+        self._lengths = np.asarray([len(rows) for rows in self._rows], np.int64)
+        documents = np.asarray([rows.num_documents for rows in self._rows], np.float64)
+        self._rows_per_unit = self._lengths / np.maximum(documents, 1) if unit == "documents" else np.ones(len(sources))
+        self._policies = policies
+        self._limits = np.asarray(
+            [_limit(n, p, e) for n, p, e in zip(self._lengths.tolist(), policies, epochs, strict=True)], np.int64
+        )
+        self._ledger = Ledger.empty(len(self.names))
+        self._weights = self._checked(np.ones(len(self.names)) * (self._lengths > 0) if weights is None else weights)
+        self._pending: np.ndarray | None = None
+        self._version = self._latest_version = 0
+        self._number = self._position = 0
+        self._current: _Block | None = None
+        self._next: _Block | None = None
+        self._reads: dict[tuple[int, int], Future[dict[str, np.ndarray]]] = {}
+        self._pool = ThreadPoolExecutor(num_threads, "jaxmix-read") if prefetch else None
+        self._permutations = [
+            EpochPermutation(n, seed=seed, name=name, is_shuffled=shuffle)
+            for n, name in zip(self._lengths.tolist(), self.names, strict=True)
+        ]
+
+    # ── weights ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_weights(self, weights: Any) -> int:
+        """Sets the weights that the next block is drawn by, and returns their version.
+
+        Args:
+            weights: one per source, in the order of `names` or by name; finite, ≥ 0, not all 0; they are divided by
+                their sum. A source of weight 0 is not drawn.
+
+        Returns:
+            The version that rows drawn by these weights carry. Equal weights keep the version.
+        """
+        checked = self._checked(weights)
+        latest = self._weights if self._pending is None else self._pending
+        if not np.array_equal(checked, latest):
+            self._latest_version += 1
+            self._pending = checked
+            self._forget_next()
+        return self._latest_version
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest version of weights that a row still to come may carry."""
+        return self._version
+
+    def _checked(self, weights: Any) -> np.ndarray:
+        if isinstance(weights, Mapping):
+            for name in weights:
+                if name not in self.names:
+                    raise ConfigError(
+                        f"weight for unknown source {name!r}", where="weights", fix=nearest(name, self.names)
+                    )
+            missing = [name for name in self.names if name not in weights]
+            if missing:
+                raise ConfigError(f"no weight for source {missing[0]!r}", where="weights", fix="Give 0 not to draw it.")
+            weights = [weights[name] for name in self.names]
+        values = np.asarray(weights, np.float64)
+        if values.shape != (len(self.names),):
+            raise ConfigError(
+                f"weights have shape {list(values.shape)}, there are {len(self.names)} sources", where="weights"
+            )
+        for name, value, rows in zip(self.names, values.tolist(), self._lengths.tolist(), strict=True):
+            if not math.isfinite(value) or value < 0:
+                raise ConfigError(
+                    f"mixture weights must be finite and ≥ 0: {name!r} has {value}",
+                    where="weights",
+                    fix="Remove the source or set 0 to keep it for evaluation only.",
+                )
+            if value > 0 and rows == 0:
+                raise ConfigError(
+                    f"source {name!r} has weight {value} and no tokens", where="weights", fix="Give it weight 0."
+                )
+        if not values.sum() > 0:
+            raise ConfigError(
+                "all mixture weights are 0", where="weights", fix="Give at least one source a weight above 0."
+            )
+        return values / values.sum()
+
+    def _row_share(self, weights: np.ndarray) -> np.ndarray:
+        share = weights * self._rows_per_unit
+        return share / share.sum()
+
+    # ── iteration ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        block = self._block_in_progress()
+        if self._position >= len(block.domain):
+            self._raise_end(block)
+        batch = self._batch(block, self._position)
+        self._position += 1
+        self._read_ahead(block)
+        return batch
+
+    def _block_in_progress(self) -> _Block:
+        if self._current is None:
+            self._current = self._plan(self._number, self._weights, self._version, self._ledger)
+        if self._position == self.block:
+            self._ledger = self._ledger_now()
+            self._number += 1
+            self._position = 0
+            following = self._following()
+            if self._pending is not None:
+                self._weights, self._version, self._pending = self._pending, self._latest_version, None
+            self._current, self._next = following, None
+        return self._current
+
+    def _following(self) -> _Block:
+        """The next block, by the weights known now; planned afresh if weights change before it begins."""
+        if self._next is None:
+            weights = self._weights if self._pending is None else self._pending
+            is_begun = self._position == 0
+            ledger, number = (
+                (self._ledger, self._number) if is_begun else (self._ledger_at(self.block), self._number + 1)
+            )
+            self._next = self._plan(number, weights, self._latest_version, ledger)
+        return self._next
+
+    def _forget_next(self) -> None:
+        if self._next is not None:
+            number, self._next = self._next.number, None
+            for key in [key for key in self._reads if key[0] == number]:
+                self._reads.pop(key).cancel()
+
+    def _plan(self, number: int, weights: np.ndarray, version: int, ledger: Ledger) -> _Block:
+        rows = self.block * self.batch_size
+        plan = plan_block(
+            weights=self._row_share(weights),
+            carry=ledger.carry,
+            cursors=ledger.cursors,
+            limits=self._limits,
+            policies=self._policies,
+            rows=rows,
+        )
+        batches = len(plan.domain) // self.batch_size
+        shape = (batches, self.batch_size)
+        # Rows of a batch are mixed, so that every device and process sees all domains.
+        mixed = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, number])).random(shape).argsort(axis=1)
+        domain = np.take_along_axis(plan.domain[: batches * self.batch_size].reshape(shape), mixed, axis=1)
+        cursor = np.take_along_axis(plan.cursor[: batches * self.batch_size].reshape(shape), mixed, axis=1)
+        row, targets = np.empty_like(cursor), np.empty_like(cursor)
+        for j in np.unique(domain).tolist():
+            mine = domain == j
+            row[mine] = self._permutations[j](cursor[mine])
+            targets[mine] = self._rows[j].count_targets(row[mine])
+        return _Block(number, version, plan, domain, row, targets)
+
+    def _batch(self, block: _Block, position: int) -> dict[str, np.ndarray]:
+        read = self._reads.pop((block.number, position), None)
+        return self._read(block, position) if read is None else read.result()
+
+    def _read_ahead(self, block: _Block) -> None:
+        if self._pool is None:
+            return
+        for position in range(self._position, self._position + self._prefetch):
+            if position < self.block:
+                source, local = block, position
+            elif block.plan.ended is None:
+                source, local = self._following(), position - self.block
+            else:
+                return
+            key = (source.number, local)
+            if local < len(source.domain) and key not in self._reads:
+                self._reads[key] = self._pool.submit(self._read, source, local)
+
+    def _read(self, block: _Block, position: int) -> dict[str, np.ndarray]:
+        """Reads this process's rows of one batch, one request per source."""
+        index, count = self._shard
+        share = self.batch_size // count
+        mine = slice(index * share, (index + 1) * share)
+        domain, row = block.domain[position, mine], block.row[position, mine]
+        tokens = np.empty((share, self.seq_len), np.int32)
+        targets = np.empty((share, self.seq_len), np.int32)
+        order = np.argsort(domain, kind="stable")
+        starts = np.flatnonzero(np.diff(domain[order], prepend=-1))
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), share], strict=True):
+            mine_of_source = order[start:end]
+            source = self._rows[int(domain[mine_of_source[0]])]
+            tokens[mine_of_source], targets[mine_of_source] = source.read_rows(row[mine_of_source])
+        return {
+            "tokens": tokens,
+            "targets": targets,
+            "domain": domain.copy(),
+            "weights_version": np.full(share, block.version, np.int32),
+        }
+
+    def _raise_end(self, block: _Block) -> None:
+        assert block.plan.ended is not None
+        policy, source = block.plan.ended
+        if policy == "error":
+            raise RunError(
+                f"source {self.names[source]!r} is used up after {self._limits[source]} rows "
+                f"({self._limits[source] / self._lengths[source]:g} epochs)",
+                where="on_exhaust: error",
+                fix="Lower its weight, shorten the run, raise max_epochs or choose another on_exhaust.",
+            )
+        raise StopIteration
+
+    # ── what was drawn ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _ledger_at(self, position: int) -> Ledger:
+        """The ledger after `position` batches of the block in progress."""
+        block, start = self._current, self._ledger
+        if block is None or position == 0:
+            return start
+        rows = min(position * self.batch_size, len(block.plan.domain))
+        m = len(self.names)
+        drawn = np.bincount(block.plan.domain[:rows], minlength=m)
+        asked = block.plan.asked[rows]
+        is_whole = rows == len(block.plan.domain)
+        done = block.domain[:position].reshape(-1)
+        tokens = np.bincount(done, weights=block.targets[:position].reshape(-1), minlength=m).astype(np.int64)
+        return Ledger(
+            cursors=start.cursors + drawn,
+            carry=block.plan.carry if is_whole else start.carry + asked - drawn,
+            asked=start.asked + asked,
+            tokens=start.tokens + tokens,
+        )
+
+    def _ledger_now(self) -> Ledger:
+        return self._ledger_at(self._position)
+
+    def realised(self) -> dict[str, dict[str, Any]]:
+        """What was delivered so far (over all processes), by source name.
+
+        Returns:
+            `rows`, `tokens` (with a target), `epochs`, `share` of rows, `asked_rows`, `asked_share`.
+        """
+        now = self._ledger_now()
+        rows, asked = max(int(now.cursors.sum()), 1), max(float(now.asked.sum()), 1.0)
+        return {
+            name: {
+                "rows": int(now.cursors[j]),
+                "tokens": int(now.tokens[j]),
+                "epochs": float(now.cursors[j] / max(int(self._lengths[j]), 1)),
+                "share": float(now.cursors[j] / rows),
+                "asked_rows": float(now.asked[j]),
+                "asked_share": float(now.asked[j] / asked),
+            }
+            for j, name in enumerate(self.names)
+        }
+
+    # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything needed to go on exactly here, as plain JSON values. The same on every process."""
+        return {
+            "format": FORMAT,
+            "seed": self._seed,
+            "batch_size": self.batch_size,
+            "seq_len": self.seq_len,
+            "unit": self.unit,
+            "block": self.block,
+            "shuffle": self._shuffle,
+            "rows": dict(zip(self.names, self._lengths.tolist(), strict=True)),
+            "limits": dict(zip(self.names, self._limits.tolist(), strict=True)),
+            "policies": dict(zip(self.names, self._policies, strict=True)),
+            "number": self._number,
+            "position": self._position,
+            "version": self._version,
+            "latest_version": self._latest_version,
+            "weights": dict(zip(self.names, self._weights.tolist(), strict=True)),
+            "pending": None if self._pending is None else dict(zip(self.names, self._pending.tolist(), strict=True)),
+            "start": self._ledger.to_json(self.names),
+            "now": self._ledger_now().to_json(self.names),
+        }
+
+    def set_state(self, state: Mapping[str, Any], allow_changed_sources: bool = False) -> None:
+        """Goes on where `get_state` was called, on any number of processes.
+
+        Args:
+            state: from `get_state`.
+            allow_changed_sources: sources may have been added (they start at their beginning), dropped, or bounded
+                otherwise, and `block` may differ. The block in progress then ends where it was; sources that stay go
+                on where they were, nothing repeated or lost, and the weights are the new stream's own.
+
+        Raises:
+            ConfigError: the state belongs to a stream with another seed, batch size, row length or unit, or with
+                other sources without `allow_changed_sources`.
+        """
+        if state["format"] != FORMAT:
+            raise ConfigError(f"unknown format {state['format']} of a stream's state", fix="Upgrade jaxmix to read it.")
+        mine = self.get_state()
+        for field in ("seed", "batch_size", "seq_len", "unit", "shuffle"):
+            if state[field] != mine[field]:
+                raise ConfigError(
+                    f"the state was saved with {field} {state[field]}, this stream has {mine[field]}",
+                    where="MixtureStream.set_state",
+                    fix="Use the same value to continue, or start afresh.",
+                )
+        for name in self.names:
+            if name in state["rows"] and state["rows"][name] != mine["rows"][name]:
+                raise ConfigError(
+                    f"source {name!r} had {state['rows'][name]} rows in the saved state, now {mine['rows'][name]}",
+                    where="MixtureStream.set_state",
+                    fix="Its documents have changed. Give the changed source another name, or start afresh.",
+                )
+        same = ("rows", "limits", "policies", "block")
+        is_same = all(state[field] == mine[field] for field in same) and list(state["rows"]) == list(self.names)
+        if not is_same and not allow_changed_sources:
+            changed = next(f for f in (*same, "rows") if state[f] != mine[f] or f == "rows")
+            raise ConfigError(
+                f"the stream's {changed} differ from the saved ones: {state[changed]} then, {mine[changed]} now",
+                where="MixtureStream.set_state",
+                fix="Allow changed sources to continue all the same.",
+            )
+        self._reset()
+        self._latest_version = state["latest_version"]
+        if is_same:
+            self._number, self._position, self._version = state["number"], state["position"], state["version"]
+            self._weights = np.asarray([state["weights"][name] for name in self.names])
+            pending = state["pending"]
+            self._pending = None if pending is None else np.asarray([pending[name] for name in self.names])
+            self._ledger = Ledger.from_json(state["start"], self.names)
+            if self._position:
+                self._current = self._plan(self._number, self._weights, self._version, self._ledger)
+            return
+        now = Ledger.from_json(state["now"], self.names)
+        # What is owed to sources that left, or by them, is forgotten; the rest must add to 0 again.
+        carry = now.carry - now.carry.mean()
+        self._ledger = Ledger(now.cursors, carry, now.asked, now.tokens)
+        self._number, self._position = state["number"] + 1, 0
+        self._latest_version += 1
+        self._version = self._latest_version
+
+    def _reset(self) -> None:
+        for read in self._reads.values():
+            read.cancel()
+        self._reads.clear()
+        self._current = self._next = None
+
+    def close(self) -> None:
+        """Ends the reader pool; what comes after is read when it is asked for."""
+        self._reset()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None
+
+    def __enter__(self) -> MixtureStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _check_arguments(
+    sources: Mapping[str, Any],
+    batch_size: int,
+    seq_len: int,
+    unit: str,
+    block: int,
+    shard: tuple[int, int],
+    prefetch: int,
+    num_threads: int,
+) -> None:
+    if not sources:
+        raise ConfigError("there are no sources", where="MixtureStream", fix="Give at least one.")
+    if unit not in UNITS:
+        raise ConfigError(f"unknown unit {unit!r}", where="MixtureStream(unit)", fix=nearest(unit, UNITS))
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("seq_len", seq_len, 1),
+        ("block", block, 1),
+        ("prefetch", prefetch, 0),
+        ("num_threads", num_threads, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}", where=f"MixtureStream({name})")
+    index, count = shard
+    if not 0 <= index < count:
+        raise ConfigError(
+            f"shard must be (index, count) with 0 ≤ index < count, got {shard}", where="MixtureStream(shard)"
+        )
+    if batch_size % count:
+        raise ConfigError(
+            f"a batch of {batch_size} rows cannot be shared by {count} processes",
+            where="MixtureStream(batch_size)",
+            fix=f"Choose a multiple of {count}.",
+        )
+
+
+def _check_policies(names: Sequence[str], policies: Sequence[Any], epochs: Sequence[Any]) -> None:
+    for name, policy, bound in zip(names, policies, epochs, strict=True):
+        if policy not in POLICIES:
+            raise ConfigError(
+                f"unknown policy {policy!r} for {name!r}",
+                where="MixtureStream(on_exhaust)",
+                fix=nearest(str(policy), POLICIES),
+            )
+        if bound is not None and not (math.isfinite(bound) and bound > 0):
+            raise ConfigError(
+                f"max_epochs must be finite and > 0: {name!r} has {bound}", where="MixtureStream(max_epochs)"
+            )
+
+
+def _by_name(value: Any, names: Sequence[str], argument: str) -> list[Any]:
+    if not isinstance(value, Mapping):
+        return [value] * len(names)
+    for name in value:
+        if name not in names:
+            raise ConfigError(
+                f"{argument} for unknown source {name!r}", where="MixtureStream", fix=nearest(name, names)
+            )
+    default = "repeat" if argument == "on_exhaust" else None
+    return [value.get(name, default) for name in names]
+
+
+def _limit(rows: int, policy: str, epochs: float | None) -> int:
+    if epochs is None:
+        return UNLIMITED if policy == "repeat" else rows
+    return math.floor(rows * epochs + 1e-9)
