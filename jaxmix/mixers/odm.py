@@ -6,7 +6,7 @@ Albalak, Pan, Raffel, Wang: "Efficient Online Data Mixing For Language Model Pre
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def odm_weights(estimate: DomainVector, count: Int[Array, ""], variant: str) -> 
 
 
 @registry.register
-def odm(variant: Literal["paper", "repository"] = "paper", *, discount: float = 0.9, warmup_updates: int = 0) -> Mixer:
+def odm(variant: str = "paper", *, discount: float = 0.9, warmup_updates: int = 0) -> Mixer:
     r"""Online Data Mixing: draws more of what has a high training loss.
 
     With l_j the mean loss of domain j in the step (nats per token), p the weights, a = discount, for the domains
