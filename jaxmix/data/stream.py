@@ -205,16 +205,20 @@ class MixtureStream:
 
     def _block_in_progress(self) -> _Block:
         if self._current is None:
+            self._adopt_pending()
             self._current = self._plan(self._number, self._weights, self._version, self._ledger)
         if self._position == self.block:
             self._ledger = self._ledger_now()
             self._number += 1
             self._position = 0
             following = self._following()
-            if self._pending is not None:
-                self._weights, self._version, self._pending = self._pending, self._latest_version, None
+            self._adopt_pending()
             self._current, self._next = following, None
         return self._current
+
+    def _adopt_pending(self) -> None:
+        if self._pending is not None:
+            self._weights, self._version, self._pending = self._pending, self._latest_version, None
 
     def _following(self) -> _Block:
         """The next block, by the weights known now; planned afresh if weights change before it begins."""
@@ -516,7 +520,7 @@ def _by_name(value: Any, names: Sequence[str], argument: str) -> list[Any]:
     return [value.get(name, default) for name in names]
 
 
-def _limit(rows: int, policy: str, epochs: float | None) -> int:
+def _limit(rows: int, policy: str, epochs: float | int | None) -> int:
     if epochs is None:
         return UNLIMITED if policy == "repeat" else rows
     return math.floor(rows * epochs + 1e-9)

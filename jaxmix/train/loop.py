@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.core.sharding import build_mesh, global_batch, replicated
+from jaxmix.core.sharding import build_mesh, global_batch, replicated, use_mesh
 from jaxmix.mixers.base import Mixer
 from jaxmix.models.base import Model
 from jaxmix.train.checkpoint import Checkpointer
@@ -163,7 +163,7 @@ class _Run:
 
     def execute(self, label: str, show_progress: bool) -> RunResult:
         settings, is_main = self.settings, jax.process_index() == 0
-        with Interruption() as interruption:
+        with Interruption() as interruption, use_mesh(self.mesh):
             notes: list[str] = []
             self.checkpointer = Checkpointer(self.run_dir / "checkpoints", keep=settings.keep, report=notes.append)
             try:

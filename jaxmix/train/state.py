@@ -13,6 +13,7 @@ from jaxmix.core.pytree import state
 from jaxmix.core.sharding import named_shardings, replicated
 from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.models.base import Model
+from jaxmix.models.partition import fit_partition
 
 __all__ = ["RunState", "TrainState", "init_run_state", "init_train_state", "train_state_shardings"]
 
@@ -69,7 +70,7 @@ def init_train_state(key: jax.Array, model: Model, optimizer: optax.GradientTran
 def train_state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """A `TrainState` of shardings: moments are laid out as their parameters, scalars are replicated."""
     params = jax.eval_shape(model.init, jax.random.key(0))
-    specs = model.partition
+    specs = fit_partition(model.partition, params, mesh.shape)
     if specs is None:
         specs = jax.tree.map(lambda _: PartitionSpec(), params)
     placed = named_shardings(mesh, specs)

@@ -21,7 +21,7 @@ class LogWindow:
         self._token_count = np.zeros(num_domains)
         self._extras: dict[str, list[float]] = {}
 
-    def add(self, loss_sum: np.ndarray, token_count: np.ndarray, extras: dict[str, np.ndarray]) -> None:
+    def add(self, loss_sum: np.ndarray, token_count: np.ndarray, extras: dict[str, Any]) -> None:
         """Adds one step's sums; `extras` are the mixer's latest named vectors [m] or scalars."""
         self._loss_sum += loss_sum.astype(np.float64)
         self._token_count += token_count.astype(np.float64)

@@ -127,6 +127,16 @@ def test_weights_take_effect_at_the_next_block_whenever_they_are_set():
         assert [set(b["weights_version"].tolist()) for b in batches] == [{0}] * 3 + [{1}] * 3
 
 
+def test_weights_set_before_the_first_batch_draw_it():
+    with make(weights=[1, 0, 0]) as stream:
+        stream.set_weights([0, 1, 0])
+        state = stream.get_state()
+        assert set(next(stream)["domain"].tolist()) == {1}
+    with make() as stream:
+        stream.set_state(state)
+        assert set(next(stream)["domain"].tolist()) == {1}
+
+
 def test_equal_weights_keep_the_version_and_the_last_call_counts():
     with make(weights=[1, 1, 1]) as stream:
         next(stream)
