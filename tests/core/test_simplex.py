@@ -144,6 +144,10 @@ class TestExponentiatedGradient:
         assert np.isfinite(got).all()
         assert abs(float(got.sum()) - 1) < 1e-6
 
+    def test_stays_finite_where_the_product_overflows(self):
+        got = simplex.exponentiated_gradient_step(as32([0.5, 0.25, 0.25]), as32([1e30, 1e30, -1e30]), step_size=1e9)
+        np.testing.assert_allclose(got, [2 / 3, 1 / 3, 0], atol=1e-6)
+
     def test_a_dead_group_returns_only_with_a_minimum(self):
         p, score = as32([0.0, 1.0]), as32([100.0, 0.0])
         assert simplex.exponentiated_gradient_step(p, score, step_size=1.0)[0] > 0.99
