@@ -1,0 +1,130 @@
+"""Random access to what `prepare` wrote."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError, RunError
+
+__all__ = ["PreparedSource", "open_prepared", "read_index"]
+
+_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord advises for random access
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """The index of a prepared folder: settings, and per domain documents, tokens, bytes, hashes and troubles.
+
+    Raises:
+        ConfigError: nothing is there, or its preparation was not finished.
+    """
+    path = Path(folder) / "index.json"
+    if not path.is_file():
+        is_begun = (Path(folder) / "plan.json").is_file()
+        raise ConfigError(
+            f"{folder} was not prepared to the end" if is_begun else f"there is no prepared data in {folder}",
+            where="data.prepared",
+            fix="Run jaxmix prepare; it goes on where it was." if is_begun else "Run jaxmix prepare first.",
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def open_prepared(folder: str | Path, split: str = "train") -> dict[str, PreparedSource]:
+    """Opens a split of every domain, in the order of the sources.
+
+    Raises:
+        ConfigError: no such split or folder.
+        RunError: a file is missing or has another size than the index says.
+    """
+    index = read_index(folder)
+    dtype = index["settings"]["dtype"]
+    sources = {}
+    for name, entry in index["domains"].items():
+        if split not in entry["splits"]:
+            raise ConfigError(f"unknown split {split!r}", where="open_prepared", fix="Use train or validation.")
+        sources[name] = PreparedSource(Path(folder) / name, name, dtype, entry["splits"][split]["shards"])
+    return sources
+
+
+class PreparedSource:
+    """One split of one domain, as a token source: `len`, `[i]`, `read(indices)`, `doc_lengths`.
+
+    A record is a document, or a piece of a long one. Files are opened when they are first read; instances may be
+    pickled, and read by several threads.
+
+    Attributes:
+        name: of the domain.
+        doc_lengths: i64[n], tokens of each record.
+        is_continued: bool[n], the record goes on with the document before it (maybe in the other split).
+        num_tokens, num_bytes, num_documents: of the split; bytes are on disk.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: str, shards: Sequence[dict[str, Any]]):
+        self.name = name
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._paths = [folder / shard["file"] for shard in shards]
+        for path, shard in zip(self._paths, shards, strict=True):
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                raise RunError(
+                    f"{path} {'is missing' if size is None else f'has {size} bytes'}, "
+                    f"the index says {shard['bytes']} bytes",
+                    fix="The prepared folder is damaged. Remove it and run jaxmix prepare again.",
+                )
+        lengths = [np.load(path.with_suffix(".npy")) for path in self._paths]
+        signed = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+        self.doc_lengths, self.is_continued = np.abs(signed), signed < 0
+        self._starts = np.cumsum([0, *(len(part) for part in lengths)])
+        self.num_tokens = int(self.doc_lengths.sum())
+        self.num_bytes = sum(shard["bytes"] for shard in shards)
+        self.num_documents = int(np.sum(~self.is_continued))
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.doc_lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.read([index % len(self)])[0]
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Reads records, one request per file, and returns their tokens in the order asked for."""
+        wanted = np.asarray(indices, np.int64)
+        shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        result: list[Any] = [None] * len(wanted)
+        for shard in np.unique(shard_of).tolist():
+            places = np.flatnonzero(shard_of == shard)
+            within = (wanted[places] - self._starts[shard]).tolist()
+            with self._lock:  # a reader keeps one position
+                data = self._reader(shard).read(within)
+            for place, record in zip(places.tolist(), data, strict=True):
+                result[place] = np.frombuffer(record, self._dtype)
+        return result
+
+    def close(self) -> None:
+        """Closes the files; the next read opens them again."""
+        with self._lock:
+            for reader in self._readers.values():
+                reader.close()
+            self._readers.clear()
+
+    def _reader(self, shard: int) -> Any:
+        reader = self._readers.get(shard)
+        if reader is None:
+            from array_record.python.array_record_module import ArrayRecordReader
+
+            reader = self._readers[shard] = ArrayRecordReader(str(self._paths[shard]), _OPTIONS)
+        return reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_readers", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _readers={}, _lock=threading.Lock())

@@ -1,0 +1,112 @@
+"""From text to tokens: a byte tokenizer that needs nothing, and any `tokenizer.json`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError
+
+__all__ = ["Tokenizer", "byte_tokenizer", "load_tokenizer"]
+
+_END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "[SEP]")
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What `prepare` and the report need of a tokenizer.
+
+    Attributes:
+        vocab_size: ids are below it.
+        end_of_document: the id that ends every document.
+        fingerprint: the same for tokenizers that give the same ids.
+    """
+
+    vocab_size: int
+    end_of_document: int
+    fingerprint: str
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids i32[n] of every text, without the end of the document."""
+        ...
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str: ...
+
+
+class _Bytes:
+    """UTF-8 bytes as tokens. 0xFF, which never occurs in UTF-8, ends a document: 256 ids in all."""
+
+    vocab_size = 256
+    end_of_document = 0xFF
+    fingerprint = "bytes-1"
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) for text in texts]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        ids = np.asarray(tokens)
+        return ids[ids != self.end_of_document].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+class _File:
+    def __init__(self, path: Path, end_of_document: str | None):
+        from tokenizers import Tokenizer as Fast
+
+        data = path.read_bytes()
+        try:
+            self._fast: Any = Fast.from_str(data.decode("utf-8"))
+        except Exception as error:  # the library raises its own kinds for every fault of the file
+            raise ConfigError(
+                f"{path} is no tokenizer file: {str(error).splitlines()[0]}",
+                where="data.tokenizer",
+                fix="Name a tokenizer.json of the `tokenizers` library, or `byte`.",
+            ) from error
+        self._fast.no_padding()
+        self._fast.no_truncation()
+        self.vocab_size = int(self._fast.get_vocab_size(with_added_tokens=True))
+        names = _END_NAMES if end_of_document is None else (end_of_document,)
+        ids = [self._fast.token_to_id(name) for name in names]
+        found = [i for i in ids if i is not None]
+        if not found:
+            raise ConfigError(
+                f"{path} has none of the tokens {', '.join(names)} to end a document with",
+                where="data.tokenizer",
+                fix="Say which of its tokens does: load_tokenizer(path, end_of_document=...).",
+            )
+        self.end_of_document = int(found[0])
+        self.fingerprint = hashlib.blake2b(data + str(self.end_of_document).encode(), digest_size=16).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.asarray(e.ids, np.int32) for e in self._fast.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return self._fast.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """UTF-8 bytes as tokens; 256 ids, 0xFF ends a document."""
+    return _Bytes()
+
+
+def load_tokenizer(name: str, *, end_of_document: str | None = None) -> Tokenizer:
+    """Returns the tokenizer called `byte`, or reads a `tokenizer.json`.
+
+    Args:
+        name: "byte", or the path of a file of the `tokenizers` library.
+        end_of_document: the token that ends a document; by default the first of the usual names that the file has.
+
+    Raises:
+        ConfigError: no such file, not a tokenizer, or nothing in it to end a document with.
+    """
+    if name == "byte":
+        return byte_tokenizer()
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no tokenizer file {name!r}", where="data.tokenizer", fix="Name a tokenizer.json, or `byte`."
+        )
+    return _File(path, end_of_document)
