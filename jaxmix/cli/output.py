@@ -33,8 +33,10 @@ def say_json(value: Any) -> None:
     say(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """Prints a table; the first column is text, the others are aligned right."""
+def say_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, left: int = 1
+) -> None:
+    """Prints a table; the first `left` columns are text, the others are aligned right."""
     if process_index():
         return
     from rich import box
@@ -45,7 +47,7 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: s
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(name, justify="left" if index < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
     console.print(table)

@@ -32,8 +32,9 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 0.5rem; }
 .verdict { font-size: 1.1rem; border-left: 4px solid #4477aa; padding: 0.3rem 0 0.3rem 0.9rem; margin: 1.2rem 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+.scroll { overflow-x: auto; font-size: 0.88rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid var(--line); }
 tr.total td { font-style: italic; } td.best { font-weight: 700; }
 figure { margin: 0.5rem 0 1.2rem; break-inside: avoid; } figcaption, .note { opacity: 0.75; font-size: 0.9rem; }

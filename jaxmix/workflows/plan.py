@@ -11,8 +11,8 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.models.config import TransformerConfig
 from jaxmix.workflows.config import RunConfig
+from jaxmix.workflows.data import known_sizes
 from jaxmix.workflows.resolve import (
-    known_sizes,
     prior_weights,
     resolve_max_epochs,
     resolve_mixer,
@@ -20,7 +20,7 @@ from jaxmix.workflows.resolve import (
     resolve_settings,
 )
 
-__all__ = ["Memory", "Plan", "SourcePlan", "estimate_memory", "make_plan"]
+__all__ = ["Memory", "Plan", "SourcePlan", "estimate_memory", "make_plan", "plan_lines", "plan_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,3 +221,50 @@ def _sources(
         epochs = None if size is None else tokens / size if size else 0.0
         plans.append(SourcePlan(name, weights[name], drawn, tokens, size, epochs, limits[name]))
     return tuple(plans)
+
+
+def plan_rows(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The plan's table of sources: headings and rows."""
+    columns = ("source", "weight", "rows", "tokens", "available", "epochs", "limit")
+    rows: list[tuple[str, ...]] = [
+        (
+            s.name,
+            "?" if s.weight is None else f"{s.weight:.4g}",
+            _count(s.rows),
+            _count(s.tokens),
+            _count(s.available),
+            "?" if s.epochs is None else f"{s.epochs:.2f}",
+            "-" if s.max_epochs is None else f"{s.max_epochs:g}",
+        )
+        for s in plan.sources
+    ]
+    return columns, rows
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan's other numbers, one line each."""
+    memory = plan.memory
+    parts = ("params", "gradients", "optimizer", "activations", "logits")
+    sizes = ", ".join(f"{name} {_bytes(getattr(memory, name))}" for name in parts)
+    mesh = " x ".join(f"{axis} {'all' if size is None else size}" for axis, size in plan.devices.items())
+    return [
+        f"Steps: {plan.steps:,} of {plan.tokens_per_step:,} tokens, {plan.tokens:,} tokens in all",
+        f"Model: {plan.num_params:,} parameters, {plan.flops:.3g} floating-point operations",
+        f"Memory per device, roughly: {_bytes(memory.total)} ({sizes})",
+        f"Devices: {mesh}",
+        f"Mixer: {plan.mixer}",
+        f"Evaluations: {plan.evaluations}, checkpoints: {plan.checkpoints}",
+        *(f"Unknown: {line}" for line in plan.unknown),
+        *(f"Note: {line}" for line in plan.notes),
+    ]
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def _bytes(value: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value} B"

@@ -1,0 +1,229 @@
+"""The commands: each calls its workflow and prints the result. Workflows are imported when a command runs."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jaxmix.cli.arguments import Arguments
+from jaxmix.cli.output import process_index, say, say_json, say_table
+from jaxmix.core.errors import EnvironmentProblem
+
+__all__ = ["doctor", "plan", "prepare", "quickstart", "report", "train"]
+
+
+def _command(arguments: Arguments) -> str:
+    return shlex.join(["jaxmix", *arguments.argv])
+
+
+def _load(arguments: Arguments, *, out: str | None = None) -> Any:
+    """The configuration named on the command line with its overrides; the option `--out` is one of them."""
+    from jaxmix.workflows.config import load_config
+
+    overrides = list(arguments.overrides)
+    if out is not None:
+        overrides.append(("out", f'"{out}"'))
+    return load_config(arguments.config, overrides)
+
+
+def quickstart(arguments: Arguments) -> int:
+    """Prepares, trains six runs, prints the table, names the page."""
+    from jaxmix.workflows.quickstart import DEFAULT_OUT, quickstart_members
+
+    out = arguments.out or DEFAULT_OUT
+    overrides = list(arguments.overrides)
+    if arguments.steps is not None:
+        overrides.append(("train.steps", str(arguments.steps)))
+    runs = quickstart_members(overrides, out=out, seeds=arguments.seeds)
+    steps = runs[0].config.train.steps
+    tokens = steps * runs[0].config.data.batch_size * runs[0].config.data.seq_len
+    if arguments.dry_run:
+        return _dry_run_comparison(arguments, out, [m.config.out for m in runs], steps, tokens)
+    from jaxmix.workflows.compare import run_comparison
+
+    def note(line: str) -> None:
+        if not arguments.json:
+            say(line)
+
+    note(f"{len(runs)} runs of {steps} steps, {tokens:,} tokens each, into {out}")
+    with _continued_by(_command(arguments)):
+        outcome = run_comparison(runs, out=out, command=_command(arguments), say=note)
+    if arguments.json:
+        say_json(outcome.summary)
+        return 0
+    from jaxmix.report import load_run
+    from jaxmix.report.tables import comparison_table
+
+    table = comparison_table([load_run(Path(str(m.config.out))) for m in runs])
+    say()
+    say_table(table.columns, table.rows, title="Validation loss (nats per token), realised share, epochs; seed means")
+    say()
+    for sentence in outcome.sentences:
+        say(sentence)
+    say(f"\nPage: {outcome.report}")
+    return 0
+
+
+def _dry_run_comparison(arguments: Arguments, out: str, folders: list[Any], steps: int, tokens: int) -> int:
+    if arguments.json:
+        say_json({"out": out, "runs": folders, "steps": steps, "tokens": tokens})
+    else:
+        say(f"Would prepare the bundled texts into {out}/prepared and train {len(folders)} runs of {steps} steps:")
+        for folder in folders:
+            say(f"  {folder}")
+        say("Nothing was written.")
+    return 0
+
+
+def prepare(arguments: Arguments) -> int:
+    """Tokenizes the sources of a configuration."""
+    from jaxmix.workflows.data import describe_preparation, preparation_table, prepare_sources
+
+    config = _load(arguments)
+    if arguments.dry_run:
+        planned = describe_preparation(config)
+        if arguments.json:
+            say_json(planned)
+        else:
+            say(f"Would read {len(planned['sources'])} sources and write to {planned['prepared']}:")
+            for name, about in planned["sources"].items():
+                say(f"  {name}: {about}")
+            say("Nothing was written.")
+        return 0
+    with _continued_by(_command(arguments)):
+        summary = prepare_sources(config)
+    if arguments.json:
+        say_json(summary)
+        return 0
+    columns, rows, notes = preparation_table(summary)
+    say_table(columns, rows)
+    for line in notes:
+        say(line)
+    say(f"\nPrepared: {config.data.prepared}")
+    return 0
+
+
+def train(arguments: Arguments) -> int:
+    """Trains one run and prints its table."""
+    config = _load(arguments, out=arguments.out)
+    if arguments.dry_run:
+        _print_plan(config, arguments.json)
+        if not arguments.json:
+            say(f"\nWould write to {config.out}. Nothing was written.")
+        return 0
+    _join(arguments)
+    from jaxmix.workflows.train import run_train
+
+    with _continued_by(_command(arguments)):
+        outcome = run_train(config, command=_command(arguments))
+    if process_index():
+        return 0
+    if arguments.json:
+        say_json(outcome.as_json())
+        return 0
+    from jaxmix.report import describe_result, load_run
+    from jaxmix.report.tables import run_table
+
+    run = load_run(outcome.run_dir)
+    table = run_table(run)
+    say()
+    say_table(table.columns, table.rows)
+    say()
+    say(" ".join(describe_result([run])))
+    if outcome.result.ended_early:
+        say(f"Ended early: {outcome.result.ended_early}.")
+    say(f"\nPage: {outcome.report}")
+    return 0
+
+
+def _join(arguments: Arguments) -> None:
+    """Joins the other processes of the run, before anything touches a device."""
+    given = (arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.distributed or any(value is not None for value in given):
+        from jaxmix.core.sharding import initialize_distributed
+
+        initialize_distributed(*given)
+
+
+class _continued_by:
+    """Ctrl-C outside of the training loop, which answers it itself: says what continues the work."""
+
+    def __init__(self, command: str):
+        self._command = command
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, KeyboardInterrupt) and not str(error):
+            raise KeyboardInterrupt(f"What is finished is kept. Continue with: {self._command}") from None
+
+
+def plan(arguments: Arguments) -> int:
+    """Prints what a configuration would do."""
+    _print_plan(_load(arguments), arguments.json)
+    return 0
+
+
+def _print_plan(config: Any, as_json: bool) -> None:
+    from jaxmix.workflows.plan import make_plan, plan_lines, plan_rows
+
+    plan = make_plan(config)
+    if as_json:
+        say_json(plan.as_json())
+        return
+    columns, rows = plan_rows(plan)
+    say_table(columns, rows)
+    say()
+    for line in plan_lines(plan):
+        say(line)
+
+
+def doctor(arguments: Arguments) -> int:
+    """Prints all findings; 3 when something is broken."""
+    from jaxmix.workflows.doctor import Check, diagnose, ping, ping_this_machine
+
+    timeout = 60 if arguments.timeout is None else arguments.timeout
+    checks: list[Check] = []
+    given = (arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.multihost or any(value is not None for value in given):
+        try:
+            # Joining comes first: it is refused once a device has been touched.
+            if any(value is not None for value in given):
+                checks.append(ping(*given, timeout_s=timeout))
+            else:
+                checks.append(ping_this_machine(timeout_s=timeout))
+        except EnvironmentProblem as error:
+            checks.append(Check("processes", "broken", str(error)))
+    checks = [*diagnose(), *checks]
+    broken = [c for c in checks if c.status == "broken"]
+    if arguments.json:
+        say_json({"ok": not broken, "checks": [vars(c) for c in checks]})
+    else:
+        say_table(("check", "", "found"), [(c.name, c.status, c.detail) for c in checks], left=3)
+        for check in broken:
+            say(f"\n{check.name}: {check.detail}." + (f" {check.fix}" if check.fix else ""))
+        say("\nEverything works." if not broken else f"\n{len(broken)} of {len(checks)} checks failed.")
+    return EnvironmentProblem.exit_code if broken else 0
+
+
+def report(arguments: Arguments) -> int:
+    """Writes the page of a run folder, or of a folder of them."""
+    from jaxmix.report import describe_result, find_runs, load_run, write_report
+
+    folder = Path(arguments.run)
+    runs = find_runs(folder)
+    target = Path(arguments.out) if arguments.out else folder / "report.html"
+    if arguments.dry_run:
+        say(f"Would write {target} from {len(runs)} run{'s' if len(runs) != 1 else ''}. Nothing was written.")
+        return 0
+    write_report(folder, out=target)
+    sentences = describe_result([load_run(path) for path in runs])
+    if arguments.json:
+        say_json({"report": str(target), "runs": [str(path) for path in runs], "verdict": sentences})
+        return 0
+    for sentence in sentences:
+        say(sentence)
+    say(f"\nPage: {target}")
+    return 0

@@ -1,0 +1,262 @@
+"""`jaxmix train`: from a configuration to a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.config import RunConfig, config_hash
+from jaxmix.workflows.data import RunData, prepare_and_open
+from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json, write_text
+from jaxmix.workflows.resolve import (
+    prior_weights,
+    resolve_max_epochs,
+    resolve_mixer,
+    resolve_model_config,
+    resolve_on_exhaust,
+    resolve_settings,
+)
+from jaxmix.workflows.strict import dump_yaml, parse_yaml, to_plain
+
+if TYPE_CHECKING:
+    from jaxmix.train.loop import RunResult
+    from jaxmix.train.programs import Programs
+
+__all__ = ["TrainOutcome", "check_continuation", "resolved", "run_train"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOutcome:
+    """What a run left.
+
+    Attributes:
+        run_dir: its folder.
+        result: how training ended.
+        average_weights: mean sampling weight by domain over the logged steps.
+        programs: the compiled functions, for a further run of the same shapes.
+        report: the page, None where it was not asked for or another process writes it.
+    """
+
+    run_dir: Path
+    result: RunResult
+    average_weights: dict[str, float]
+    programs: Programs
+    report: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        result = self.result
+        losses = [loss for loss in result.final_eval.values() if math.isfinite(loss)]
+        return {
+            "run": str(self.run_dir),
+            "steps": result.steps,
+            "resumed_from": result.resumed_from,
+            "ended_early": result.ended_early,
+            "skipped_steps": result.skipped_steps,
+            "validation_loss": result.final_eval,
+            "mean_validation_loss": sum(losses) / len(losses) if losses else None,
+            "final_weights": result.final_weights,
+            "average_weights": self.average_weights,
+            "tokens_per_second": result.tokens_per_second if math.isfinite(result.tokens_per_second) else None,
+            "report": None if self.report is None else str(self.report),
+        }
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The configuration with the loop's defaults written out, so that a later default changes no old run."""
+    settings = dataclasses.asdict(resolve_settings(config))
+    for key in ("steps", "checkpoint_every", "keep", "resume"):  # these have keys of their own
+        del settings[key]
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, settings=settings))
+
+
+def run_train(
+    config: RunConfig,
+    *,
+    command: str,
+    data: RunData | None = None,
+    programs: Programs | None = None,
+    label: str = "train",
+    extra: Mapping[str, Any] | None = None,
+    has_page: bool = True,
+) -> TrainOutcome:
+    """Trains as `config` says and fills its run folder, continuing what is there.
+
+    Args:
+        config: checked configuration.
+        command: what was typed, for provenance.json.
+        data: opened data, to share between runs; prepared and opened here if None.
+        programs: compiled functions of an earlier run of the same shapes.
+        label: in front of progress lines.
+        extra: further entries of provenance.json.
+        has_page: write report.html at the end.
+
+    Raises:
+        ConfigError: also when the folder holds a run that this configuration cannot continue.
+        RunError: the run could not go on; its newest checkpoint is whole.
+    """
+    import jax
+
+    from jaxmix.core.sharding import build_mesh, process_shard
+    from jaxmix.data import MixtureStream
+    from jaxmix.models import transformer
+    from jaxmix.train import build_programs, run_training, validation_set
+    from jaxmix.train.trackers import make_tracker
+
+    config = resolved(config)
+    assert config.out is not None
+    run_dir = Path(config.out)
+    check_continuation(config, run_dir)
+    settings = resolve_settings(config)
+    axes: dict[str, Any] = dict(config.train.mesh)
+    mesh = programs.mesh if programs is not None else build_mesh(**axes)
+    _check_rows(config, settings.accumulate * mesh.shape["data"] * mesh.shape["fsdp"])
+    data = data or prepare_and_open(config)
+    names = tuple(data.train)
+    prior = prior_weights(config, data.sizes)
+    assert prior is not None
+    mixer = resolve_mixer(config, sizes=data.sizes)
+    model = transformer(resolve_model_config(config, vocab_size=data.vocab_size))
+    limits = resolve_max_epochs(config, names)
+    stream = MixtureStream(
+        data.train,
+        batch_size=config.data.batch_size,
+        seq_len=config.data.seq_len,
+        seed=settings.seed,
+        unit=config.data.unit,
+        block=config.data.block,
+        on_exhaust=resolve_on_exhaust(config, names),
+        max_epochs={name: limit for name, limit in limits.items() if limit is not None},
+        weights=prior,
+        shard=process_shard(),
+    )
+    validation = validation_set(
+        data.validation, seq_len=config.data.seq_len, rows_per_domain=config.data.validation_rows
+    )
+    is_main = jax.process_index() == 0
+    provenance = _provenance(config, run_dir, data, prior, limits, command, extra or {})
+    if is_main:
+        write_text(run_dir / "config.yaml", dump_yaml(to_plain(config)))
+        write_json(run_dir / "provenance.json", provenance)
+    trackers = [make_tracker(t, run_dir, to_plain(config)) for t in config.track if t != "jsonl" and is_main]
+    programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
+    result = run_training(
+        run_dir,
+        model=model,
+        mixer=mixer,
+        stream=stream,
+        validation=validation,
+        settings=settings,
+        prior=np.asarray([prior[name] for name in names]),
+        programs=programs,
+        trackers=trackers,
+        config_hash=provenance["config_hash"],
+        label=label,
+    )
+    average, page = dict(result.final_weights), None
+    if is_main:
+        from jaxmix.report import load_run, write_report
+
+        write_json(run_dir / "provenance.json", {**provenance, "finished": now()})
+        average = load_run(run_dir).average_weights() or average
+        write_text(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average)))
+        page = write_report(run_dir) if has_page else None
+    return TrainOutcome(run_dir, result, average, programs, page)
+
+
+def check_continuation(config: RunConfig, run_dir: Path) -> None:
+    """Raises `ConfigError` if the folder has checkpoints that `config` cannot continue.
+
+    The length of the run, the learning rate, weights and everything that is only logged may change; what decides
+    the shapes in a checkpoint, or what its data cursors count, may not.
+    """
+    path = run_dir / "config.yaml"
+    if config.checkpoint.resume == "never" or not path.is_file() or not any((run_dir / "checkpoints").glob("[0-9]*")):
+        return
+    old = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    before, after = _fixed(old), _fixed(to_plain(config))
+    for key in after:
+        if before.get(key) != after[key]:
+            raise ConfigError(
+                f"{key} was {before.get(key)!r} and is now {after[key]!r}: the checkpoints cannot be continued",
+                where=str(run_dir),
+                fix="Choose another run folder with --out, or take the old value.",
+            )
+
+
+def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run keeps for life, by dotted name."""
+    data, mixer = plain.get("data", {}), plain.get("mixer", {})
+    fixed = {f"model.{k}": v for k, v in plain.get("model", {}).items()}
+    fixed |= {f"data.{k}": data.get(k) for k in ("tokenizer", "seq_len", "batch_size", "block", "unit")}
+    fixed["mixer.name"] = mixer.get("name")
+    fixed["mixer.wrap"] = [next(iter(entry)) for entry in mixer.get("wrap", ())]
+    fixed["train.seed"] = plain.get("train", {}).get("seed", 0)
+    return fixed
+
+
+def _check_rows(config: RunConfig, parts: int) -> None:
+    if config.data.batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size {config.data.batch_size} cannot be divided by {parts} (micro-batches x data x fsdp)",
+            where="data.batch_size",
+            fix=f"Use a multiple of {parts}, or fewer devices in train.mesh.",
+        )
+
+
+def _provenance(
+    config: RunConfig,
+    run_dir: Path,
+    data: RunData,
+    prior: Mapping[str, float],
+    limits: Mapping[str, float | None],
+    command: str,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of provenance.json; earlier sessions of the run stay listed."""
+    session = {"started": now(), "command": command, "devices": describe_devices()}
+    sessions = [session]
+    old = run_dir / "provenance.json"
+    if config.checkpoint.resume != "never" and old.is_file():
+        with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
+            sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
+    total = sum(data.sizes.values())
+    return {
+        "command": command,
+        "versions": versions(),
+        "devices": session["devices"],
+        "commit": git_commit(),
+        "config_hash": config_hash(config),
+        "tokenizer_hash": data.tokenizer_hash,
+        "data_hash": data.data_hash,
+        "seed": resolve_settings(config).seed,
+        "prior": dict(prior),
+        "natural_shares": {name: size / total for name, size in data.sizes.items()},
+        "train_tokens": dict(data.sizes),
+        "max_epochs": {name: limit for name, limit in limits.items() if limit is not None},
+        **extra,
+        "started": sessions[0]["started"],
+        "sessions": sessions,
+    }
+
+
+def _mixture(config: RunConfig, data: RunData, result: RunResult, average: Mapping[str, float]) -> dict[str, Any]:
+    """The run's result as a mixture for other runs and tools."""
+    return {
+        "unit": config.data.unit,
+        "tokenizer": config.data.tokenizer,
+        "tokenizer_hash": data.tokenizer_hash,
+        "mixer": config.mixer.name,
+        "steps": result.steps,
+        "tokens": int(sum(drawn["tokens"] for drawn in result.realised.values())),
+        "final": dict(result.final_weights),
+        "average": dict(average),
+        "realised": {name: drawn["share"] for name, drawn in result.realised.items()},
+    }
