@@ -4,6 +4,8 @@ Set here and not through environment variables, so that `pytest` alone is enough
 """
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -14,7 +16,8 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-install_import_hook("jaxmix", "beartype.beartype")
+sys.path.insert(0, str(Path(__file__).parent))
+install_import_hook("jaxmix", "strict_types.check")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,161 @@
+"""The commands as a person types them, at the smallest size: exit codes, messages, and what they leave."""
+
+import json
+
+import pytest
+import yaml
+
+from jaxmix.cli import main
+from jaxmix.train import latest_by_step, read_records
+
+RUN_FILES = ("config.yaml", "provenance.json", "metrics.jsonl", "timing.jsonl", "mixture.yaml", "report.html")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run on two tiny domains."""
+    for name, word in (("plain", "the cat sat on the mat. "), ("code", "def f(x): return x\n")):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            (tmp_path / name / f"{i}.txt").write_text((word * (20 + i))[i:])
+    content = {
+        "sources": {n: {"path": str(tmp_path / n)} for n in ("plain", "code")},
+        "data": {
+            "prepared": str(tmp_path / "prepared"),
+            "seq_len": 32,
+            "batch_size": 8,
+            "block": 2,
+            "validation_fraction": 0.2,
+        },
+        "mixer": {"name": "odm", "wrap": [{"floor": 0.01}]},
+        "model": {"preset": "lm-300k"},
+        "train": {"steps": 6, "log_every": 2, "eval_every": 3, "warmup_steps": 1},
+        "checkpoint": {"every": 2},
+        "out": str(tmp_path / "run"),
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def records(run):
+    return latest_by_step(read_records(run / "metrics.jsonl"), "train")
+
+
+def test_prepare_plan_train_report(config, tmp_path, capsys):
+    assert main(["plan", str(config)]) == 0
+    assert not (tmp_path / "prepared").exists()
+    assert main(["prepare", str(config), "--dry-run"]) == 0
+    assert not (tmp_path / "prepared").exists()
+    assert main(["prepare", str(config), "--json"]) == 0
+    capsys.readouterr()
+    assert main(["plan", str(config), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["tokens"] == 6 * 8 * 32
+
+    assert main(["train", str(config), "--dry-run"]) == 0
+    assert not (tmp_path / "run").exists()
+    capsys.readouterr()
+    assert main(["train", str(config), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["steps"] == 6
+    assert set(outcome["validation_loss"]) == {"plain", "code"}
+    for name in RUN_FILES:
+        assert (tmp_path / "run" / name).is_file(), name
+    assert [r["step"] for r in records(tmp_path / "run")] == [2, 4, 6]
+
+    (tmp_path / "run" / "report.html").unlink()
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "plain" in page
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+    # The same command again continues a finished run: nothing is trained, the same result is told.
+    capsys.readouterr()
+    assert main(["train", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["validation_loss"] == outcome["validation_loss"]
+
+
+def test_a_longer_run_continues_a_shorter_one(config, capsys):
+    assert main(["train", str(config), "--train.steps", "4"]) == 0
+    capsys.readouterr()
+    assert main(["train", str(config), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["resumed_from"] == 4
+    assert outcome["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mixer.name", "odn"], "Did you mean 'odm'"),
+        (["--mixer.discont", "0.5"], "discount"),
+        (["--data.seqlen", "16"], "seq_len"),
+        (["--train.steps", "0"], "steps"),
+        (["--train.steps", "many"], "many"),
+        (["--model.preset", "lm-1g"], "lm-1"),
+        (["--mixture.weights", "{plain: 1, code: -1}"], "-1"),
+        (["--data.batch_size", "7"], "7"),
+    ],
+)
+def test_wrong_settings_end_with_two_before_anything_is_written(config, tmp_path, capsys, arguments, message):
+    assert main(["train", str(config), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxmix: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_unknown_commands_and_files_end_with_two(capsys, tmp_path):
+    assert main(["trian"]) == 2
+    assert "Did you mean 'train'" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_ends_with_one(config, capsys):
+    arguments = ["--train.learning_rate", "1e30", "--train.clip_norm", "0", "--train.max_consecutive_skipped", "2"]
+    assert main(["train", str(config), "--train.steps", "40", *arguments]) == 1
+    assert "updates in a row" in capsys.readouterr().err
+
+
+def test_damaged_data_ends_with_one(config, tmp_path, capsys):
+    assert main(["prepare", str(config)]) == 0
+    shard = next((tmp_path / "prepared" / "plain").glob("train-*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-3])
+    assert main(["train", str(config)]) == 1
+    assert "the index says" in capsys.readouterr().err
+
+
+def test_doctor_names_a_known_bad_pair(monkeypatch, capsys):
+    from jaxmix.workflows import doctor
+
+    real = doctor.installed_version
+    fake = {"jax": "0.11.2", "jaxlib": "0.11.2", "flax": "0.12.8"}
+    monkeypatch.setattr(doctor, "installed_version", lambda name: fake.get(name) or real(name))
+    assert main(["doctor"]) == 3
+    assert "flax" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "installed_version", real)
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+
+
+def test_quickstart_compares_and_is_not_repeated(tmp_path, capsys):
+    arguments = ["quickstart", "--steps", "3", "--seeds", "2", "--out", str(tmp_path / "q"), "--json"]
+    small = ["--data.seq_len", "32", "--data.batch_size", "8", "--data.validation_rows", "4", "--train.log_every", "1"]
+    assert main([*arguments, *small]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert {(r["variant"], r["seed"]) for r in summary["runs"]} == {
+        (v, s) for v in ("natural", "uniform", "odm") for s in (0, 1)
+    }
+    tokens = [r["tokens"] for r in summary["runs"]]
+    assert min(tokens) > 0.99 * 3 * 8 * 32  # the last row of a source has fewer targets
+    assert max(tokens) <= 3 * 8 * 32
+    page = (tmp_path / "q" / "report.html").read_text()
+    for word in ("natural", "uniform", "odm", "novel", "jaxmix quickstart"):
+        assert word in page
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("metrics.jsonl")}
+    assert main([*arguments, *small]) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("metrics.jsonl")} == before
