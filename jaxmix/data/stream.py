@@ -321,7 +321,7 @@ class MixtureStream:
         rows = min(position * self.batch_size, len(block.plan.domain))
         m = len(self.names)
         drawn = np.bincount(block.plan.domain[:rows], minlength=m)
-        asked = block.plan.asked[rows]
+        asked = block.plan.asked(rows)
         is_whole = rows == len(block.plan.domain)
         done = block.domain[:position].reshape(-1)
         tokens = np.bincount(done, weights=block.targets[:position].reshape(-1), minlength=m).astype(np.int64)
