@@ -139,9 +139,10 @@ def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: flo
         ConfigError: an argument is out of range, or all allowances together are smaller than the budget.
     """
     available, budget = _check_budget(available_tokens, total_tokens, max_epochs)
-    allowance = np.floor(available * max_epochs).astype(np.int64)
-    total_allowance, m = int(allowance.sum()), len(available)
-    if total_allowance < budget:
+    # An allowance beyond the whole budget never binds; capped, it fits a counter whatever the source's size.
+    allowance = np.floor(np.minimum(available * max_epochs, budget)).astype(np.int64)
+    m = len(available)
+    if np.floor(available * max_epochs).sum() < budget:
         raise ConfigError(
             f"a budget of {budget:.4g} tokens needs {budget / max(available.sum(), 1):.3g} epochs of the "
             f"{available.sum():.4g} available ones, more than max_epochs = {max_epochs:g}",

@@ -144,6 +144,8 @@ def resolve_mixer(
         sizes: tokens of the training part of every source, in order. None or unknown sizes do for a check of the
             arguments; a mixer that is to run needs them where `epoch_cap` is used.
     """
+    import jax
+
     from jaxmix import mixers
 
     origin = origin or Origin()
@@ -156,7 +158,11 @@ def resolve_mixer(
             _complete_wrapper(entry, config, names, sizes or {}, origin, f"mixer.wrap[{i}]")
             for i, entry in enumerate(config.mixer.wrap)
         ]
-        return mixers.build(config.mixer.name, options, wrap)
+        mixer = mixers.build(config.mixer.name, options, wrap)
+        if names:
+            # Some bounds depend on the number of domains; an abstract start checks them and computes nothing.
+            jax.eval_shape(lambda: mixer.init(jax.random.key(0), len(names)))
+        return mixer
     except ConfigError as error:
         argument = re.fullmatch(r"\w+\((\w+)\)", error.where or "")  # a factory names itself and the argument
         if argument and argument[1] in config.mixer.options:
