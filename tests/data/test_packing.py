@@ -113,3 +113,5 @@ def test_every_epoch_is_another_permutation(rows):
 def test_permutations_are_the_same_in_every_version():
     # Written down when made: a resumed run on another NumPy must draw the same rows.
     assert EpochPermutation(8, seed=0, name="a")(np.arange(8)).tolist() == [6, 1, 5, 0, 4, 2, 7, 3]
+    places = np.asarray([0, 1, 2, 10**6])
+    assert EpochPermutation(10**6, seed=0, name="a")(places).tolist() == [86139, 936716, 809245, 888633]
