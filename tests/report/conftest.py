@@ -30,7 +30,7 @@ def write_run():
             "seed": seed,
             "prior": {n: 1.0 / len(names) for n in names},
             "natural_shares": {n: (i + 1) / sum(range(1, len(names) + 1)) for i, n in enumerate(names)},
-            "max_epochs": {n: 4.0 for n in names[:1]},
+            "max_epochs": dict.fromkeys(names[:1], 4.0),
             **({"variant": variant} if variant else {}),
             **(extra or {}),
         }

@@ -26,7 +26,7 @@ class Page(HTMLParser):
                 self.links.append(value)
             if key == "id":
                 self.ids.append(value)
-        if tag not in VOID or not self.get_starttag_text().endswith("/>") and tag not in ("meta", "br", "img"):
+        if tag not in VOID or (not self.get_starttag_text().endswith("/>") and tag not in ("meta", "br", "img")):
             self.stack.append(tag)
 
     def handle_startendtag(self, tag, attrs):

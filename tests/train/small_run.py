@@ -33,10 +33,10 @@ def token_sources(names=NAMES, seed=0, documents=12):
 def small_run(run_dir, *, names=NAMES, steps=24, mixer=None, model=None, mesh=None, stream_options=None, **settings):
     """Trains the bigram model with ODM; keyword arguments override `TrainSettings`. Returns (result, stream)."""
     from bigram import bigram
-    from jaxmix.data.stream import MixtureStream
 
     import jaxmix
     from jaxmix.core.sharding import process_shard
+    from jaxmix.data.stream import MixtureStream
     from jaxmix.train import TrainSettings, run_training, validation_set
 
     defaults = {

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bigram import bigram, bigram_loss
-from jaxmix.data.stream import MixtureStream
 from small_run import NAMES, small_run, token_sources
 
 import jaxmix
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import build_mesh
+from jaxmix.data.stream import MixtureStream
 from jaxmix.mixers.base import Mixer
 from jaxmix.train import TrainSettings, latest_by_step, read_records, run_training, validation_set
 from jaxmix.train.evaluate import aggregates
@@ -213,16 +213,16 @@ def test_a_stream_that_ends_ends_the_run_with_everything_saved(tmp_path):
 
 
 def test_domains_of_validation_and_stream_must_agree(tmp_path):
-    with MixtureStream(token_sources(), batch_size=8, seq_len=8, seed=0) as stream:
-        with pytest.raises(ConfigError, match="same order"):
-            run_training(
-                tmp_path / "run",
-                model=bigram(),
-                mixer=jaxmix.mixers.make("static"),
-                stream=stream,
-                validation=validation_set(token_sources(("dense", "plain")), seq_len=8, rows_per_domain=4),
-                settings=TrainSettings(steps=2, warmup_steps=0),
-            )
+    stream = MixtureStream(token_sources(), batch_size=8, seq_len=8, seed=0)
+    with stream, pytest.raises(ConfigError, match="same order"):
+        run_training(
+            tmp_path / "run",
+            model=bigram(),
+            mixer=jaxmix.mixers.make("static"),
+            stream=stream,
+            validation=validation_set(token_sources(("dense", "plain")), seq_len=8, rows_per_domain=4),
+            settings=TrainSettings(steps=2, warmup_steps=0),
+        )
     assert not (tmp_path / "run").exists()
 
 
