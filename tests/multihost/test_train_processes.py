@@ -51,7 +51,9 @@ def assert_close(actual, expected):
         for a, b in zip(got, wanted, strict=True):
             assert a.keys() == b.keys()
             for name in a:
-                if name.startswith("data/") or name in ("step", "tokens", "kind"):
+                # What was asked follows losses, whose sums two processes round otherwise; what was drawn is the same.
+                is_drawn = name.startswith("data/") and not name.startswith("data/asked")
+                if is_drawn or name in ("step", "tokens", "kind"):
                     assert a[name] == b[name], name
                 else:
                     assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
