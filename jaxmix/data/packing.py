@@ -18,12 +18,16 @@ class Rows(Protocol):
     num_documents: int
 
     def __len__(self) -> int: ...
-    def read_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    def read_into(self, rows: Sequence[int], tokens: np.ndarray, targets: np.ndarray, places: Sequence[int]) -> None:
+        """Reads rows in one request into `tokens[place]` and `targets[place]`, i32[b, t] each."""
+
     def count_targets(self, rows: np.ndarray) -> np.ndarray: ...
 
 
 def document_tokens(item: Any, *, where: str) -> np.ndarray:
     """The tokens of one item of a source: a 1-D integer array, or a mapping with one under `tokens`."""
+    if type(item) is np.ndarray and item.ndim == 1 and item.dtype.kind in "iu":  # nearly always, so first
+        return item
     tokens = item["tokens"] if isinstance(item, dict) else item
     tokens = np.asarray(tokens) if not isinstance(tokens, bytes | str) else tokens
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
@@ -62,7 +66,7 @@ class PackedRows:
                     f"{source.dtype}{list(source.shape)}",
                     where=self._where,
                 )
-            self._flat = np.ascontiguousarray(source).reshape(-1)
+            self._flat = np.asarray(source).reshape(-1)  # asarray: slices of a memory map are slow
             lengths = np.full(len(source), source.shape[1], np.int64)
         elif isinstance(source, list | tuple):
             documents = [document_tokens(item, where=self._where) for item in source]
@@ -82,41 +86,36 @@ class PackedRows:
         """i64[n]: tokens of each row that have a target; `seq_len` for all but the last row."""
         return np.clip(self.num_tokens - 1 - rows.astype(np.int64) * self._seq_len, 0, self._seq_len)
 
-    def read_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reads rows i64[n] and returns tokens and targets, i32[n, seq_len] each."""
-        starts = rows.astype(np.int64) * self._seq_len
-        ends = np.minimum(starts + self._seq_len + 1, self.num_tokens)
-        if self._flat is not None:
-            flat, offsets = self._flat, starts
-        else:
-            flat, offsets = self._gather(starts, ends)
-        window = np.arange(self._seq_len + 1)[None, :]
-        lengths = (ends - starts)[:, None]
-        positions = offsets[:, None] + np.minimum(window, lengths - 1)
-        tokens = flat[positions].astype(np.int32)
-        is_padding = window >= lengths
-        targets = np.where(is_padding[:, 1:], np.int32(-1), tokens[:, 1:])
-        return np.where(is_padding[:, :-1], np.int32(0), tokens[:, :-1]), targets
+    def read_into(self, rows: Sequence[int], tokens: np.ndarray, targets: np.ndarray, places: Sequence[int]) -> None:
+        """Reads rows in one request into `tokens[place]` and `targets[place]`, i32[b, seq_len] each."""
+        starts = [row * self._seq_len for row in rows]
+        ends = [min(start + self._seq_len + 1, self.num_tokens) for start in starts]
+        flat, offsets = (self._flat, starts) if self._flat is not None else self._gather(starts, ends)
+        for place, start, end, offset in zip(places, starts, ends, offsets, strict=True):
+            _fill(tokens[place], targets[place], flat[offset : offset + end - start])
 
-    def _gather(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _gather(self, starts: list[int], ends: list[int]) -> tuple[np.ndarray, list[int]]:
         """Reads each needed document once; a row's documents follow each other, so a row stays in one piece."""
-        first = np.searchsorted(self._offsets, starts, side="right") - 1
-        last = np.searchsorted(self._offsets, ends - 1, side="right") - 1
-        spans = last - first + 1
-        within = np.arange(spans.sum()) - np.repeat(np.cumsum(spans) - spans, spans)
-        needed = np.unique(np.repeat(first, spans) + within)
-        documents = self._read(needed.tolist())
-        lengths = np.asarray([len(d) for d in documents], np.int64)
-        expected = self._offsets[needed + 1] - self._offsets[needed]
-        if not np.array_equal(lengths, expected):
-            wrong = int(np.flatnonzero(lengths != expected)[0])
-            raise ConfigError(
-                f"document {needed[wrong]} has {lengths[wrong]} tokens, its source promised {expected[wrong]}",
-                where=self._where,
-                fix="The source changed while it was read, or its doc_lengths are wrong.",
-            )
-        places = np.concatenate([[0], np.cumsum(lengths)])
-        return np.concatenate(documents), places[np.searchsorted(needed, first)] + starts - self._offsets[first]
+        edges = np.asarray([*starts, *ends])
+        edges[len(starts) :] -= 1
+        documents_at = np.searchsorted(self._offsets, edges, side="right") - 1
+        first, last = documents_at[: len(starts)].tolist(), documents_at[len(starts) :].tolist()
+        needed = sorted({i for begin, end in zip(first, last, strict=True) for i in range(begin, end + 1)})
+        documents = self._read(needed)
+        expected = (self._offsets[np.asarray(needed) + 1] - self._offsets[needed]).tolist()
+        place_of, place = {}, 0
+        for index, document, length in zip(needed, documents, expected, strict=True):
+            if len(document) != length:
+                raise ConfigError(
+                    f"document {index} has {len(document)} tokens, its source promised {length}",
+                    where=self._where,
+                    fix="The source changed while it was read, or its doc_lengths are wrong.",
+                )
+            place_of[index] = place
+            place += length
+        begins = self._offsets[first].tolist()
+        offsets = [place_of[f] + start - begin for f, start, begin in zip(first, starts, begins, strict=True)]
+        return documents[0] if len(documents) == 1 else np.concatenate(documents), offsets
 
     def _read(self, indices: Sequence[int]) -> list[np.ndarray]:
         if hasattr(self._source, "read"):
@@ -144,7 +143,10 @@ class WholeRows:
         self._source, self._seq_len, self._where = source, seq_len, f"source {name!r}"
         self.num_documents = len(source)
         lengths = getattr(source, "doc_lengths", None)
-        if lengths is None:
+        if isinstance(source, np.ndarray) and source.ndim == 2:
+            self._source = np.asarray(source)  # slices of a memory map are slow
+            lengths = np.full(len(source), source.shape[1])
+        elif lengths is None:
             lengths = [len(document_tokens(source[i], where=self._where)) for i in range(len(source))]
         self._lengths = np.asarray(lengths, np.int64)
         too_long = np.flatnonzero(self._lengths > seq_len + 1)
@@ -163,16 +165,19 @@ class WholeRows:
         """i64[n]: tokens of each row that have a target."""
         return np.maximum(self._lengths[rows] - 1, 0)
 
-    def read_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reads rows i64[n] and returns tokens and targets, i32[n, seq_len] each."""
-        if hasattr(self._source, "read"):
-            items = self._source.read(rows.tolist())
-        else:
-            items = [self._source[i] for i in rows.tolist()]
-        tokens = np.zeros((len(rows), self._seq_len), np.int32)
-        targets = np.full((len(rows), self._seq_len), -1, np.int32)
-        for i, item in enumerate(items):
-            row = document_tokens(item, where=self._where)
-            tokens[i, : len(row)] = row[: self._seq_len]
-            targets[i, : len(row) - 1] = row[1:]
-        return tokens, targets
+    def read_into(self, rows: Sequence[int], tokens: np.ndarray, targets: np.ndarray, places: Sequence[int]) -> None:
+        """Reads rows in one request into `tokens[place]` and `targets[place]`, i32[b, seq_len] each."""
+        items = self._source.read(rows) if hasattr(self._source, "read") else [self._source[row] for row in rows]
+        for place, item in zip(places, items, strict=True):
+            _fill(tokens[place], targets[place], document_tokens(item, where=self._where))
+
+
+def _fill(tokens: np.ndarray, targets: np.ndarray, row: np.ndarray) -> None:
+    """Lays up to t + 1 tokens into a row i32[t]; pads with token 0 and target −1."""
+    t, n = len(tokens), len(row)
+    if n == t + 1:
+        tokens[:], targets[:] = row[:-1], row[1:]
+        return
+    tokens[:n], tokens[n:] = row, 0
+    has_target = max(n - 1, 0)
+    targets[:has_target], targets[has_target:] = row[1:], -1

@@ -36,6 +36,8 @@ class EpochPermutation:
             return places
         if self._num_rows > _LARGEST_TABLE:
             return self._compute(epochs, places)
+        if len(epochs) and np.all(epochs == epochs[0]):
+            return self._table(int(epochs[0]))[places].astype(np.int64)
         rows = np.empty(len(places), np.int64)
         for epoch in np.unique(epochs).tolist():
             mine = epochs == epoch

@@ -248,16 +248,15 @@ class MixtureStream:
             rows=rows,
         )
         batches = len(plan.domain) // self.batch_size
-        shape = (batches, self.batch_size)
+        domain = plan.domain[: batches * self.batch_size]
+        row, targets = np.empty(len(domain), np.int64), np.empty(len(domain), np.int64)
+        for j, places in _by_domain(domain):
+            row[places] = self._permutations[j](plan.cursor[places])
+            targets[places] = self._rows[j].count_targets(row[places])
         # Rows of a batch are mixed, so that every device and process sees all domains.
+        shape = (batches, self.batch_size)
         mixed = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, number])).random(shape).argsort(axis=1)
-        domain = np.take_along_axis(plan.domain[: batches * self.batch_size].reshape(shape), mixed, axis=1)
-        cursor = np.take_along_axis(plan.cursor[: batches * self.batch_size].reshape(shape), mixed, axis=1)
-        row, targets = np.empty_like(cursor), np.empty_like(cursor)
-        for j in np.unique(domain).tolist():
-            mine = domain == j
-            row[mine] = self._permutations[j](cursor[mine])
-            targets[mine] = self._rows[j].count_targets(row[mine])
+        domain, row, targets = (np.take_along_axis(x.reshape(shape), mixed, axis=1) for x in (domain, row, targets))
         return _Block(number, version, plan, domain, row, targets)
 
     def _batch(self, block: _Block, position: int) -> dict[str, np.ndarray]:
@@ -286,12 +285,8 @@ class MixtureStream:
         domain, row = block.domain[position, mine], block.row[position, mine]
         tokens = np.empty((share, self.seq_len), np.int32)
         targets = np.empty((share, self.seq_len), np.int32)
-        order = np.argsort(domain, kind="stable")
-        starts = np.flatnonzero(np.diff(domain[order], prepend=-1))
-        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), share], strict=True):
-            mine_of_source = order[start:end]
-            source = self._rows[int(domain[mine_of_source[0]])]
-            tokens[mine_of_source], targets[mine_of_source] = source.read_rows(row[mine_of_source])
+        for j, places in _by_domain(domain):
+            self._rows[j].read_into(row[places].tolist(), tokens, targets, places.tolist())
         return {
             "tokens": tokens,
             "targets": targets,
@@ -456,6 +451,14 @@ class MixtureStream:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _by_domain(domain: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each domain that occurs, and where, in order."""
+    order = np.argsort(domain, kind="stable")
+    bounds = np.flatnonzero(np.diff(domain[order], prepend=-1)).tolist()
+    for start, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
+        yield int(domain[order[start]]), order[start:end]
 
 
 def _check_arguments(

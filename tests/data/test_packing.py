@@ -26,6 +26,14 @@ class Reader:
         return [self.documents[i] for i in indices]
 
 
+def read(packed, rows, seq_len=4):
+    """Into arrays full of something else, so that what is not written is seen."""
+    tokens, targets = np.full((2, len(rows), seq_len), 99, np.int32)
+    places = list(range(len(rows)))[::-1]
+    packed.read_into(list(rows)[::-1], tokens, targets, places)
+    return tokens, targets
+
+
 def naive_row(documents, seq_len, row):
     flat = [int(t) for d in documents for t in d]
     tokens, targets = [], []
@@ -51,32 +59,34 @@ def test_rows_agree_with_concatenation(docs, seq_len, random):
         random.shuffle(rows)
         if not rows:
             continue
-        tokens, targets = packed.read_rows(np.asarray(rows))
+        tokens, targets = read(packed, rows, seq_len)
         counts = packed.count_targets(np.asarray(rows))
         for i, row in enumerate(rows):
             assert (tokens[i].tolist(), targets[i].tolist()) == naive_row(docs, seq_len, row)
             assert counts[i] == (targets[i] >= 0).sum()
-        assert tokens.dtype == targets.dtype == np.int32
 
 
 def test_a_batch_is_one_request_of_each_document_once():
     source = Reader([np.arange(5), np.arange(3), np.arange(20), np.arange(4)])
-    PackedRows(source, 4).read_rows(np.asarray([0, 1, 1, 7]))
+    read(PackedRows(source, 4), [0, 1, 1, 7])
     assert source.requests == [[0, 1, 2, 3]]
 
 
 def test_an_array_is_documents_of_equal_length():
-    tokens, targets = PackedRows(np.arange(12, dtype=np.uint16).reshape(3, 4), 4).read_rows(np.asarray([2, 0]))
+    tokens, targets = read(PackedRows(np.arange(12, dtype=np.uint16).reshape(3, 4), 4), [2, 0])
     assert tokens.tolist() == [[8, 9, 10, 11], [0, 1, 2, 3]]
     assert targets.tolist() == [[9, 10, 11, -1], [1, 2, 3, 4]]
 
 
 def test_whole_rows_are_padded_and_never_cut():
     rows = WholeRows([np.asarray([1, 2]), np.asarray([1, 2, 3, 4]), np.asarray([1, 2, 3, 4, 5])], 4)
-    tokens, targets = rows.read_rows(np.asarray([0, 1, 2]))
+    tokens, targets = read(rows, [0, 1, 2])
     assert tokens.tolist() == [[1, 2, 0, 0], [1, 2, 3, 4], [1, 2, 3, 4]]
     assert targets.tolist() == [[2, -1, -1, -1], [2, 3, 4, -1], [2, 3, 4, 5]]
     assert rows.count_targets(np.asarray([0, 1, 2])).tolist() == [1, 3, 4]
+    tokens, targets = read(WholeRows(np.arange(15, dtype=np.uint8).reshape(3, 5), 4), [2, 0])
+    assert tokens.tolist() == [[10, 11, 12, 13], [0, 1, 2, 3]]
+    assert targets.tolist() == [[11, 12, 13, 14], [1, 2, 3, 4]]
     with pytest.raises(ConfigError, match="item 1 has 6 tokens"):
         WholeRows([np.arange(2), np.arange(6)], 4)
 
@@ -91,7 +101,7 @@ def test_a_source_that_breaks_its_promise_is_named():
     source = Reader([np.arange(5), np.arange(3)])
     source.doc_lengths = np.asarray([5, 4])
     with pytest.raises(ConfigError, match="document 1 has 3 tokens, its source promised 4"):
-        PackedRows(source, 4).read_rows(np.asarray([0, 1]))
+        read(PackedRows(source, 4), [0, 1])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 1000, 70_000])
