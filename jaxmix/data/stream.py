@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmix.core.errors import ConfigError, RunError, nearest
+from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.ledger import Ledger
 from jaxmix.data.packing import PackedRows, Rows, WholeRows
 from jaxmix.data.permutation import EpochPermutation
-from jaxmix.data.plan import POLICIES, UNLIMITED, BlockPlan, plan_block
+from jaxmix.data.plan import BlockPlan, plan_block
+from jaxmix.data.stream_arguments import (
+    UNITS,
+    by_name,
+    check_arguments,
+    check_policies,
+    checked_weights,
+    row_limit,
+)
 
 __all__ = ["UNITS", "MixtureStream"]
 
-UNITS = ("tokens", "documents", "rows")
 FORMAT = 1
 
 
@@ -97,13 +103,13 @@ class MixtureStream:
         prefetch: int = 2,
         num_threads: int = 4,
     ):
-        _check_arguments(sources, batch_size, seq_len, unit, block, shard, prefetch, num_threads)
+        check_arguments(sources, batch_size, seq_len, unit, block, shard, prefetch, num_threads)
         self.names: tuple[str, ...] = tuple(sources)
         self.batch_size, self.seq_len, self.unit, self.block = batch_size, seq_len, unit, block
         self._seed, self._shuffle, self._shard, self._prefetch = seed, shuffle, shard, prefetch
-        policies = _by_name(on_exhaust, self.names, "on_exhaust")
-        epochs = _by_name(max_epochs, self.names, "max_epochs")
-        _check_policies(self.names, policies, epochs)
+        policies = by_name(on_exhaust, self.names, "on_exhaust")
+        epochs = by_name(max_epochs, self.names, "max_epochs")
+        check_policies(self.names, policies, epochs)
         packer = WholeRows if unit == "rows" else PackedRows
         self._rows: list[Rows] = [packer(source, seq_len, name=name) for name, source in sources.items()]
         self._lengths = np.asarray([len(rows) for rows in self._rows], np.int64)
@@ -111,7 +117,7 @@ class MixtureStream:
         self._rows_per_unit = self._lengths / np.maximum(documents, 1) if unit == "documents" else np.ones(len(sources))
         self._policies = policies
         self._limits = np.asarray(
-            [_limit(n, p, e) for n, p, e in zip(self._lengths.tolist(), policies, epochs, strict=True)], np.int64
+            [row_limit(n, p, e) for n, p, e in zip(self._lengths.tolist(), policies, epochs, strict=True)], np.int64
         )
         self._ledger = Ledger.empty(len(self.names))
         self._weights = self._checked(np.ones(len(self.names)) * (self._lengths > 0) if weights is None else weights)
@@ -153,37 +159,7 @@ class MixtureStream:
         return self._version
 
     def _checked(self, weights: Any) -> np.ndarray:
-        if isinstance(weights, Mapping):
-            for name in weights:
-                if name not in self.names:
-                    raise ConfigError(
-                        f"weight for unknown source {name!r}", where="weights", fix=nearest(name, self.names)
-                    )
-            missing = [name for name in self.names if name not in weights]
-            if missing:
-                raise ConfigError(f"no weight for source {missing[0]!r}", where="weights", fix="Give 0 not to draw it.")
-            weights = [weights[name] for name in self.names]
-        values = np.asarray(weights, np.float64)
-        if values.shape != (len(self.names),):
-            raise ConfigError(
-                f"weights have shape {list(values.shape)}, there are {len(self.names)} sources", where="weights"
-            )
-        for name, value, rows in zip(self.names, values.tolist(), self._lengths.tolist(), strict=True):
-            if not math.isfinite(value) or value < 0:
-                raise ConfigError(
-                    f"mixture weights must be finite and ≥ 0: {name!r} has {value}",
-                    where="weights",
-                    fix="Remove the source or set 0 to keep it for evaluation only.",
-                )
-            if value > 0 and rows == 0:
-                raise ConfigError(
-                    f"source {name!r} has weight {value} and no tokens", where="weights", fix="Give it weight 0."
-                )
-        if not values.sum() > 0:
-            raise ConfigError(
-                "all mixture weights are 0", where="weights", fix="Give at least one source a weight above 0."
-            )
-        return values / values.sum()
+        return checked_weights(weights, self.names, self._lengths.tolist())
 
     def _row_share(self, weights: np.ndarray) -> np.ndarray:
         share = weights * self._rows_per_unit
@@ -459,71 +435,3 @@ def _by_domain(domain: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     bounds = np.flatnonzero(np.diff(domain[order], prepend=-1)).tolist()
     for start, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
         yield int(domain[order[start]]), order[start:end]
-
-
-def _check_arguments(
-    sources: Mapping[str, Any],
-    batch_size: int,
-    seq_len: int,
-    unit: str,
-    block: int,
-    shard: tuple[int, int],
-    prefetch: int,
-    num_threads: int,
-) -> None:
-    if not sources:
-        raise ConfigError("there are no sources", where="MixtureStream", fix="Give at least one.")
-    if unit not in UNITS:
-        raise ConfigError(f"unknown unit {unit!r}", where="MixtureStream(unit)", fix=nearest(unit, UNITS))
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("seq_len", seq_len, 1),
-        ("block", block, 1),
-        ("prefetch", prefetch, 0),
-        ("num_threads", num_threads, 1),
-    ):
-        if value < least:
-            raise ConfigError(f"{name} must be at least {least}, got {value}", where=f"MixtureStream({name})")
-    index, count = shard
-    if not 0 <= index < count:
-        raise ConfigError(
-            f"shard must be (index, count) with 0 ≤ index < count, got {shard}", where="MixtureStream(shard)"
-        )
-    if batch_size % count:
-        raise ConfigError(
-            f"a batch of {batch_size} rows cannot be shared by {count} processes",
-            where="MixtureStream(batch_size)",
-            fix=f"Choose a multiple of {count}.",
-        )
-
-
-def _check_policies(names: Sequence[str], policies: Sequence[Any], epochs: Sequence[Any]) -> None:
-    for name, policy, bound in zip(names, policies, epochs, strict=True):
-        if policy not in POLICIES:
-            raise ConfigError(
-                f"unknown policy {policy!r} for {name!r}",
-                where="MixtureStream(on_exhaust)",
-                fix=nearest(str(policy), POLICIES),
-            )
-        if bound is not None and not (math.isfinite(bound) and bound > 0):
-            raise ConfigError(
-                f"max_epochs must be finite and > 0: {name!r} has {bound}", where="MixtureStream(max_epochs)"
-            )
-
-
-def _by_name(value: Any, names: Sequence[str], argument: str) -> list[Any]:
-    if not isinstance(value, Mapping):
-        return [value] * len(names)
-    for name in value:
-        if name not in names:
-            raise ConfigError(
-                f"{argument} for unknown source {name!r}", where="MixtureStream", fix=nearest(name, names)
-            )
-    default = "repeat" if argument == "on_exhaust" else None
-    return [value.get(name, default) for name in names]
-
-
-def _limit(rows: int, policy: str, epochs: float | int | None) -> int:
-    if epochs is None:
-        return UNLIMITED if policy == "repeat" else rows
-    return math.floor(rows * epochs + 1e-9)

@@ -244,6 +244,25 @@ def test_realised_counts_tokens_with_a_target():
     assert sum(d["share"] for d in drawn.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("kind", ["stay", "change", "one_hot", "one_in_a_million"])
+def test_no_source_is_ever_a_row_off_at_any_batch(kind):
+    m = 12
+    sources = {f"d{j}": np.full((5, 4), j, np.int32) for j in range(m)}
+    rng = np.random.default_rng(3)
+    weights = {
+        "stay": lambda: [0.5, 0.3, 0.1, 0.05, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-6, 0],
+        "change": lambda: rng.dirichlet(np.ones(m)),
+        "one_hot": lambda: np.eye(m)[rng.integers(m)],
+        "one_in_a_million": lambda: 1e-6 + np.eye(m)[rng.integers(m)],
+    }[kind]
+    with make(sources, weights=weights(), batch_size=10) as stream:
+        for number in range(150):
+            next(stream)
+            assert max(abs(d["rows"] - d["asked_rows"]) for d in stream.realised().values()) < 1
+            if number % 2 == 0:
+                stream.set_weights(weights())
+
+
 def test_documents_are_shares_of_documents():
     sources = {"long": [np.zeros(40, np.int32)] * 10, "short": [np.ones(8, np.int32)] * 50}
     with MixtureStream(sources, batch_size=8, seq_len=8, seed=0, unit="documents") as stream:
