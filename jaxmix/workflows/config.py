@@ -168,7 +168,7 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = (), *, cls: ty
 
 
 def from_mapping(
-    mapping: Mapping[str, Any],
+    mapping: Mapping[Any, Any],
     overrides: Sequence[tuple[str, str]] = (),
     *,
     file: str = "configuration",

@@ -100,10 +100,22 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0][:300]
 
 
+def _requirements() -> list[str] | None:
+    """The requirements of the installed package, None when it runs from its source folder."""
+    try:
+        return importlib.metadata.requires("jaxmix") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _packages() -> list[Check]:
     """Every requirement of the installed package that no extra asks for."""
     checks = []
-    for requirement in importlib.metadata.requires("jaxmix") or ():
+    requirements = _requirements()
+    if requirements is None:
+        detail = "runs from its source folder: the versions it needs are not known here"
+        return [Check("jaxmix", "note", detail, "pip install -e .")]
+    for requirement in requirements:
         text, _, marker = requirement.partition(";")
         if "extra" in marker:
             continue
@@ -229,7 +241,7 @@ def _memory() -> list[Check]:
 
 def _extras() -> list[Check]:
     checks = []
-    for requirement in importlib.metadata.requires("jaxmix") or ():
+    for requirement in _requirements() or ():
         text, _, marker = requirement.partition(";")
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker)
         if extra is None or extra[1] in ("test", "docs") or "[" in text:

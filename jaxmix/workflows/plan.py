@@ -113,7 +113,8 @@ def estimate_memory(
         logits 2 · 4 · v · n   (of one chunk of positions with loss_chunk)
 
     The term 4·h·t is the attention matrix; cuDNN attention (GPU, bfloat16) does not store it. The compiler reuses
-    and fuses, so this is a guide within about a factor of two, not a promise.
+    and fuses, so this is a guide within about a factor of two, not a promise: measured on the CPU without remat, the
+    estimate was 0.6 to 0.8 of what XLA took. On the CPU XLA undoes remat, and the memory stays that of "none".
 
     Args:
         model: settings of the transformer.

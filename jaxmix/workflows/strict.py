@@ -162,7 +162,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"not valid YAML: {problem}", where=place, fix="See the form in configs/.") from None
 
 
-def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def apply_overrides(mapping: Mapping[Any, Any], overrides: Sequence[tuple[str, str]]) -> dict[Any, Any]:
     """Returns `mapping` with dotted overrides laid over it. Values are YAML; empty text means null.
 
     Example:

@@ -182,10 +182,10 @@ def check_continuation(config: RunConfig, run_dir: Path) -> None:
         return
     old = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
     before, after = _fixed(old), _fixed(to_plain(config))
-    for key in after:
-        if before.get(key) != after[key]:
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key):
             raise ConfigError(
-                f"{key} was {before.get(key)!r} and is now {after[key]!r}: the checkpoints cannot be continued",
+                f"{key} was {before.get(key)!r} and is now {after.get(key)!r}: the checkpoints cannot be continued",
                 where=str(run_dir),
                 fix="Choose another run folder with --out, or take the old value.",
             )

@@ -1,0 +1,84 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxmix.cli import app, main
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys; from jaxmix.cli import main; code = main(['--help']); "
+        "names = ('jax', 'flax', 'grain', 'orbax', 'tyro', 'matplotlib', 'rich', 'numpy'); "
+        "heavy = [name for name in names if name in sys.modules]; "
+        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+    )
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        times.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+        assert "quickstart" in done.stdout
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize("command", [c.name for c in app.COMMANDS])
+def test_every_command_has_a_help_page(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: jaxmix {command}")
+
+
+def test_no_command_shows_the_overview_and_is_an_error(capsys):
+    assert main([]) == 2
+    assert "Usage: jaxmix COMMAND" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("jaxmix ")
+    assert main(["--halp"]) == 2
+    assert "unknown option '--halp'" in capsys.readouterr().err
+
+
+def run_with(monkeypatch, error, *words):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("jaxmix.cli.commands.plan", fail)
+    return main(["plan", "x.yaml", *words])
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    assert run_with(monkeypatch, KeyboardInterrupt(), "--train.steps", "5") == 1
+    assert capsys.readouterr().err == "jaxmix: stopped. Start again with: jaxmix plan x.yaml --train.steps 5\n"
+    assert run_with(monkeypatch, KeyboardInterrupt("Kept.")) == 1
+    assert capsys.readouterr().err == "jaxmix: stopped. Kept.\n"
+
+
+def test_an_unexpected_error_is_one_paragraph_and_a_traceback_with_debug(monkeypatch, capsys):
+    assert run_with(monkeypatch, ZeroDivisionError("two\n lines")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("jaxmix: ZeroDivisionError: two lines (unexpected")
+    assert error.count("\n") == 1
+    assert run_with(monkeypatch, ZeroDivisionError("x"), "--debug") == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_plan_writes_json_without_colour_codes(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("sources: {a: {path: x, tokens: 1000}}\ntrain: {steps: 3}\ndata: {prepared: nowhere}\n")
+    assert main(["plan", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 3
+    assert main(["plan", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert "Memory per device" in text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    command = f"{sys.executable} -m jaxmix.cli train --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("Usage: jaxmix train")
+    assert "jaxmix:" not in done.stderr
