@@ -45,7 +45,9 @@ def validation_set(sources: Mapping[str, Any], *, seq_len: int, rows_per_domain:
 
     if rows_per_domain < 1:
         raise ConfigError(f"rows_per_domain must be at least 1, got {rows_per_domain}", where="validation")
-    tokens, targets, domain = [], [], []
+    tokens: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    domain: list[np.ndarray] = []
     for index, (name, source) in enumerate(sources.items()):
         rows = PackedRows(source, seq_len)
         if len(rows) == 0:
@@ -55,9 +57,9 @@ def validation_set(sources: Mapping[str, Any], *, seq_len: int, rows_per_domain:
                 fix="Raise data.validation_fraction, or give the domain more documents.",
             )
         chosen = np.unique(np.linspace(0, len(rows) - 1, min(rows_per_domain, len(rows))).round().astype(np.int64))
-        row_tokens, row_targets = rows.read_rows(chosen)
-        tokens.append(row_tokens)
-        targets.append(row_targets)
+        tokens.append(np.zeros((len(chosen), seq_len), np.int32))
+        targets.append(np.full((len(chosen), seq_len), -1, np.int32))
+        rows.read_into(chosen.tolist(), tokens[-1], targets[-1], range(len(chosen)))
         domain.append(np.full(len(chosen), index, np.int32))
     return ValidationSet(tuple(sources), np.concatenate(tokens), np.concatenate(targets), np.concatenate(domain))
 
