@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.config import RunConfig, SourceConfig
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxmix.data.store import PreparedSource
 
 __all__ = [
+    "KnownSizes",
     "RunData",
     "describe_preparation",
     "known_sizes",
@@ -33,6 +34,7 @@ class RunData:
     Attributes:
         train, validation: token sources by domain, in the order of the configuration.
         sizes: tokens of the training part by domain.
+        counts: records (documents, long ones in pieces) of the training part by domain.
         vocab_size: of the tokenizer.
         tokenizer_hash: its fingerprint.
         data_hash: by domain, the hash of the source as it was read.
@@ -41,6 +43,7 @@ class RunData:
     train: dict[str, PreparedSource]
     validation: dict[str, PreparedSource]
     sizes: dict[str, int]
+    counts: dict[str, int]
     vocab_size: int
     tokenizer_hash: str
     data_hash: dict[str, str]
@@ -72,6 +75,7 @@ def prepare_and_open(config: RunConfig) -> RunData:
         train=train,
         validation=open_prepared(folder, "validation"),
         sizes={name: source.num_tokens for name, source in train.items()},
+        counts={name: len(source) for name, source in train.items()},
         vocab_size=index["settings"]["vocab_size"],
         tokenizer_hash=index["settings"]["tokenizer"],
         data_hash={name: entry["source_hash"] for name, entry in index["domains"].items()},
@@ -139,13 +143,24 @@ def describe_preparation(config: RunConfig) -> dict[str, Any]:
     return {"prepared": str(_prepared(config)), "tokenizer": config.data.tokenizer, "sources": about}
 
 
-def known_sizes(config: RunConfig) -> tuple[dict[str, float | None], int | None, list[str]]:
-    """Tokens of the training part of every source as far as they are known without opening data.
+class KnownSizes(NamedTuple):
+    """What is known of the training part of every source without opening data.
 
-    Returns:
-        Sizes by domain (None where unknown), the tokenizer's vocabulary (None if only its file knows), and sentences
-        on what is not known.
+    Attributes:
+        tokens: by domain, None where unknown.
+        counts: records by domain, None where unknown.
+        vocab_size: of the tokenizer, None if only its file knows it.
+        unknown: sentences on what is not known.
     """
+
+    tokens: dict[str, float | None]
+    counts: dict[str, float | None]
+    vocab_size: int | None
+    unknown: list[str]
+
+
+def known_sizes(config: RunConfig) -> KnownSizes:
+    """Reads the index of a prepared folder where there is one, else takes what the configuration says."""
     from jaxmix.data.store import read_index
 
     try:
@@ -153,8 +168,10 @@ def known_sizes(config: RunConfig) -> tuple[dict[str, float | None], int | None,
     except ConfigError:
         index = None
     if index is not None and config.source_names in (None, tuple(index["domains"])):
-        sizes = {name: float(entry["splits"]["train"]["tokens"]) for name, entry in index["domains"].items()}
-        return dict(sizes), index["settings"]["vocab_size"], []
+        train = {name: entry["splits"]["train"] for name, entry in index["domains"].items()}
+        tokens: dict[str, float | None] = {name: float(part["tokens"]) for name, part in train.items()}
+        counts: dict[str, float | None] = {name: float(part["records"]) for name, part in train.items()}
+        return KnownSizes(tokens, counts, index["settings"]["vocab_size"], [])
     vocab_size = 256 if config.data.tokenizer == "byte" else None
     unknown = [] if vocab_size else [f"the vocabulary of {config.data.tokenizer}: the preset's is taken"]
     if config.sources == "bundled":
@@ -162,14 +179,18 @@ def known_sizes(config: RunConfig) -> tuple[dict[str, float | None], int | None,
 
         unknown.append("sizes are bytes less the held-out share, until `jaxmix prepare` has run")
         kept = 1 - config.data.validation_fraction
-        return {name: domain.num_bytes * kept for name, domain in bundled_corpus().items()}, vocab_size, unknown
-    if not isinstance(config.sources, Mapping):
-        return {}, vocab_size, [*unknown, f"everything about {_prepared(config)}: it is not prepared yet"]
-    sizes_given: dict[str, float | None] = {name: source.tokens for name, source in config.sources.items()}
-    missing = [name for name, size in sizes_given.items() if size is None]
-    if missing:
-        unknown.append(f"the size of {', '.join(missing)}: run `jaxmix prepare`, or give `tokens:`")
-    return sizes_given, vocab_size, unknown
+        tokens = {name: domain.num_bytes * kept for name, domain in bundled_corpus().items()}
+    elif isinstance(config.sources, Mapping):
+        tokens = {name: source.tokens for name, source in config.sources.items()}
+        missing = [name for name, size in tokens.items() if size is None]
+        if missing:
+            unknown.append(f"the size of {', '.join(missing)}: run `jaxmix prepare`, or give `tokens:`")
+    else:
+        unknown.append(f"everything about {_prepared(config)}: it is not prepared yet")
+        tokens = {}
+    if config.data.unit != "tokens":
+        unknown.append(f"the number of {config.data.unit} of every source: run `jaxmix prepare`")
+    return KnownSizes(tokens, dict.fromkeys(tokens), vocab_size, unknown)
 
 
 def _prepared(config: RunConfig) -> Path:

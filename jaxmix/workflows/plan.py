@@ -11,7 +11,7 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.models.config import TransformerConfig
 from jaxmix.workflows.config import RunConfig
-from jaxmix.workflows.data import known_sizes
+from jaxmix.workflows.data import KnownSizes, known_sizes
 from jaxmix.workflows.resolve import (
     prior_weights,
     resolve_max_epochs,
@@ -33,7 +33,7 @@ class SourcePlan:
         rows: expected rows drawn.
         tokens: expected tokens drawn.
         available: tokens of its training part, None if unknown.
-        epochs: tokens / available.
+        epochs: passes over it.
         max_epochs: the limit, None for none.
     """
 
@@ -152,13 +152,14 @@ def make_plan(config: RunConfig) -> Plan:
 
     settings, data = resolve_settings(config), config.data
     mixer = resolve_mixer(config)
-    sizes, vocab_size, unknown = known_sizes(config)
-    model = resolve_model_config(config, vocab_size=vocab_size)
+    sizes = known_sizes(config)
+    unknown = list(sizes.unknown)
+    model = resolve_model_config(config, vocab_size=sizes.vocab_size)
     tokens_per_step = data.batch_size * data.seq_len
-    weights = prior_weights(config, sizes)
-    limits = resolve_max_epochs(config, tuple(sizes))
-    sources = _sources(settings.steps * data.batch_size, data.seq_len, sizes, weights, limits)
-    if weights is None and sizes:
+    weights = prior_weights(config, sizes.tokens if data.unit == "tokens" else sizes.counts)
+    limits = resolve_max_epochs(config, tuple(sizes.tokens))
+    sources = _sources(config, settings.steps * data.batch_size, sizes, weights, limits)
+    if weights is None and sizes.tokens:
         unknown.append("natural weights need the size of every source: run `jaxmix prepare`, or give `tokens:`")
     notes = [
         f"{s.name} would need {s.epochs:.2f} epochs and may have {s.max_epochs:g}: "
@@ -166,6 +167,8 @@ def make_plan(config: RunConfig) -> Plan:
         for s in sources
         if s.is_over_limit and s.epochs is not None
     ]
+    if data.unit == "rows":
+        notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
     if mixer.needs:
         notes.append(f"the mixer {config.mixer.name!r} moves the weights; draws and epochs hold at the prior")
     devices = {axis: (size if (size := config.train.mesh.get(axis, 1)) > 0 else None) for axis in _AXES}
@@ -204,24 +207,49 @@ def _fixed(devices: Mapping[str, int | None], *axes: str) -> int:
 
 
 def _sources(
+    config: RunConfig,
     rows: int,
-    seq_len: int,
-    sizes: Mapping[str, float | None],
+    sizes: KnownSizes,
     weights: Mapping[str, float] | None,
     limits: Mapping[str, float | None],
 ) -> tuple[SourcePlan, ...]:
+    drawn = _rows_by_source(config, rows, sizes, weights)
     plans = []
-    for name, size in sizes.items():
-        if weights is None:
-            plans.append(SourcePlan(name, None, None, None, size, None, limits[name]))
-            continue
-        drawn = rows * weights[name]
-        tokens = drawn * seq_len
-        if size == 0 and drawn > 0:
-            raise ConfigError(f"source {name!r} has no tokens and a weight of {weights[name]}", fix="Set it to 0.")
-        epochs = None if size is None else tokens / size if size else 0.0
-        plans.append(SourcePlan(name, weights[name], drawn, tokens, size, epochs, limits[name]))
+    for name, size in sizes.tokens.items():
+        weight, mine, count = None if weights is None else weights[name], drawn[name], sizes.counts[name]
+        if size == 0 and weight:
+            raise ConfigError(f"source {name!r} has no tokens and a weight of {weight:g}", fix="Set it to 0.")
+        per_row: float | None = config.data.seq_len
+        per_epoch = None if size is None else _rows_per_epoch(config, size)
+        if config.data.unit == "rows":  # a record is a row, however long
+            per_row, per_epoch = (size / count if size is not None and count else None), count
+        tokens = None if mine is None or per_row is None else mine * per_row
+        epochs = None if mine is None or per_epoch is None else mine / per_epoch if per_epoch else 0.0
+        plans.append(SourcePlan(name, weight, mine, tokens, size, epochs, limits[name]))
     return tuple(plans)
+
+
+def _rows_per_epoch(config: RunConfig, tokens: float) -> float:
+    """Rows that a source of packed documents is cut into; the last one may be short."""
+    return -(-tokens // config.data.seq_len)
+
+
+def _rows_by_source(
+    config: RunConfig, rows: int, sizes: KnownSizes, weights: Mapping[str, float] | None
+) -> Mapping[str, float | None]:
+    """Expected rows of every source, as `MixtureStream` shares them out for the unit that weights count."""
+    if weights is None:
+        return dict.fromkeys(sizes.tokens)
+    if config.data.unit != "documents":
+        return {name: rows * weight for name, weight in weights.items()}
+    shares = {}
+    for name, weight in weights.items():
+        size, count = sizes.tokens[name], sizes.counts[name]
+        if size is None or count is None:
+            return dict.fromkeys(sizes.tokens)
+        shares[name] = weight * _rows_per_epoch(config, size) / max(count, 1.0)
+    total = sum(shares.values())
+    return {name: rows * share / total for name, share in shares.items()}
 
 
 def plan_rows(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -280,7 +280,8 @@ def prior_weights(config: RunConfig, sizes: Mapping[str, float | None]) -> dict[
 
     Args:
         config: the run.
-        sizes: tokens of the training part of every source, None where unknown.
+        sizes: of the training part of every source, in what the weights count (`data.unit`): tokens, or records for
+            documents and rows; None where unknown. Natural weights are in proportion to them.
 
     Raises:
         ConfigError: weights that do not fit the sources, or natural weights of sources without a token.

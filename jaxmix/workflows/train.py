@@ -120,7 +120,7 @@ def run_train(
     _check_rows(config, settings.accumulate * mesh.shape["data"] * mesh.shape["fsdp"])
     data = data or prepare_and_open(config)
     names = tuple(data.train)
-    prior = prior_weights(config, data.sizes)
+    prior = prior_weights(config, data.sizes if config.data.unit == "tokens" else data.counts)
     assert prior is not None
     mixer = resolve_mixer(config, sizes=data.sizes)
     model = transformer(resolve_model_config(config, vocab_size=data.vocab_size))

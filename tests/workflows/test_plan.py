@@ -1,7 +1,13 @@
+import contextlib
 import dataclasses
+import json
 
+import pytest
+
+from jaxmix.data import MixtureStream, open_prepared
 from jaxmix.models import preset
 from jaxmix.workflows.config import from_mapping
+from jaxmix.workflows.data import prepare_sources
 from jaxmix.workflows.plan import estimate_memory, make_plan, plan_lines, plan_rows
 
 
@@ -81,6 +87,52 @@ def test_natural_weights_without_sizes_are_unknown_not_guessed():
     assert "the size of b" in text
     assert "natural weights need the size of every source" in text
     assert plan_rows(result)[1][0] == ("a", "?", "?", "?", "10", "?", "-")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Short documents (9 tokens with their end) in one domain, long ones (90 tokens) in the other, half as many."""
+    folder = tmp_path_factory.mktemp("units")
+    for name, count, length in (("short", 400, 8), ("long", 200, 89)):
+        lines = [json.dumps({"text": f"{i:03d}" + "x" * (length - 3)}) for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    mapping = {
+        "sources": {n: {"path": str(folder / f"{n}.jsonl")} for n in ("short", "long")},
+        "data": {"prepared": str(folder / "prepared"), "seq_len": 128, "batch_size": 8, "validation_fraction": 0.1},
+        "train": {"steps": 50},
+    }
+    prepare_sources(from_mapping(mapping, file="units.yaml"))
+    return mapping
+
+
+@pytest.mark.parametrize("unit", ["tokens", "documents", "rows"])
+@pytest.mark.parametrize("weights", ["natural", {"short": 0.5, "long": 0.5}], ids=["natural", "half"])
+def test_the_plan_is_what_the_stream_draws_in_every_unit(prepared, unit, weights):
+    mapping = {**prepared, "data": {**prepared["data"], "unit": unit}, "mixture": {"weights": weights}}
+    config = from_mapping(mapping, file="units.yaml")
+    planned = {s.name: s for s in make_plan(config).sources}
+    train = open_prepared(config.data.prepared)
+    assert {name: source.num_tokens for name, source in train.items()} == {
+        name: s.available for name, s in planned.items()
+    }
+    prior = {name: s.weight for name, s in planned.items()}
+    with contextlib.closing(
+        MixtureStream(train, batch_size=8, seq_len=128, seed=0, unit=unit, block=1, weights=prior)
+    ) as stream:
+        for _ in range(50):
+            next(stream)
+        drawn = stream.realised()
+    for name, source in planned.items():
+        assert drawn[name]["rows"] == pytest.approx(source.rows, abs=1)
+        assert drawn[name]["epochs"] == pytest.approx(source.epochs, rel=0.03)
+    if weights == "natural":  # every source is passed over equally often, whatever is counted
+        assert planned["short"].epochs == pytest.approx(planned["long"].epochs, rel=0.03)
+
+
+def test_documents_that_are_not_counted_yet_are_unknown():
+    result = plan(data={"prepared": "nowhere", "unit": "documents"}, mixture={"weights": {"a": 1, "b": 1}})
+    assert [(s.weight, s.rows) for s in result.sources] == [(0.5, None), (0.5, None)]
+    assert any("the number of documents" in line for line in result.unknown)
 
 
 def test_an_online_mixer_is_noted_and_a_static_one_is_not():
