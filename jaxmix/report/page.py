@@ -153,7 +153,7 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
     domains = runs[0].domains
     what = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
     made = runs[-1].provenance.get("finished") or runs[-1].provenance.get("started")
-    parts = [what, f"{len(domains)} domains", f"{max(r.tokens for r in runs):,} tokens each"]
+    parts = [what, f"{len(domains)} domains", f"{max(r.tokens for r in runs):,} tokens" + (" each" if runs[1:] else "")]
     return " · ".join([*parts, str(made)] if made else parts)
 
 
@@ -175,7 +175,7 @@ def _single(run: RunRecord) -> list[str]:
         ("eval", "eval/loss/", "Validation loss"),
         ("train", "train/loss/", "Training loss"),
     ):
-        curves = [_line(run, kind, prefix + n, n, style[n]) for n in domains]
+        curves = [_trained(_line(run, kind, prefix + n, n, style[n])) for n in domains]
         curves = [c for c in curves if c.x]
         if curves:
             chart = charts.lines(curves, name=kind, x_label="step", y_label="nats per token")
@@ -191,14 +191,14 @@ def _several(runs: Sequence[RunRecord]) -> list[str]:
     domains = _shown(runs[0])
     curves = {
         name: [
-            _line(r, "eval", f"eval/loss/{name}", v, style[v])._replace(is_thin=len(g) > 1)
+            _trained(_line(r, "eval", f"eval/loss/{name}", v, style[v]))._replace(is_thin=len(g) > 1)
             for v, g in groups.items()
             for r in g
         ]
         for name in domains
     }
     mean = [
-        _line(r, "eval", "eval/loss/uniform", v, style[v])._replace(is_thin=len(g) > 1)
+        _trained(_line(r, "eval", "eval/loss/uniform", v, style[v]))._replace(is_thin=len(g) > 1)
         for v, g in groups.items()
         for r in g
     ]
@@ -206,7 +206,7 @@ def _several(runs: Sequence[RunRecord]) -> list[str]:
         "<h2>Validation loss</h2>",
         _figure(
             charts.lines(mean, name="mean", x_label="step", y_label="nats per token"),
-            "Mean over domains; one curve per seed.",
+            "Mean over domains; one curve per seed, without the untrained model at step 0.",
         ),
         _note_shown(runs[0]),
         _figure(
@@ -340,6 +340,11 @@ def _line(run: RunRecord, kind: str, key: str, label: str, style: int) -> Line:
         kept = sorted({*range(0, len(x), stride), len(x) - 1})
         x, y = [x[i] for i in kept], [y[i] for i in kept]
     return Line(label, x, y, style)
+
+
+def _trained(line: Line) -> Line:
+    """A loss curve without step 0, where there are points to spare: an untrained model's loss hides all the rest."""
+    return line._replace(x=line.x[1:], y=line.y[1:]) if len(line.x) > 2 and line.x[0] == 0 else line
 
 
 def _moves(run: RunRecord) -> bool:
