@@ -433,6 +433,6 @@ class MixtureStream:
 def _by_domain(domain: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Each domain that occurs, and where, in order."""
     order = np.argsort(domain, kind="stable")
-    bounds = np.flatnonzero(np.diff(domain[order], prepend=-1)).tolist()
-    for start, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
+    bounds = [*np.flatnonzero(np.diff(domain[order], prepend=-1)).tolist(), len(order)]
+    for start, end in itertools.pairwise(bounds):
         yield int(domain[order[start]]), order[start:end]
