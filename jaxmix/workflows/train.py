@@ -27,10 +27,11 @@ from jaxmix.workflows.resolve import (
 from jaxmix.workflows.strict import dump_yaml, parse_yaml, to_plain
 
 if TYPE_CHECKING:
+    from jaxmix.mixers.base import Mixer
     from jaxmix.train.loop import RunResult
     from jaxmix.train.programs import Programs
 
-__all__ = ["TrainOutcome", "check_continuation", "resolved", "run_train"]
+__all__ = ["TrainOutcome", "check_continuation", "check_kept_out", "resolved", "run_train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,7 @@ def run_train(
     prior = prior_weights(config, data.sizes if config.data.unit == "tokens" else data.counts)
     assert prior is not None
     mixer = resolve_mixer(config, sizes=data.sizes)
+    check_kept_out(mixer, prior)
     model = transformer(resolve_model_config(config, vocab_size=data.vocab_size))
     limits = resolve_max_epochs(config, names)
     stream = MixtureStream(
@@ -169,6 +171,32 @@ def run_train(
         write_text(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average)))
         page = write_report(run_dir) if has_page else None
     return TrainOutcome(run_dir, result, average, programs, page)
+
+
+def check_kept_out(mixer: Mixer, prior: Mapping[str, float]) -> None:
+    """Raises `ConfigError` if the mixer would draw a source whose weight is 0, which means "for evaluation only".
+
+    Found out by one update on equal losses: exploration draws every source, a pull towards the prior does not.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jaxmix.mixers import Feedback
+
+    kept_out = [name for name, weight in prior.items() if weight == 0]
+    if not kept_out or "loss_sum" not in mixer.needs:
+        return
+    key, ones = jax.random.key(0), jnp.ones(len(prior), jnp.float32)
+    state = mixer.init(key, len(prior), jnp.asarray(list(prior.values()), jnp.float32))
+    state, _ = mixer.update(key, state, Feedback(**dict.fromkeys(mixer.needs, ones)))
+    drawn = dict(zip(prior, mixer.weights(state).tolist(), strict=True))
+    for name in kept_out:
+        if drawn[name] > 0:
+            raise ConfigError(
+                f"source {name!r} has weight 0, and the mixer {mixer.name!r} would draw it all the same",
+                where="mixture.weights",
+                fix="Remove the source, give it a weight, or use a mixer that keeps 0: static, scheduled, kl_to_prior.",
+            )
 
 
 def check_continuation(config: RunConfig, run_dir: Path) -> None:
