@@ -96,6 +96,9 @@ class PreparedSource:
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Reads records, one request per file, and returns their tokens in the order asked for."""
+        if len(self._paths) == 1 and len(indices):  # the usual case, and half the time of the general one
+            with self._lock:
+                return [np.frombuffer(data, self._dtype) for data in self._reader(0).read(list(indices))]
         wanted = np.asarray(indices, np.int64)
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
         result: list[Any] = [None] * len(wanted)
