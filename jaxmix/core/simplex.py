@@ -167,6 +167,10 @@ def _project(
     # The last clip only takes off rounding: in exact arithmetic every free term lies between its bounds.
     inside = jnp.clip(offset + slope * u, low, high)
     solution = jnp.where(is_free, inside, jnp.where(is_high, high, low))
+    # Offsets far from 0 leave their rounding in u; spread over terms of order 1, what is missing is exact again.
+    missing = 1.0 - jnp.sum(solution)
+    spread = jnp.where(is_free, slope * missing / jnp.where(has_free, total_slope, 1.0), 0.0)
+    solution = jnp.clip(solution + spread, low, high)
     # For points so far apart that a whole range [low, high] rounds to one kink, the sum jumps there: what is missing
     # goes to the domains of that kink.
     room = jnp.where((frozen[1] <= right) & ~is_high, high - solution, 0.0)
