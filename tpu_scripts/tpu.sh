@@ -35,7 +35,7 @@ case "$action" in
   create)
     extra=()
     [ "$spot" = 0 ] || extra=(--spot)
-    do_it gcloud compute tpus tpu-vm create "$name" --zone "$zone" --accelerator-type "$type" --version "$version" "${extra[@]}"
+    do_it gcloud compute tpus tpu-vm create "$name" --zone "$zone" --accelerator-type "$type" --version "$version" ${extra[@]+"${extra[@]}"}
     ;;
   setup)
     root=$(cd "$(dirname "$0")/.." && pwd)
@@ -49,7 +49,7 @@ case "$action" in
   run)
     [ $# -gt 0 ] || { echo "tpu.sh run: which command?" >&2; exit 2; }
     command=$(printf '%q ' "$@")
-    on_hosts all "PATH=\$HOME/venv/bin:\$PATH nohup $command > run.log 2>&1 & echo \$! > run.pid"
+    on_hosts all "PATH=\$HOME/venv/bin:\$PATH nohup $command > run.log 2>&1 </dev/null & echo \$! > run.pid"
     ;;
   watch) on_hosts 0 'tail -n 50 -f run.log' ;;
   stop) on_hosts all 'kill -TERM "$(cat run.pid)"' ;;
