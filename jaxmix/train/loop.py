@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -433,9 +433,3 @@ class _Run:
             tokens_per_second=float(np.median(self.rates)) if self.rates else float("nan"),
             params=self.state.train.params,
         )
-
-
-def natural_prior(sizes: Mapping[str, float]) -> np.ndarray:
-    """Shares in proportion to `sizes` (tokens by domain), f64[m] on the simplex."""
-    values = np.asarray(list(sizes.values()), np.float64)
-    return values / values.sum()
