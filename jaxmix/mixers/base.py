@@ -19,6 +19,7 @@ from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Bool, DomainVector, PRNGKeyArray, Weights
 
 __all__ = [
+    "GRADIENTS",
     "SIGNALS",
     "Cadence",
     "Feedback",
@@ -35,8 +36,12 @@ SIGNALS = (
     "loss_sum",
     "token_count",
     "reference_loss_sum",
+    "clipped_excess_sum",
     "validation_loss",
     "gradient_alignment",
+    "validation_alignment",
+    "gradient_noise",
+    "learning_rate",
     "reward",
 )
 """Names of the fields of `Feedback`, which are also the names a mixer may list in `needs`."""
@@ -56,17 +61,27 @@ class Feedback:
         loss_sum: f32[m], summed training loss (nats) of the step's tokens, over all micro-batches and devices.
         token_count: f32[m], number of tokens in `loss_sum`; 0 for a domain the step did not draw.
         reference_loss_sum: f32[m], summed loss of a frozen reference model on the same tokens.
+        clipped_excess_sum: f32[m], `Σ max(loss − reference loss, 0)` over the same tokens, clipped token by token.
         validation_loss: f32[m], mean held-out loss (nats per token); held constant between evaluations.
-        gradient_alignment: f32[m], inner product of each domain's gradient with the target's; or f32[m, m], the
-            Gram matrix of the domains' gradients.
+        gradient_alignment: f32[m, m], inner products of the domains' mean gradients on training data, their squared
+            norms on the diagonal; or f32[m], each one's inner product with the target's gradient. 0 where a domain
+            was not drawn.
+        validation_alignment: f32[m, m], entry (j, i): inner product of the gradient of training domain j with the
+            gradient of domain i's held-out loss.
+        gradient_noise: f32[m], trace of the covariance of one row's gradient, per domain.
+        learning_rate: f32[], of the step.
         reward: f32[m], any other figure per domain that is better when larger.
     """
 
     loss_sum: Any = None
     token_count: Any = None
     reference_loss_sum: Any = None
+    clipped_excess_sum: Any = None
     validation_loss: Any = None
     gradient_alignment: Any = None
+    validation_alignment: Any = None
+    gradient_noise: Any = None
+    learning_rate: Any = None
     reward: Any = None
 
 
@@ -74,13 +89,26 @@ class Cadence(NamedTuple):
     """When the loop serves a mixer, in optimizer steps. Static: it never depends on an array.
 
     Attributes:
-        update: `update` is called after every `update` steps; its feedback is summed over them.
+        update: `update` is called after every `update` steps. Sums in its feedback run over them; gradients are
+            measured on the last of them.
         validate: `validation_loss` is refreshed before step 0 and after every `validate` steps; 0 means that the
             mixer takes whatever the run's own evaluation schedule provides.
+        round_length: > 0 repeats the evaluations in rounds of so many steps, and
+        evaluations: then only the first `1 + evaluations · m` evaluations of a round are made (m domains).
     """
 
     update: int = 1
     validate: int = 0
+    round_length: int = 0
+    evaluations: int = 0
+
+    def is_validation_due(self, step: int, num_domains: int) -> bool:
+        """Whether the mixer wants the validation loss after `step` steps, before the next one."""
+        if self.validate == 0:
+            return False
+        position = step % self.round_length if self.round_length else step
+        is_in_window = self.round_length == 0 or position <= self.evaluations * num_domains * self.validate
+        return is_in_window and position % self.validate == 0
 
 
 class MixerInfo(NamedTuple):
@@ -107,6 +135,10 @@ class _Weights(Protocol):
     def __call__(self, state: Any) -> Weights: ...
 
 
+GRADIENTS = ("exact", "sketch", "last_layer")
+"""How gradient signals may be estimated, see `jaxmix.train.signals`."""
+
+
 class Mixer(NamedTuple):
     """A data mixer as a bundle of pure functions.
 
@@ -120,6 +152,10 @@ class Mixer(NamedTuple):
         needs: names out of `SIGNALS`.
         cadence: when the loop calls `update` and refreshes the validation loss.
         name: for logs and error messages.
+        gradients: out of `GRADIENTS`, how to estimate the gradient signals among `needs`.
+        loss_weights: `(state) -> f32[m]`, factors on the domains' training losses, for methods that weight the loss
+            and leave the draws alone; `None` for all 1.
+        final: `(state) -> f32[m]`, the mixture that the method recommends for another run; `None`: its weights.
     """
 
     init: _Init
@@ -128,6 +164,9 @@ class Mixer(NamedTuple):
     needs: frozenset[str] = frozenset()
     cadence: Cadence = Cadence()
     name: str = "mixer"
+    gradients: str = "exact"
+    loss_weights: _Weights | None = None
+    final: _Weights | None = None
 
 
 def require(feedback: Feedback, needs: frozenset[str], name: str) -> None:

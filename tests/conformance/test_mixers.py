@@ -95,12 +95,17 @@ def feedback(seed, *, only=SIGNALS, present=None, num_domains=M):
     rng = np.random.default_rng(seed)
     drawn = np.ones(num_domains, bool) if present is None else np.asarray(present)
     counts = np.where(drawn, rng.integers(1, 200, num_domains), 0).astype(np.float32)
+    gradients = np.where(drawn[:, None], rng.normal(size=(num_domains, 8)), 0.0)
     signals = {
         "token_count": counts,
         "loss_sum": counts * rng.uniform(0.5, 4.0, num_domains),
         "reference_loss_sum": counts * rng.uniform(0.5, 4.0, num_domains),
+        "clipped_excess_sum": counts * rng.uniform(0.0, 0.5, num_domains),
         "validation_loss": rng.uniform(0.5, 4.0, num_domains),
-        "gradient_alignment": rng.normal(size=num_domains),
+        "gradient_alignment": gradients @ gradients.T,
+        "validation_alignment": gradients @ rng.normal(size=(8, num_domains)),
+        "gradient_noise": np.where(drawn, rng.uniform(0, 9, num_domains), 0.0),
+        "learning_rate": 1e-3,
         "reward": rng.uniform(0, 1, num_domains),
     }
     return Feedback(**{name: jnp.asarray(signals[name], jnp.float32) for name in only})
@@ -181,7 +186,7 @@ def test_state_keeps_structure_shapes_and_dtypes(mixer):
 
 def test_permuting_the_domains_permutes_the_weights(mixer):
     order = np.random.default_rng(3).permutation(M)
-    permute = lambda tree: jax.tree.map(lambda leaf: leaf[order], tree)
+    permute = lambda tree: jax.tree.map(lambda leaf: leaf[np.ix_(*[order] * leaf.ndim)], tree)
     plain, permuted = mixer.init(KEY, M, PRIOR), mixer.init(KEY, M, PRIOR[order])
     for step in range(20):
         signals = feedback(step, present=np.arange(M) != step % M)
@@ -218,7 +223,7 @@ def test_what_an_absent_domain_reports_does_not_act(mixer, bad):
     state, _ = run(mixer, 3)
     quiet = feedback(9, present=np.arange(M) != 2)
     loud = {name: getattr(quiet, name) for name in SIGNALS}
-    for name in ("loss_sum", "reference_loss_sum"):
+    for name in ("loss_sum", "reference_loss_sum", "clipped_excess_sum"):
         loud[name] = loud[name].at[2].set(bad)
     expected, _ = mixer.update(KEY, state, quiet)
     got, _ = mixer.update(KEY, state, Feedback(**loud))
@@ -234,9 +239,13 @@ def test_finite_under_extreme_losses(mixer, loss):
         signals = Feedback(
             token_count=jnp.ones(M),
             loss_sum=extreme,
-            reference_loss_sum=usual.reference_loss_sum,
+            reference_loss_sum=usual.reference_loss_sum / usual.token_count,
+            clipped_excess_sum=extreme,
             validation_loss=extreme,
-            gradient_alignment=usual.gradient_alignment,
+            gradient_alignment=usual.gradient_alignment * loss,
+            validation_alignment=usual.validation_alignment * loss,
+            gradient_noise=extreme,
+            learning_rate=usual.learning_rate,
             reward=usual.reward,
         )
         state, info = mixer.update(KEY, state, signals)
