@@ -181,12 +181,12 @@ def require(feedback: Feedback, needs: frozenset[str], name: str) -> None:
 
 
 def initial_weights(num_domains: int, prior: Weights | None) -> Weights:
-    """The prior as float32, or uniform weights. Its values are checked unless it is traced."""
+    """The prior (float32; float64 in 64-bit mode), or uniform weights. Its values are checked unless it is traced."""
     if num_domains < 1:
         raise ConfigError(f"a mixer needs at least one domain, got {num_domains}", where="mixer.init")
     if prior is None:
-        return jnp.full((num_domains,), 1.0 / num_domains, jnp.float32)
-    prior = jnp.asarray(prior, jnp.float32)
+        return jnp.full((num_domains,), 1.0 / num_domains, jnp.result_type(float))
+    prior = jnp.asarray(prior, jnp.result_type(float))
     if prior.shape != (num_domains,):
         raise ConfigError(f"the prior has shape {prior.shape}, expected ({num_domains},)", where="mixer.init")
     if not isinstance(prior, jax.core.Tracer):

@@ -122,7 +122,7 @@ def lmo(
         if smoothing > 0:
             moved = mix_with(moved, jnp.full_like(moved, 1.0 / moved.shape[0]), smoothing)
         weights = moved if estimate.has_moved is None else jnp.where(estimate.has_moved, moved, state.weights)
-        average = state.average + (weights - state.average) / (state.count + 1).astype(jnp.float32)
+        average = state.average + (weights - state.average) / (state.count + 1).astype(weights.dtype)
         new = LmoState(count=state.count + 1, weights=weights, average=average, estimator=estimator)
         return new, MixerInfo(score=estimate.score, extra=estimate.extra or {})
 
@@ -170,8 +170,8 @@ def estimate_quality(estimate: Float[Array, "n m"], truth: Float[Array, "n m"]) 
 
 
 def _ranks(x: DomainVector) -> DomainVector:
-    below = jnp.sum((x[None, :] < x[:, None]).astype(jnp.float32), axis=1)
-    equal = jnp.sum((x[None, :] == x[:, None]).astype(jnp.float32), axis=1)
+    below = jnp.sum((x[None, :] < x[:, None]).astype(x.dtype), axis=1)
+    equal = jnp.sum((x[None, :] == x[:, None]).astype(x.dtype), axis=1)
     return below + 0.5 * (equal - 1.0)
 
 
