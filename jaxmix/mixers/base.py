@@ -95,18 +95,21 @@ class Cadence(NamedTuple):
             mixer takes whatever the run's own evaluation schedule provides.
         round_length: > 0 repeats the evaluations in rounds of so many steps, and
         evaluations: then only the first `1 + evaluations · m` evaluations of a round are made (m domains).
+        first_step: no evaluation is made before it, and rounds count from it.
     """
 
     update: int = 1
     validate: int = 0
     round_length: int = 0
     evaluations: int = 0
+    first_step: int = 0
 
     def is_validation_due(self, step: int, num_domains: int) -> bool:
         """Whether the mixer wants the validation loss after `step` steps, before the next one."""
-        if self.validate == 0:
+        if self.validate == 0 or step < self.first_step:
             return False
-        position = step % self.round_length if self.round_length else step
+        position = step - self.first_step
+        position = position % self.round_length if self.round_length else position
         is_in_window = self.round_length == 0 or position <= self.evaluations * num_domains * self.validate
         return is_in_window and position % self.validate == 0
 
