@@ -1,0 +1,39 @@
+"""What all wrappers share: their registry, and how the inner mixer's functions are lifted to the wrapper's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxmix.core.registry import Registry
+from jaxmix.core.types import Weights
+from jaxmix.mixers.base import Mixer
+
+__all__ = ["lift", "registry"]
+
+registry = Registry("wrapper")
+"""All wrappers by name; a wrapper takes a mixer first."""
+
+
+def lift(mixer: Mixer, name: str, *, bound: Callable[[Weights], Weights] | None = None, **functions: Any) -> Mixer:
+    """The wrapper `name` around `mixer` as a bundle.
+
+    What the wrapper does not define itself is the inner mixer's, read from the field `inner` of the wrapper's state.
+
+    Args:
+        mixer: the inner mixer.
+        name: of the wrapper.
+        bound: a function of weights alone that the wrapper applies to what is drawn; it then holds for the
+            recommended mixture too. Factors on losses are the inner mixer's: wrappers act on what is drawn.
+        functions: fields of `Mixer` that the wrapper defines.
+    """
+
+    def on_inner(function: Callable[[Any], Weights], then: Callable[[Weights], Weights] | None = None) -> Any:
+        return lambda state: function(state.inner) if then is None else then(function(state.inner))
+
+    lifted = {
+        "weights": on_inner(mixer.weights, bound),
+        "loss_weights": mixer.loss_weights and on_inner(mixer.loss_weights),
+        "final": mixer.final and on_inner(mixer.final, bound),
+    }
+    return mixer._replace(**{**lifted, **functions}, name=f"{name}({mixer.name})")
