@@ -25,19 +25,6 @@ from jaxmix.mixers.wrappers import (
     warm_up,
     wrap_with,
 )
-    build,
-    ema,
-    epoch_cap,
-    floor,
-    freeze_after,
-    hold,
-    keep_out,
-    kl_to_prior,
-    temperature,
-    time_average,
-    warm_up,
-    wrap_with,
-)
 from jaxmix.mixers.wrappers import registry as wrapper_registry
 
 __all__ = [
