@@ -1,4 +1,4 @@
-"""Weights that never change: the baseline of every comparison."""
+"""Weights that never change: the baselines of every comparison."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.schedule import check_weights
+from jaxmix.core.simplex import normalize
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, registry
+from jaxmix.mixers.lmo import check_number
 
-__all__ = ["StaticState", "static"]
+__all__ = ["StaticState", "static", "stratified", "tempered"]
 
 
 @state(version=1)
@@ -25,18 +27,29 @@ class StaticState:
     weights: Any
 
 
+def tempered(weights: Weights, temperature: float) -> Weights:
+    """`p ∝ weights^(1/temperature)`: 1 leaves them, above flattens, below sharpens. A weight of 0 stays 0."""
+    is_positive = weights > 0
+    # Relative to the largest, so that a small temperature underflows to 0 and not all to 0 / 0.
+    log = jnp.log(jnp.where(is_positive, weights, 1.0) / jnp.max(weights))
+    return normalize(jnp.where(is_positive, jnp.exp(log / temperature), 0.0))
+
+
 @registry.register
-def static(weights: Sequence[float] | None = None) -> Mixer:
-    """A mixer whose weights stay as they are.
+def static(weights: Sequence[float] | None = None, *, temperature: float = 1.0) -> Mixer:
+    """A mixer whose weights stay as they are: `p ∝ q^(1/temperature)`.
 
     Args:
-        weights: m numbers ≥ 0 that add to 1; the prior given to `init` if `None`.
+        weights: q, m numbers ≥ 0 that add to 1; the prior given to `init` if `None`.
+        temperature: > 0. With a prior of token shares, 1 is natural sampling, larger values favour small domains
+            (multilingual models use 1/0.3 to 1/0.7), and the limit is `stratified`. A weight of 0 stays 0.
 
     Returns:
         A mixer that needs no signals. `info.score` is 0: it has no opinion.
 
     Raises:
-        ConfigError: the weights are not on the simplex, or (in `init`) their number is not that of the domains.
+        ConfigError: the weights are not on the simplex, the temperature is not above 0, or (in `init`) the number of
+            weights is not that of the domains.
 
     Example:
         >>> import jax
@@ -45,21 +58,50 @@ def static(weights: Sequence[float] | None = None) -> Mixer:
         [0.75, 0.25]
     """
     fixed = None if weights is None else check_weights(weights, where="static(weights)")
+    check_number("static", "temperature", temperature, 0.0, is_open=True)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> StaticState:
         del key
         if fixed is None:
-            return StaticState(weights=initial_weights(num_domains, prior))
-        if len(fixed) != num_domains:
+            chosen = initial_weights(num_domains, prior)
+        elif len(fixed) != num_domains:
             raise ConfigError(
                 f"{len(fixed)} weights for {num_domains} domains",
                 where="static(weights)",
                 fix="Give one weight per source, in the order of the sources.",
             )
-        return StaticState(weights=jnp.asarray(fixed, jnp.float32))
+        else:
+            chosen = jnp.asarray(fixed, jnp.result_type(float))
+        return StaticState(weights=chosen if temperature == 1 else tempered(chosen, temperature))
 
-    def update(key: PRNGKeyArray, state: StaticState, feedback: Feedback) -> tuple[StaticState, MixerInfo]:
-        del key, feedback
-        return state, MixerInfo(score=jnp.zeros_like(state.weights), extra={})
+    return Mixer(init=init, update=_stay, weights=lambda state: state.weights, name="static")
 
-    return Mixer(init=init, update=update, weights=lambda state: state.weights, name="static")
+
+@registry.register
+def stratified() -> Mixer:
+    """A mixer that draws all domains equally often, whatever the prior: the reference of most comparisons.
+
+    A domain whose prior is 0 keeps 0, since that is how a source is kept for evaluation only.
+
+    Returns:
+        A mixer that needs no signals. `info.score` is 0: it has no opinion.
+
+    Example:
+        >>> import jax
+        >>> mixer = stratified()
+        >>> state = mixer.init(jax.random.key(0), 4, jnp.array([0.7, 0.2, 0.1, 0.0]))
+        >>> [round(w, 3) for w in mixer.weights(state).tolist()]
+        [0.333, 0.333, 0.333, 0.0]
+    """
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> StaticState:
+        del key
+        weights = initial_weights(num_domains, prior)
+        return StaticState(weights=normalize((weights > 0).astype(weights.dtype)))
+
+    return Mixer(init=init, update=_stay, weights=lambda state: state.weights, name="stratified")
+
+
+def _stay(key: PRNGKeyArray, state: StaticState, feedback: Feedback) -> tuple[StaticState, MixerInfo]:
+    del key, feedback
+    return state, MixerInfo(score=jnp.zeros_like(state.weights), extra={})

@@ -1,0 +1,44 @@
+"""Figures that are not measured at every update: what is fresh, what is kept, and what stands in for the unknown.
+
+A domain that a step did not draw, or whose validation loss was not measured, has nothing new to say. Its last
+figure is kept; before it has one, it takes the mean of the others, which moves it neither up nor down among them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxmix.core.segment import mean_by_domain
+from jaxmix.core.types import Array, Bool, DomainVector
+
+__all__ = ["LARGEST", "finite_or_nan", "fresh_mean", "hold", "mean_for_unknown"]
+
+LARGEST = 1e30
+"""Losses beyond ± this count as this, so that sums over domains and evaluations stay finite in float32."""
+
+
+def finite_or_nan(losses: DomainVector, dtype: Any) -> DomainVector:
+    """Validation losses as `dtype`, within ± `LARGEST`; what is not finite becomes nan, "not measured"."""
+    losses = losses.astype(dtype)
+    return jnp.where(jnp.isfinite(losses), jnp.clip(losses, -LARGEST, LARGEST), jnp.nan)
+
+
+def fresh_mean(sums: DomainVector, counts: DomainVector, dtype: Any) -> tuple[DomainVector, Bool[Array, " m"]]:
+    """`(sums / counts, is_fresh)`: the mean over a step's tokens, and whether the domain has a finite one (else 0)."""
+    is_fresh = (counts > 0) & jnp.isfinite(sums)
+    mean = mean_by_domain(jnp.where(is_fresh, sums, 0.0).astype(dtype), counts.astype(dtype), 0.0)
+    return jnp.clip(mean, -LARGEST, LARGEST), is_fresh
+
+
+def hold(last: DomainVector, new: DomainVector) -> DomainVector:
+    """`new`, and `last` where `new` is nan."""
+    return jnp.where(jnp.isnan(new), last, new)
+
+
+def mean_for_unknown(score: DomainVector, is_known: Bool[Array, " m"]) -> DomainVector:
+    """The score, with the mean of the known ones where it is unknown; 0 if none is known."""
+    count = jnp.sum(is_known.astype(score.dtype))
+    mean = jnp.sum(jnp.where(is_known, score, 0.0)) / jnp.maximum(count, 1.0)
+    return jnp.where(is_known, score, mean)
