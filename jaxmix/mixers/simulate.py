@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Key
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
@@ -94,6 +95,7 @@ def simulate(
     reward: Callable[[DomainVector], DomainVector] | None = None,
     learning_rate: Any = None,
     eval_every: int | None = None,
+    observe: Callable[[DomainVector], DomainVector] | None = None,
     stride: int = 1,
 ) -> SimulationResult:
     """Runs a mixer in a world, in the training loop's order.
@@ -118,6 +120,8 @@ def simulate(
         learning_rate: number or function of the step, shown to the mixer; that of the world if `None`.
         eval_every: the run's own evaluation schedule, beside the mixer's cadence; `None`: for a mixer without a
             cadence of its own that needs validation losses, 20 times in the run.
+        observe: what becomes of a measured validation loss f[m] before the mixer sees it, such as the loss relative to
+            targets that differ from world to world.
         stride: what is recorded is thinned to every so many steps; it must divide `num_steps`.
 
     Returns:
@@ -144,7 +148,8 @@ def simulate(
 
     def evaluate(key: PRNGKeyArray, state: Any) -> Array:
         losses = world.losses(state)
-        return losses + world.noise * jax.random.normal(key, (m,), losses.dtype)
+        measured = losses + world.noise * jax.random.normal(key, (m,), losses.dtype)
+        return measured if observe is None else observe(measured)
 
     def update(key: PRNGKeyArray, mixer_state: Any, feedback: Feedback) -> tuple[Any, Array]:
         mixer_state, info = mixer.update(key, mixer_state, feedback)
@@ -235,7 +240,7 @@ class StaticSearch(NamedTuple):
 
 def best_static(
     world: World,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " s"],
     *,
     num_candidates: int,
     num_steps: int,

@@ -21,13 +21,14 @@ from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Wei
 __all__ = [
     "Gradients",
     "World",
+    "as_array",
+    "check_shape",
     "decaying",
-    "fit_log_linear",
     "linear_world",
     "log_linear_world",
+    "per_domain",
     "power_law_world",
     "quadratic_world",
-    "replay_world",
     "swapped",
 ]
 
@@ -79,13 +80,13 @@ Interaction = Callable[[Int[Array, ""]], Float[Array, "m m"]]
 
 def decaying(interaction: ArrayLike, time: float) -> Interaction:
     """`A(t) = A · exp(−t / time)`, t in steps: domains teach less and less."""
-    start = _as_array(interaction)
+    start = as_array(interaction)
     return lambda step: start * jnp.exp(-step.astype(start.dtype) / time)
 
 
 def swapped(before: ArrayLike, after: ArrayLike, at: int) -> Interaction:
     """The interaction `before` for the first `at` steps, then `after`."""
-    first, then = _as_array(before), _as_array(after)
+    first, then = as_array(before), as_array(after)
     return lambda step: jnp.where(step < at, first, then)
 
 
@@ -128,13 +129,13 @@ def linear_world(
             raise ConfigError("an interaction that is a function needs num_domains", where="linear_world(num_domains)")
         m, at = num_domains, interaction
     else:
-        constant = _as_array(interaction)
+        constant = as_array(interaction)
         m = constant.shape[0]
-        _check_shape("linear_world(interaction)", constant, (m, m))
+        check_shape("linear_world(interaction)", constant, (m, m))
         at = lambda step: constant
     if not 0 <= momentum < 1:
         raise ConfigError(f"momentum must be in [0, 1), got {momentum}", where="linear_world(momentum)")
-    start = _vector("linear_world(start_losses)", start_losses, m)
+    start = per_domain("linear_world(start_losses)", start_losses, m)
 
     def step(key: PRNGKeyArray, state: LinearState, shares: Weights) -> LinearState:
         del key
@@ -150,6 +151,23 @@ def linear_world(
         noise=noise,
         train_noise=train_noise,
     )
+
+
+class Exposure(NamedTuple):
+    """Attributes:
+    total: f[m], summed shares.
+    excess: f[m], what rounding has put into `total` too much: thousands of small terms add up to float32's precision.
+    """
+
+    total: Array
+    excess: Array
+
+
+def _expose(exposure: Exposure, amount: Array) -> Exposure:
+    """Compensated summation (Kahan)."""
+    rest = amount - exposure.excess
+    total = exposure.total + rest
+    return Exposure(total, (total - exposure.total) - rest)
 
 
 def log_linear_world(
@@ -176,15 +194,15 @@ def log_linear_world(
         num_steps: steps after which the law holds, > 0.
         noise, train_noise: see `World`.
     """
-    a = _as_array(interaction)
+    a = as_array(interaction)
     m = a.shape[0]
-    _check_shape("log_linear_world(interaction)", a, (m, m))
-    c = _vector("log_linear_world(irreducible)", irreducible, m)
-    b = _vector("log_linear_world(reducible)", reducible, m)
+    check_shape("log_linear_world(interaction)", a, (m, m))
+    c = per_domain("log_linear_world(irreducible)", irreducible, m)
+    b = per_domain("log_linear_world(reducible)", reducible, m)
     return World(
-        init=lambda key: jnp.zeros_like(c),
-        step=lambda key, exposure, shares: exposure + shares.astype(c.dtype),
-        losses=lambda exposure: c + b * jnp.exp(-(a @ (exposure / num_steps))),
+        init=lambda key: Exposure(jnp.zeros_like(c), jnp.zeros_like(c)),
+        step=lambda key, exposure, shares: _expose(exposure, shares.astype(c.dtype)),
+        losses=lambda exposure: c + b * jnp.exp(-(a @ (exposure.total / num_steps))),
         num_domains=m,
         irreducible=c,
         noise=noise,
@@ -216,17 +234,17 @@ def power_law_world(
         tokens_per_step: of a batch.
         noise, train_noise: see `World`.
     """
-    t = _as_array(transfer)
+    t = as_array(transfer)
     m = t.shape[0]
-    _check_shape("power_law_world(transfer)", t, (m, m))
-    c = _vector("power_law_world(irreducible)", irreducible, m)
-    b = _vector("power_law_world(scale)", scale, m)
-    alpha = _vector("power_law_world(exponent)", exponent, m)
-    n0 = _vector("power_law_world(start)", start, m)
+    check_shape("power_law_world(transfer)", t, (m, m))
+    c = per_domain("power_law_world(irreducible)", irreducible, m)
+    b = per_domain("power_law_world(scale)", scale, m)
+    alpha = per_domain("power_law_world(exponent)", exponent, m)
+    n0 = per_domain("power_law_world(start)", start, m)
     return World(
-        init=lambda key: jnp.zeros_like(c),
-        step=lambda key, tokens, shares: tokens + tokens_per_step * shares.astype(c.dtype),
-        losses=lambda tokens: c + b * (n0 + t @ tokens) ** -alpha,
+        init=lambda key: Exposure(jnp.zeros_like(c), jnp.zeros_like(c)),
+        step=lambda key, exposure, shares: _expose(exposure, shares.astype(c.dtype)),
+        losses=lambda exposure: c + b * (n0 + tokens_per_step * (t @ exposure.total)) ** -alpha,
         num_domains=m,
         irreducible=c,
         noise=noise,
@@ -268,12 +286,12 @@ def quadratic_world(
         optimizer: learning rate → optax transformation, such as `optax.sgd` or `optax.adam`.
         noise, train_noise: see `World`.
     """
-    h, x, x0 = _as_array(hessians), _as_array(optima), _as_array(start)
+    h, x, x0 = as_array(hessians), as_array(optima), as_array(start)
     m, size = x.shape
-    _check_shape("quadratic_world(hessians)", h, (m, size, size))
-    _check_shape("quadratic_world(start)", x0, (size,))
-    c = _vector("quadratic_world(irreducible)", irreducible, m)
-    trace = _vector("quadratic_world(gradient_noise)", gradient_noise, m)
+    check_shape("quadratic_world(hessians)", h, (m, size, size))
+    check_shape("quadratic_world(start)", x0, (size,))
+    c = per_domain("quadratic_world(irreducible)", irreducible, m)
+    trace = per_domain("quadratic_world(gradient_noise)", gradient_noise, m)
     transformation = optimizer(learning_rate)
 
     def by_domain(params: Array) -> tuple[Array, Array]:
@@ -310,107 +328,20 @@ def quadratic_world(
     )
 
 
-class LogLinearFit(NamedTuple):
-    """Attributes:
-    irreducible: f[n], c.
-    scale: f[n], b > 0.
-    interaction: f[n, m], A, of `L_i(p) = c_i + b_i exp(−Σ_j A_ij p_j)`; its rows average 0 over the domains.
-    """
-
-    irreducible: Float[Array, " n"]
-    scale: Float[Array, " n"]
-    interaction: Float[Array, "n m"]
-
-
-def fit_log_linear(mixtures: ArrayLike, losses: ArrayLike, *, num_floors: int = 64) -> LogLinearFit:
-    """Fits `L_i(p) = c_i + b_i exp(−Σ_j A_ij p_j)` to a table of runs, by a search over c.
-
-    For a given c, `log(L − c)` is linear in p; its weighted least squares (weights (L − c)², so that errors count
-    as they do in L) have a closed form. c is tried at `num_floors` even steps from 0 to 0.98 of the lowest loss.
-
-    Args:
-        mixtures: f[r, m], shares of r > m runs.
-        losses: f[r, n] > 0, final losses of each run.
-        num_floors: number of values tried.
-
-    Numerics: a small ridge (1e-6 of the mean weight) decides what the table leaves open: a domain that no run drew
-    gets an average row entry.
-    """
-    p, y = _as_array(mixtures), _as_array(losses)
-    m = p.shape[1]
-
-    def fit(column: Array, floor: Array) -> tuple[Array, Array]:
-        weight = (column - floor) ** 2
-        weight = weight / jnp.mean(weight)
-        target = jnp.log(column - floor)
-        centre = jnp.average(target, weights=weight)
-        normal = (p * weight[:, None]).T @ p + 1e-6 * p.shape[0] * jnp.eye(m, dtype=p.dtype)
-        slope = jnp.linalg.solve(normal, p.T @ (weight * (target - centre))) + centre
-        error = jnp.mean((floor + jnp.exp(p @ slope) - column) ** 2)
-        return slope, error
-
-    def best(column: Array) -> tuple[Array, Array]:
-        floors = jnp.linspace(0.0, 0.98, num_floors, dtype=p.dtype) * jnp.min(column)
-        slopes, errors = jax.vmap(fit, in_axes=(None, 0))(column, floors)
-        winner = jnp.argmin(errors)
-        return floors[winner], slopes[winner]
-
-    floors, slopes = jax.vmap(best, in_axes=1)(y)
-    # On the simplex a constant in a row's slopes is a factor of its scale.
-    level = jnp.mean(slopes, axis=1)
-    return LogLinearFit(floors, jnp.exp(level), level[:, None] - slopes)
-
-
-def replay_world(
-    mixtures: ArrayLike,
-    losses: ArrayLike,
-    *,
-    num_steps: int,
-    start_loss: float,
-    noise: ArrayLike = 0.0,
-    train_noise: ArrayLike = 0.0,
-) -> World:
-    """A world fitted to the final losses of real runs on many mixtures, such as RegMix's tables.
-
-    After `num_steps` steps the losses are those of `fit_log_linear` at the mean of the mixtures drawn; on the way
-    the reducible loss falls exponentially from `start_loss`, see `log_linear_world`.
-
-    Args:
-        mixtures: f[r, m], shares of r runs.
-        losses: f[r, m], their final losses. A column of nan is a domain whose loss nobody measured: its loss stays
-            nan, and its shares act on the others.
-        num_steps: of a whole run.
-        start_loss: nats, of an untrained model: above every loss in the table.
-        noise, train_noise: see `World`.
-    """
-    y = _as_array(losses)
-    is_measured = ~jnp.any(jnp.isnan(y), axis=0)
-    fit = fit_log_linear(mixtures, jnp.where(is_measured[None, :], y, 1.0))
-    reducible = start_loss - fit.irreducible
-    # b exp(−A p) = (start − c) exp(−(A + log((start − c) / b)) p) on the simplex.
-    interaction = fit.interaction + jnp.log(reducible / fit.scale)[:, None]
-    return log_linear_world(
-        interaction,
-        irreducible=jnp.where(is_measured, fit.irreducible, jnp.nan),
-        reducible=reducible,
-        num_steps=num_steps,
-        noise=noise,
-        train_noise=train_noise,
-    )
-
-
-def _as_array(x: Any) -> Array:
+def as_array(x: ArrayLike) -> Array:
+    """float32, or float64 in 64-bit mode."""
     return jnp.asarray(x, jnp.result_type(float))
 
 
-def _vector(where: str, x: Any, m: int) -> Array:
+def per_domain(where: str, x: ArrayLike, m: int) -> Array:
     """One number or m of them as f[m]."""
-    array = _as_array(x)
+    array = as_array(x)
     if array.shape not in ((), (m,)):
         raise ConfigError(f"shape {array.shape}, expected one number or {m}", where=where)
     return jnp.broadcast_to(array, (m,))
 
 
-def _check_shape(where: str, array: Array, shape: tuple[int, ...]) -> None:
+def check_shape(where: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Raises `ConfigError` unless `array` has this shape."""
     if array.shape != shape:
         raise ConfigError(f"shape {array.shape}, expected {shape}", where=where)
