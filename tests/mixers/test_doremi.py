@@ -58,9 +58,7 @@ def test_one_step():
 
 def test_a_gap_that_stays_takes_everything_within_73_steps_down_to_a_known_floor():
     weights, _, _ = drive(doremi(), 4, [constant_excess(0, 0.1, 0, 0)] * 400, is_double=True)
-    share = weights[:, 1]
-    assert (share[71], share[72]) == (pytest.approx(0.9899, abs=2e-4), pytest.approx(0.99, abs=3e-4))
-    assert np.flatnonzero(share >= 0.99)[0] + 1 == 73
+    assert np.flatnonzero(weights[:, 1] >= 0.99)[0] + 1 == 73
     np.testing.assert_allclose(weights[-1][[0, 2, 3]], (1e-3 / 4) / (1 - np.exp(-0.1)), rtol=0.01)
     np.testing.assert_allclose(weights[-1][0], 0.00262, atol=2e-5)
 

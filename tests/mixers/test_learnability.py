@@ -64,6 +64,13 @@ def test_absent_domains_hold_their_score():
     np.testing.assert_allclose(infos[1].score, [1.5, 1.0], rtol=1e-6)
 
 
+def test_a_step_without_tokens_moves_nothing():
+    one = {"loss_sum": [3.0, 2.0], "reference_loss_sum": [1.0, 1.0], "token_count": [1.0, 1.0]}
+    weights, _, _ = drive(learnability(), 2, [one, {signal: [0.0, 0.0] for signal in one}])
+    assert weights[0][0] > 0.7
+    np.testing.assert_array_equal(weights[0], weights[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
