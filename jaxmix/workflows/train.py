@@ -15,11 +15,11 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.config import RunConfig, config_hash
 from jaxmix.workflows.data import RunData, prepare_and_open
+from jaxmix.workflows.kept_out import kept_out_names, resolve_drawing_mixer
 from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json, write_text
 from jaxmix.workflows.resolve import (
     prior_weights,
     resolve_max_epochs,
-    resolve_mixer,
     resolve_model_config,
     resolve_on_exhaust,
     resolve_settings,
@@ -27,11 +27,10 @@ from jaxmix.workflows.resolve import (
 from jaxmix.workflows.strict import dump_yaml, parse_yaml, to_plain
 
 if TYPE_CHECKING:
-    from jaxmix.mixers.base import Mixer
     from jaxmix.train.loop import RunResult
     from jaxmix.train.programs import Programs
 
-__all__ = ["TrainOutcome", "check_continuation", "check_kept_out", "resolved", "run_train"]
+__all__ = ["TrainOutcome", "check_continuation", "resolved", "run_train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +122,7 @@ def run_train(
     names = tuple(data.train)
     prior = prior_weights(config, data.sizes if config.data.unit == "tokens" else data.counts)
     assert prior is not None
-    mixer = resolve_mixer(config, sizes=data.sizes)
-    check_kept_out(mixer, prior)
+    mixer = resolve_drawing_mixer(config, prior, data.sizes)
     model = transformer(resolve_model_config(config, vocab_size=data.vocab_size))
     limits = resolve_max_epochs(config, names)
     stream = MixtureStream(
@@ -143,7 +141,8 @@ def run_train(
         data.validation, seq_len=config.data.seq_len, rows_per_domain=config.data.validation_rows
     )
     is_main = jax.process_index() == 0
-    provenance = _provenance(config, run_dir, data, prior, limits, command, extra or {})
+    about = {"name": mixer.name, "needs": sorted(mixer.needs), "update_every": mixer.cadence.update}
+    provenance = _provenance(config, run_dir, data, prior, limits, command, {"mixer": about, **(extra or {})})
     if is_main:
         write_text(run_dir / "config.yaml", dump_yaml(to_plain(config)))
         write_json(run_dir / "provenance.json", provenance)
@@ -173,32 +172,6 @@ def run_train(
     return TrainOutcome(run_dir, result, average, programs, page)
 
 
-def check_kept_out(mixer: Mixer, prior: Mapping[str, float]) -> None:
-    """Raises `ConfigError` if the mixer would draw a source whose weight is 0, which means "for evaluation only".
-
-    Found out by one update on equal losses: exploration draws every source, a pull towards the prior does not.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from jaxmix.mixers import Feedback
-
-    kept_out = [name for name, weight in prior.items() if weight == 0]
-    if not kept_out or "loss_sum" not in mixer.needs:
-        return
-    key, ones = jax.random.key(0), jnp.ones(len(prior), jnp.float32)
-    state = mixer.init(key, len(prior), jnp.asarray(list(prior.values()), jnp.float32))
-    state, _ = mixer.update(key, state, Feedback(**dict.fromkeys(mixer.needs, ones)))
-    drawn = dict(zip(prior, mixer.weights(state).tolist(), strict=True))
-    for name in kept_out:
-        if drawn[name] > 0:
-            raise ConfigError(
-                f"source {name!r} has weight 0, and the mixer {mixer.name!r} would draw it all the same",
-                where="mixture.weights",
-                fix="Remove the source, give it a weight, or use a mixer that keeps 0: static, scheduled, kl_to_prior.",
-            )
-
-
 def check_continuation(config: RunConfig, run_dir: Path) -> None:
     """Raises `ConfigError` if the folder has checkpoints that `config` cannot continue.
 
@@ -226,6 +199,8 @@ def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
     fixed |= {f"data.{k}": data.get(k) for k in ("tokenizer", "seq_len", "batch_size", "block", "unit")}
     fixed["mixer.name"] = mixer.get("name")
     fixed["mixer.wrap"] = [next(iter(entry)) for entry in mixer.get("wrap", ())]
+    if mixer.get("name") not in ("static", "scheduled"):  # a mixer's state holds the drawn sources only
+        fixed["mixture.weights of 0"] = kept_out_names(plain)
     fixed["train.seed"] = plain.get("train", {}).get("seed", 0)
     return fixed
 
