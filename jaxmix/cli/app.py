@@ -71,6 +71,21 @@ COMMANDS: tuple[Command, ...] = (
         sections=_SECTIONS,
     ),
     Command(
+        "compare",
+        "Train several mixtures at equal tokens over paired seeds; differences with intervals",
+        """CONFIG names a base, what each variant changes, and the seeds, see configs/compare/. All runs are checked
+        before the first one trains, share their prepared data, and draw in the order of the same seeds. Differences
+        are to the first variant. Stopped half-way, the same command trains only what is not finished.""",
+        positional=(_CONFIG,),
+        flags=(
+            Flag("--out", "folder to write to (runs/<name of the file>)", "FOLDER"),
+            Flag("--seeds", "number of seeds, counted up from the file's first", "N", int),
+            _DRY_RUN,
+            _JSON,
+        ),
+        sections=_SECTIONS,
+    ),
+    Command(
         "plan",
         "Show expected draws, tokens, epochs, steps, parameters and memory, without touching data",
         positional=(_CONFIG,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import process_index, say, say_json, say_table
 from jaxmix.core.errors import EnvironmentProblem
 
-__all__ = ["doctor", "plan", "prepare", "quickstart", "report", "train"]
+__all__ = ["compare", "doctor", "plan", "prepare", "quickstart", "report", "train"]
 
 
 def _command(arguments: Arguments) -> str:
@@ -36,19 +37,9 @@ def quickstart(arguments: Arguments) -> int:
     if arguments.steps is not None:
         overrides.append(("train.steps", str(arguments.steps)))
     runs = quickstart_members(overrides, out=out, seeds=arguments.seeds)
-    steps = runs[0].config.train.steps
-    tokens = steps * runs[0].config.data.batch_size * runs[0].config.data.seq_len
     if arguments.dry_run:
-        return _dry_run_comparison(arguments, out, [m.config.out for m in runs], steps, tokens)
-    from jaxmix.workflows.compare import run_comparison
-
-    def note(line: str) -> None:
-        if not arguments.json:
-            say(line)
-
-    note(f"{len(runs)} runs of {steps} steps, {tokens:,} tokens each, into {out}")
-    with _continued_by(_command(arguments)):
-        outcome = run_comparison(runs, out=out, command=_command(arguments), say=note)
+        return _dry_run_comparison(arguments, runs, out, "the bundled texts")
+    outcome = _run_comparison(arguments, runs, out)
     if arguments.json:
         say_json(outcome.summary)
         return 0
@@ -65,11 +56,65 @@ def quickstart(arguments: Arguments) -> int:
     return 0
 
 
-def _dry_run_comparison(arguments: Arguments, out: str, folders: list[Any], steps: int, tokens: int) -> int:
+def compare(arguments: Arguments) -> int:
+    """Trains every variant with every seed and prints the differences over paired seeds."""
+    from jaxmix.workflows.compare import load_comparison
+
+    runs = load_comparison(arguments.config, arguments.overrides, out=arguments.out, seeds=arguments.seeds)
+    out = str(Path(runs[0].config.out or "").parent)
+    if arguments.dry_run:
+        return _dry_run_comparison(arguments, runs, out, "the sources")
+    outcome = _run_comparison(arguments, runs, out)
+    if arguments.json:
+        say_json(outcome.summary)
+        return 0
+    from jaxmix.report import load_run
+    from jaxmix.report.paired import domain_tables, paired_sentences, paired_table
+
+    records = [load_run(Path(str(m.config.out))) for m in runs]
+    table, (losses, differences) = paired_table(records), domain_tables(records)
+    say()
+    say_table(table.columns, table.rows, title="Means over seeds; loss in nats per token, seconds with evaluations")
+    say()
+    say_table(losses.columns, losses.rows, title=f"{records[0].judged_by.capitalize()} loss (perplexity)")
+    if len(differences.columns) > 1:
+        say()
+        say_table(differences.columns, differences.rows, title=f"Difference to {losses.columns[1]}")
+    say()
+    for sentence in (*paired_sentences(records), *outcome.sentences):
+        say(sentence)
+    say(f"\nPage: {outcome.report}")
+    return 0
+
+
+def _run_comparison(arguments: Arguments, runs: Sequence[Any], out: str) -> Any:
+    """Trains what is not finished of a comparison."""
+    from jaxmix.workflows.compare import run_comparison
+
+    def note(line: str) -> None:
+        if not arguments.json:
+            say(line)
+
+    steps, tokens = _length(runs[0])
+    note(f"{len(runs)} runs of {steps} steps, {tokens:,} tokens each, into {out}")
+    with _continued_by(_command(arguments)):
+        return run_comparison(runs, out=out, command=_command(arguments), say=note)
+
+
+def _length(member: Any) -> tuple[int, int]:
+    """Steps and tokens of one run of a comparison."""
+    config = member.config
+    return config.train.steps, config.train.steps * config.data.batch_size * config.data.seq_len
+
+
+def _dry_run_comparison(arguments: Arguments, runs: Sequence[Any], out: str, what: str) -> int:
+    folders = [m.config.out for m in runs]
+    steps, tokens = _length(runs[0])
     if arguments.json:
         say_json({"out": out, "runs": folders, "steps": steps, "tokens": tokens})
     else:
-        say(f"Would prepare the bundled texts into {out}/prepared and train {len(folders)} runs of {steps} steps:")
+        prepared = runs[0].config.data.prepared
+        say(f"Would prepare {what} into {prepared} and train {len(folders)} runs of {steps} steps:")
         for folder in folders:
             say(f"  {folder}")
         say("Nothing was written.")

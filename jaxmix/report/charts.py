@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Line", "bars", "lines", "panels", "stacked"]
+__all__ = ["Dot", "Grid", "Line", "bars", "dots", "heat_maps", "lines", "panels", "stacked"]
 
 _INK, _GRID = "#010203", "#040506"
 """Stand-ins, replaced by the page's text colour: matplotlib cannot write `currentColor` itself."""
@@ -125,6 +125,109 @@ def bars(
         axes.grid(axis="x", visible=False)
         _legend(figure, axes)
         return _svg(figure, name, caption)
+
+
+class Dot(NamedTuple):
+    """A mean with its interval, in one row of a dot plot.
+
+    Attributes:
+        label: of the row.
+        mean: where the dot is.
+        low, high: ends of the interval; equal to the mean where there is none.
+        points: the single values, drawn as small strokes.
+        style: index of colour.
+    """
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    points: Sequence[float]
+    style: int
+
+
+def dots(groups: Mapping[str, Sequence[Dot]], *, name: str, x_label: str, caption: str = "", columns: int = 3) -> str:
+    """One small panel per group: a row per dot, its interval as a line, zero marked. The first dot is on top."""
+    columns = min(columns, max(len(groups), 1))
+    rows = math.ceil(len(groups) / columns)
+    deepest = max((len(g) for g in groups.values()), default=1)
+    with _figure(8.0, 0.6 + rows * (0.7 + 0.24 * deepest)) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for index, (axes, (title, group)) in enumerate(zip(grid, groups.items(), strict=False)):
+            for y, dot in enumerate(group):
+                colour = COLOURS[dot.style % len(COLOURS)]
+                axes.plot(list(dot.points), [y] * len(dot.points), "|", color=colour, markersize=7, alpha=0.6)
+                axes.plot([dot.low, dot.high], [y, y], "-", color=colour, linewidth=1.6)
+                axes.plot([dot.mean], [y], "o", color=colour, markersize=5)
+            axes.axvline(0.0, color=_INK, linewidth=0.8)
+            axes.set_yticks(range(len(group)), [d.label for d in group] if index % columns == 0 else [""] * len(group))
+            axes.set_ylim(len(group) - 0.5, -0.5)
+            axes.locator_params(axis="x", nbins=4)
+            _label(axes, "", "")
+            if len(groups) > 1:
+                axes.set_title(title, fontsize=9, color=_INK)
+        for axes in grid[len(groups) :]:
+            axes.set_visible(False)
+        figure.supxlabel(x_label, fontsize=9, color=_INK)
+        return _svg(figure, name, caption)
+
+
+class Grid(NamedTuple):
+    """A matrix to be drawn as a heat map, with one more column beside it that has a scale of its own.
+
+    Attributes:
+        title: above the matrix.
+        values: one row per entry of the rows' names; nan stays empty.
+        beside: one value per row, nan stays empty.
+    """
+
+    title: str
+    values: Sequence[Sequence[float]]
+    beside: Sequence[float]
+
+
+def heat_maps(
+    grids: Sequence[Grid],
+    names: Sequence[str],
+    *,
+    name: str,
+    x_label: str,
+    y_label: str,
+    beside_label: str,
+    caption: str = "",
+) -> str:
+    """Heat maps in a row, orange above 0 and purple below, each scaled by its own largest entry."""
+    size, width = len(names), 8.0 if len(grids) > 1 else 5.0
+    with _figure(width, 1.3 + 0.8 * (width / max(len(grids), 1) - 0.8)) as figure:
+        pairs = figure.subplots(
+            1, 2 * len(grids), squeeze=False, gridspec_kw={"width_ratios": [max(size, 2), 1.0] * len(grids)}
+        )[0]
+        for index, grid in enumerate(grids):
+            matrix, beside = pairs[2 * index], pairs[2 * index + 1]
+            _mesh(matrix, grid.values)
+            _mesh(beside, [[value] for value in grid.beside])
+            matrix.set_title(grid.title, fontsize=8, color=_INK)
+            matrix.set_xticks([i + 0.5 for i in range(size)], list(names), rotation=90, fontsize=7)
+            matrix.set_yticks([i + 0.5 for i in range(size)], list(names) if index == 0 else [""] * size, fontsize=7)
+            beside.set_xticks([0.5], [beside_label], rotation=90, fontsize=7)
+            beside.set_yticks([])
+            matrix.set_ylabel(y_label if index == 0 else "", fontsize=8)
+        figure.supxlabel(x_label, fontsize=8, color=_INK)
+        return _svg(figure, name, caption)
+
+
+def _mesh(axes: Any, values: Sequence[Sequence[float]]) -> None:
+    """Cells as vector shapes (an image would be a bitmap), the first row on top, colours symmetric about 0."""
+    import numpy as np
+
+    table = np.ma.masked_invalid(np.asarray(values, float))
+    largest = float(np.abs(table).max()) if table.count() else 0.0
+    axes.pcolormesh(table, cmap="PuOr_r", vmin=-(largest or 1.0), vmax=largest or 1.0, edgecolors="none")
+    axes.set_ylim(table.shape[0], 0)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 class _figure:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from jaxmix.report import charts
-from jaxmix.report.charts import Line
+from jaxmix.report.diagnosis import is_near_one_hot, warnings
+from jaxmix.report.pieces import curve, domains_shown, figure_html, moves, note_shown, table_html, trained
 from jaxmix.report.runs import RunRecord, find_runs, load_run
+from jaxmix.report.sections import mixer_section, paired_section
 from jaxmix.report.tables import (
-    Table,
     by_variant,
     comparison,
     comparison_table,
@@ -23,9 +23,6 @@ from jaxmix.report.tables import (
 )
 
 __all__ = ["build_page", "describe_result", "write_report"]
-
-_MAX_POINTS = 400
-_MAX_DOMAINS = 12
 
 _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
@@ -72,7 +69,7 @@ def describe_result(runs: Sequence[RunRecord]) -> list[str]:
     result = comparison(runs)
     if result is None:
         return ["No run has finished yet."]
-    sentences = [result.sentence("mean validation loss over domains")]
+    sentences = [result.sentence(f"mean {_judged_by(runs)} loss over domains")]
     left_out = unfinished(runs)
     if left_out:
         sentences.append(f"Not finished, and left out: {', '.join(r.name for r in left_out)}.")
@@ -81,6 +78,9 @@ def describe_result(runs: Sequence[RunRecord]) -> list[str]:
     if max(r.tokens for r in finished) > 1.001 * min(r.tokens for r in finished):
         sizes = ", ".join(f"{r.name} {r.tokens:,}" for r in finished)
         sentences.append(f"The runs saw different numbers of tokens, so this is no comparison at equal cost: {sizes}.")
+    collapsed = [r.name for r in finished if is_near_one_hot(r)]
+    if collapsed:
+        sentences.append(f"The mixture ended near one-hot, almost all of it one domain, in {', '.join(collapsed)}.")
     natural = natural_shares(finished[0])
     if natural:
         weighted = comparison(finished, natural)
@@ -94,7 +94,7 @@ def describe_result(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _single_verdict(run: RunRecord) -> list[str]:
-    losses = run.final_losses()
+    losses = run.final_losses("eval")
     planned = f" of {run.planned_steps}" if run.planned_steps is not None else ""
     sentences = [f"Step {run.steps}{planned}, {run.tokens:,} tokens."]
     if losses:
@@ -105,6 +105,9 @@ def _single_verdict(run: RunRecord) -> list[str]:
         lowest, highest = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
         if lowest != highest:
             sentences.append(f"Lowest: {lowest} ({losses[lowest]:.4f}); highest: {highest} ({losses[highest]:.4f}).")
+    tested = run.final_losses("test")
+    if tested:
+        sentences.append(f"Mean test loss: {sum(tested.values()) / len(tested):.4f}.")
     moves = {}
     for name in run.domains:
         weights = run.series("train", f"mix/weight/{name}")[1]
@@ -116,6 +119,7 @@ def _single_verdict(run: RunRecord) -> list[str]:
         start, end = moves[name]
         moved = f"{name} moved most, from {start:.3f} to {end:.3f}" if abs(end - start) > 1e-6 else "they did not move"
         sentences.append(f"Mixture weights: {moved}.")
+    sentences += warnings(run)
     skipped = run.final("train", "train/skipped")
     if skipped:
         sentences.append(f"{skipped:.0f} updates were skipped because loss or gradient was not finite.")
@@ -149,6 +153,10 @@ def build_page(runs: Sequence[RunRecord], *, title: str) -> str:
     )
 
 
+def _judged_by(runs: Sequence[RunRecord]) -> str:
+    return next((r.judged_by for r in runs if r.final_losses()), "validation")
+
+
 def _subtitle(runs: Sequence[RunRecord]) -> str:
     domains = runs[0].domains
     what = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
@@ -161,63 +169,68 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
 
 
 def _single(run: RunRecord) -> list[str]:
-    domains = _shown(run)
+    domains = domains_shown(run)
     style = {name: i for i, name in enumerate(domains)}
-    weights = [_line(run, "train", f"mix/weight/{n}", n, style[n]) for n in domains]
-    parts = [_table(run_table(run), "Domains")]
-    parts += ["<h2>Mixture weights</h2>", _note_shown(run)]
+    weights = [curve(run, "train", f"mix/weight/{n}", n, style[n]) for n in domains]
+    parts = [table_html(run_table(run), "Domains")]
+    parts += ["<h2>Mixture weights</h2>", note_shown(run)]
     if any(line.x for line in weights):
-        parts.append(_figure(charts.lines(weights, name="weights", x_label="step", y_label="weight", y_from_zero=True)))
+        parts.append(
+            figure_html(charts.lines(weights, name="weights", x_label="step", y_label="weight", y_from_zero=True))
+        )
         if len(domains) == len(run.domains):
             bands = charts.stacked(weights, name="stacked", x_label="step", y_label="share of the mixture")
-            parts.append(_figure(bands, "The same weights, stacked: they add up to 1."))
+            parts.append(figure_html(bands, "The same weights, stacked: they add up to 1."))
+    parts += mixer_section(run)
     for kind, prefix, heading in (
         ("eval", "eval/loss/", "Validation loss"),
         ("train", "train/loss/", "Training loss"),
     ):
-        curves = [_trained(_line(run, kind, prefix + n, n, style[n])) for n in domains]
+        curves = [trained(curve(run, kind, prefix + n, n, style[n])) for n in domains]
         curves = [c for c in curves if c.x]
         if curves:
             chart = charts.lines(curves, name=kind, x_label="step", y_label="nats per token")
-            parts += [f"<h2>{heading} by domain</h2>", _figure(chart)]
+            parts += [f"<h2>{heading} by domain</h2>", figure_html(chart)]
     return parts + _shares([run], domains) + _epochs([run], domains) + _throughput([run])
 
 
 def _several(runs: Sequence[RunRecord]) -> list[str]:
-    parts = [_table(comparison_table(runs), "Validation loss, realised share, epochs (means over seeds)")]
+    heading = f"{_judged_by(runs).capitalize()} loss, realised share, epochs (means over seeds)"
+    parts = [table_html(comparison_table(runs), heading)]
     parts.append('<p class="note">Bold: the lowest loss of a row. Losses are in nats per token.</p>')
+    parts += paired_section(runs)
     groups = by_variant(runs)
     style = {variant: i for i, variant in enumerate(groups)}
-    domains = _shown(runs[0])
+    domains = domains_shown(runs[0])
     curves = {
         name: [
-            _trained(_line(r, "eval", f"eval/loss/{name}", v, style[v]))._replace(is_thin=len(g) > 1)
+            trained(curve(r, "eval", f"eval/loss/{name}", v, style[v]))._replace(is_thin=len(g) > 1)
             for v, g in groups.items()
             for r in g
         ]
         for name in domains
     }
     mean = [
-        _trained(_line(r, "eval", "eval/loss/uniform", v, style[v]))._replace(is_thin=len(g) > 1)
+        trained(curve(r, "eval", "eval/loss/uniform", v, style[v]))._replace(is_thin=len(g) > 1)
         for v, g in groups.items()
         for r in g
     ]
     parts += [
         "<h2>Validation loss</h2>",
-        _figure(
+        figure_html(
             charts.lines(mean, name="mean", x_label="step", y_label="nats per token"),
             "Mean over domains; one curve per seed, without the untrained model at step 0.",
         ),
-        _note_shown(runs[0]),
-        _figure(
+        note_shown(runs[0]),
+        figure_html(
             charts.panels(curves, name="domains", x_label="step", y_label="nats per token"),
             "By domain, each panel with its own scale; one curve per seed.",
         ),
     ]
     for variant, group in groups.items():
-        if _moves(group[0]):
+        if moves(group[0]):
             lines = [
-                _line(r, "train", f"mix/weight/{n}", n, i)._replace(is_thin=len(group) > 1)
+                curve(r, "train", f"mix/weight/{n}", n, i)._replace(is_thin=len(group) > 1)
                 for i, n in enumerate(domains)
                 for r in group
             ]
@@ -225,22 +238,23 @@ def _several(runs: Sequence[RunRecord]) -> list[str]:
                 lines, name=f"weights{style[variant]}", x_label="step", y_label="weight", y_from_zero=True
             )
             bands = charts.stacked(
-                [_line(group[0], "train", f"mix/weight/{n}", n, i) for i, n in enumerate(domains)],
+                [curve(group[0], "train", f"mix/weight/{n}", n, i) for i, n in enumerate(domains)],
                 name=f"stacked{style[variant]}",
                 x_label="step",
                 y_label="share of the mixture",
             )
             parts += [
                 f"<h2>Mixture weights: {escape(variant)}</h2>",
-                _figure(chart, "One curve per domain and seed."),
-                _figure(bands, f"The weights of {group[0].name}, stacked."),
+                figure_html(chart, "One curve per domain and seed."),
+                figure_html(bands, f"The weights of {group[0].name}, stacked."),
+                *mixer_section(group[0], prefix=f"mixer{style[variant]}", level=3),
             ]
     training = [
-        _line(r, "train", "train/loss", v, style[v])._replace(is_thin=len(g) > 1) for v, g in groups.items() for r in g
+        curve(r, "train", "train/loss", v, style[v])._replace(is_thin=len(g) > 1) for v, g in groups.items() for r in g
     ]
     parts += [
         "<h2>Training loss</h2>",
-        _figure(
+        figure_html(
             charts.lines(training, name="training", x_label="step", y_label="nats per token"),
             "On each run's own mixture: not comparable between mixtures.",
         ),
@@ -260,7 +274,7 @@ def _shares(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[str]:
         if any(any(v) for v in pairs.values()):
             title = f"{run.variant}, seed {run.seed}" if len(runs) > 1 else ""
             chart = charts.bars(domains, pairs, name=f"share{index}", y_label="share of what was drawn")
-            parts.append(_figure(chart, title))
+            parts.append(figure_html(chart, title))
     return ["<h2>Asked and realised share</h2>", *parts] if parts else []
 
 
@@ -270,16 +284,19 @@ def _epochs(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[str]:
         return []
     caps = {k: float(v) for k, v in runs[0].provenance.get("max_epochs", {}).items() if v is not None}
     note = "Passes over the training part of each domain." + (" Lines: the limit set by max_epochs." if caps else "")
-    return ["<h2>Epochs</h2>", _figure(charts.bars(domains, values, name="epochs", y_label="epochs", caps=caps), note)]
+    return [
+        "<h2>Epochs</h2>",
+        figure_html(charts.bars(domains, values, name="epochs", y_label="epochs", caps=caps), note),
+    ]
 
 
 def _throughput(runs: Sequence[RunRecord]) -> list[str]:
-    curves = [_line(r, "timing", "tokens_per_second", r.name, i) for i, r in enumerate(runs)]
+    curves = [curve(r, "timing", "tokens_per_second", r.name, i) for i, r in enumerate(runs)]
     curves = [c for c in curves if c.x]
     if not curves:
         return []
     chart = charts.lines(curves, name="throughput", x_label="step", y_label="tokens per second", y_from_zero=True)
-    return ["<h2>Throughput</h2>", _figure(chart, "The first interval includes compilation.")]
+    return ["<h2>Throughput</h2>", figure_html(chart, "The first interval includes compilation.")]
 
 
 def _origin(runs: Sequence[RunRecord]) -> list[str]:
@@ -310,64 +327,6 @@ def _origin(runs: Sequence[RunRecord]) -> list[str]:
                 f"<pre>{escape(text)}</pre></details>"
             )
     return parts
-
-
-# ── pieces ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _shown(run: RunRecord) -> list[str]:
-    """The domains that charts show: all, or those of the largest average weight."""
-    if len(run.domains) <= _MAX_DOMAINS:
-        return list(run.domains)
-    average: Mapping[str, float] = run.average_weights()
-    largest = sorted(run.domains, key=lambda n: -average.get(n, 0.0))[:_MAX_DOMAINS]
-    return [n for n in run.domains if n in largest]
-
-
-def _note_shown(run: RunRecord) -> str:
-    hidden = len(run.domains) - _MAX_DOMAINS
-    if hidden <= 0:
-        return ""
-    text = f"Charts show the {_MAX_DOMAINS} domains of the largest weight; {hidden} more are in the table."
-    return f'<p class="note">{text}</p>'
-
-
-def _line(run: RunRecord, kind: str, key: str, label: str, style: int) -> Line:
-    """A metric as a curve, thinned evenly to at most `_MAX_POINTS` points; the last point always stays."""
-    x, y = run.series(kind, key)
-    stride = math.ceil(len(x) / _MAX_POINTS)
-    if stride > 1:
-        kept = sorted({*range(0, len(x), stride), len(x) - 1})
-        x, y = [x[i] for i in kept], [y[i] for i in kept]
-    return Line(label, x, y, style)
-
-
-def _trained(line: Line) -> Line:
-    """A loss curve without step 0, where there are points to spare: an untrained model's loss hides all the rest."""
-    return line._replace(x=line.x[1:], y=line.y[1:]) if len(line.x) > 2 and line.x[0] == 0 else line
-
-
-def _moves(run: RunRecord) -> bool:
-    series = (run.series("train", f"mix/weight/{n}")[1] for n in run.domains)
-    return any(max(values) - min(values) > 1e-6 for values in series if values)
-
-
-def _figure(svg: str, caption: str = "") -> str:
-    return f"<figure>{svg}" + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "") + "</figure>"
-
-
-def _table(table: Table, heading: str) -> str:
-    head = "".join(f"<th>{escape(c)}</th>" for c in table.columns)
-    rows = []
-    for i, cells in enumerate(table.rows):
-        is_total = table.first_total is not None and i >= table.first_total
-        classes = ["best" if (i, j) in table.best else "" for j in range(len(cells))]
-        tds = "".join(f'<td class="{c}">{escape(cell)}</td>' for c, cell in zip(classes, cells, strict=True))
-        rows.append(f'<tr class="{"total" if is_total else ""}">{tds}</tr>')
-    return (
-        f'<h2>{escape(heading)}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
 
 
 def _plain(value: Any) -> str:

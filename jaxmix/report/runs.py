@@ -22,6 +22,8 @@ class RunRecord:
         config: resolved configuration, {} when missing.
         provenance: versions, command, hashes, seed; {} when missing.
         train, eval, timing: records by step, ascending, one per step.
+        control: evaluations on rows of the mixer's own, where it has such rows.
+        test: evaluations on rows that nothing was decided by, where there are such rows.
     """
 
     folder: Path
@@ -30,6 +32,8 @@ class RunRecord:
     train: list[dict[str, Any]]
     eval: list[dict[str, Any]]
     timing: list[dict[str, Any]]
+    control: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    test: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -71,8 +75,13 @@ class RunRecord:
         return int(steps) if steps is not None else None
 
     def series(self, kind: str, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric; steps at which it was not measured are left out."""
-        records = {"train": self.train, "eval": self.eval, "timing": self.timing}[kind]
+        """Steps and values of one metric; steps at which it was not measured are left out.
+
+        Args:
+            kind: "train", "eval", "control", "test" or "timing".
+            key: of the metric.
+        """
+        records = getattr(self, kind)
         pairs = [(int(r["step"]), float(r[key])) for r in records if isinstance(r.get(key), (int, float))]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
@@ -81,9 +90,15 @@ class RunRecord:
         values = self.series(kind, key)[1]
         return values[-1] if values else None
 
-    def final_losses(self) -> dict[str, float]:
-        """Latest validation loss of every domain that has one, nats per token."""
-        found = {name: self.final("eval", f"eval/loss/{name}") for name in self.domains}
+    @property
+    def judged_by(self) -> str:
+        """What the run's result is measured on: "test" where it has test rows, else "validation"."""
+        return "test" if self.test else "validation"
+
+    def final_losses(self, kind: str | None = None) -> dict[str, float]:
+        """Latest loss of every domain that has one, nats per token: of its test rows, or of `kind` of records."""
+        kind = kind or ("test" if self.test else "eval")
+        found = {name: self.final(kind, f"{kind}/loss/{name}") for name in self.domains}
         return {name: value for name, value in found.items() if value is not None}
 
     def average_weights(self) -> dict[str, float]:
@@ -121,6 +136,8 @@ def load_run(folder: Path) -> RunRecord:
         train=latest_by_step(records, "train"),
         eval=latest_by_step(records, "eval"),
         timing=latest_by_step(_records(timing)) if timing.is_file() else [],
+        control=latest_by_step(records, "control"),
+        test=latest_by_step(records, "test"),
     )
 
 

@@ -51,9 +51,9 @@ def natural_shares(run: RunRecord) -> dict[str, float]:
 def run_table(run: RunRecord) -> Table:
     """One row per domain of one run."""
     columns = ("domain", "prior", "weight", "average weight", "asked share", "share", "epochs")
-    measures = ("training loss", "validation loss", "perplexity")
+    measures = ("training loss", "validation loss", "perplexity", *(("test loss",) if run.test else ()))
     prior = run.provenance.get("prior", {})
-    average, losses = run.average_weights(), run.final_losses()
+    average, losses, tested = run.average_weights(), run.final_losses("eval"), run.final_losses("test")
     rows: list[tuple[str, ...]] = []
     for name in run.domains:
         loss = losses.get(name)
@@ -69,6 +69,7 @@ def run_table(run: RunRecord) -> Table:
                 _number(run.final("train", f"train/loss/{name}"), 4),
                 _number(loss, 4),
                 _number(None if loss is None else math.exp(min(loss, 700.0)), 2),
+                *((_number(tested.get(name), 4),) if run.test else ()),
             )
         )
     total = len(rows)
@@ -76,12 +77,13 @@ def run_table(run: RunRecord) -> Table:
         value = run.final("eval", f"eval/loss/{key}")
         if value is not None:
             perplexity = _number(math.exp(min(value, 700.0)), 2)
-            rows.append((label, *[""] * 7, _number(value, 4), perplexity))
+            test = (_number(run.final("test", f"test/loss/{key}"), 4),) if run.test else ()
+            rows.append((label, *[""] * 7, _number(value, 4), perplexity, *test))
     return Table((*columns, *measures), tuple(rows), first_total=total)
 
 
 def mean_loss(run: RunRecord, weights: Mapping[str, float] | None = None) -> float:
-    """Mean of the final validation losses over domains, uniform or weighted by `weights`."""
+    """Mean of the final losses over domains, uniform or weighted by `weights`; see `RunRecord.final_losses`."""
     losses = run.final_losses()
     if weights is None:
         return sum(losses.values()) / len(losses)
@@ -90,7 +92,7 @@ def mean_loss(run: RunRecord, weights: Mapping[str, float] | None = None) -> flo
 
 
 def comparison(runs: Sequence[RunRecord], weights: Mapping[str, float] | None = None) -> Comparison | None:
-    """The finished runs ranked by their mean validation loss; None when none has finished."""
+    """The finished runs ranked by their mean final loss; None when none has finished."""
     left_out = {r.folder for r in unfinished(runs)}
     groups = by_variant(r for r in runs if r.folder not in left_out)
     if not groups:
@@ -99,7 +101,7 @@ def comparison(runs: Sequence[RunRecord], weights: Mapping[str, float] | None = 
 
 
 def comparison_table(runs: Sequence[RunRecord]) -> Table:
-    """One row per domain; per variant the validation loss, the realised share and the epochs, means over seeds."""
+    """One row per domain; per variant the final loss, the realised share and the epochs, means over seeds."""
     left_out = {r.folder for r in unfinished(runs)}
     groups = by_variant(r for r in runs if r.folder not in left_out)
     domains = list(dict.fromkeys(name for group in groups.values() for name in group[0].domains))

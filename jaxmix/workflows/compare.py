@@ -7,16 +7,21 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config import RunConfig, config_hash, from_mapping
-from jaxmix.workflows.data import prepare_and_open
+from jaxmix.workflows.config import RunConfig, config_hash, from_mapping, read_config_file
+from jaxmix.workflows.data import RunData, prepare_and_open
+from jaxmix.workflows.kept_out import resolve_drawing_mixer
 from jaxmix.workflows.provenance import write_json
-from jaxmix.workflows.strict import Origin, apply_overrides, build, setting
-from jaxmix.workflows.train import TrainOutcome, resolved, run_train
+from jaxmix.workflows.resolve import prior_weights
+from jaxmix.workflows.strict import Origin, apply_overrides, build, setting, to_plain
+from jaxmix.workflows.train import check_continuation, resolved, run_train
 
-__all__ = ["CompareConfig", "ComparisonOutcome", "Member", "members", "run_comparison"]
+if TYPE_CHECKING:
+    from jaxmix.train.programs import Programs
+
+__all__ = ["CompareConfig", "ComparisonOutcome", "Member", "load_comparison", "members", "run_comparison"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +83,7 @@ def members(
     compare = build(CompareConfig, mapping, origin=Origin(file))
     if seeds is not None and seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}", where="command line")
+    _check_names(compare, file)
     chosen = compare.seeds if seeds is None else tuple(range(compare.seeds[0], compare.seeds[0] + seeds))
     result = []
     for seed in chosen:
@@ -86,8 +92,68 @@ def members(
             plain["out"] = f"{out}/{variant}-seed{seed}"
             plain["train"] = {**(plain.get("train") or {}), "seed": seed}
             plain["data"] = {"prepared": f"{out}/prepared", **(plain.get("data") or {})}
-            result.append(Member(variant, seed, order, from_mapping(plain, file=file)))
+            try:
+                config = from_mapping(plain, file=file)
+            except ConfigError as error:
+                place = f"variant {variant}" if error.where is None else f"{error.where}, variant {variant}"
+                raise ConfigError(error.what, where=place, fix=error.fix) from None
+            result.append(Member(variant, seed, order, config))
+    _check_same_rows(result, file)
     return result
+
+
+def load_comparison(
+    path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None, seeds: int | None = None
+) -> list[Member]:
+    """The runs of the comparison in a file, see `members`; `out` is runs/<name of the file> if None."""
+    mapping = read_config_file(path)
+    if not isinstance(mapping, Mapping):
+        raise ConfigError("a comparison must be a mapping with base and variants", where=path)
+    return members(mapping, overrides, file=path, out=out or f"runs/{Path(path).stem}", seeds=seeds)
+
+
+def _check_names(compare: CompareConfig, file: str) -> None:
+    """Variants name folders, and a seed that is there twice would be one run."""
+    if not compare.variants:
+        raise ConfigError("variants is empty", where=f"{file}, variants", fix="Name at least one variant.")
+    for name in compare.variants:
+        if not name or "/" in name or name.startswith(".") or name != name.strip():
+            raise ConfigError(
+                f"{name!r} cannot be the name of a variant",
+                where=f"{file}, variants",
+                fix="Use letters, digits, - and _.",
+            )
+    if not compare.seeds or len(set(compare.seeds)) < len(compare.seeds):
+        raise ConfigError(
+            f"seeds must be different numbers, at least one, got {list(compare.seeds)}", where=f"{file}, seeds"
+        )
+
+
+_FREE = ("max_epochs", "on_exhaust", "control_rows")
+"""Settings of data that variants may differ in: how often rows may come, and what a mixer's own evaluations cost."""
+
+
+def _check_same_rows(runs: Sequence[Member], file: str) -> None:
+    """All variants must draw from the same rows in the same order, or the pairing of seeds means nothing."""
+
+    def rows(member: Member) -> dict[str, Any]:
+        plain = to_plain(member.config)
+        sources = plain["sources"]
+        if isinstance(sources, Mapping):
+            sources = {name: {k: v for k, v in s.items() if k not in _FREE} for name, s in sources.items()}
+        data = {f"data.{k}": v for k, v in plain["data"].items() if k not in _FREE}
+        return {"sources": sources, **data}
+
+    first = rows(runs[0])
+    for member in runs[1:]:
+        for key, value in rows(member).items():
+            if value != first[key]:
+                shown = "" if key == "sources" else f": {value!r}, and {first[key]!r}"
+                raise ConfigError(
+                    f"variant {member.variant!r} has other {key} than {runs[0].variant!r}{shown}",
+                    where=f"{file}, variants.{member.variant}",
+                    fix="The runs of a comparison share their rows: set it in base.",
+                )
 
 
 def run_comparison(
@@ -95,7 +161,8 @@ def run_comparison(
 ) -> ComparisonOutcome:
     """Trains all runs that are not finished yet and writes the page of all.
 
-    The runs share the prepared data, and the compiled functions where the shapes allow.
+    The runs share the prepared data, and the compiled functions where model and optimizer are the same. Every run is
+    checked against its folder and the data before the first one trains.
 
     Args:
         runs: from `members`.
@@ -104,46 +171,53 @@ def run_comparison(
         say: receives one line per stage.
     """
     from jaxmix.report import describe_result, load_run, write_report
-    from jaxmix.report.tables import mean_loss
+    from jaxmix.report.summary import summarise
 
     folder = Path(out)
+    waiting = [m for m in runs if not _is_finished(m.config)]
+    for member in waiting:
+        check_continuation(resolved(member.config), Path(member.config.out or ""))
     data = prepare_and_open(runs[0].config)
-    last: TrainOutcome | None = None
+    for member in waiting:
+        _check_mixer(member, data)
+    compiled: dict[str, Programs] = {}
     for number, member in enumerate(runs, start=1):
         label = f"{member.variant} seed {member.seed} ({number}/{len(runs)})"
-        if _is_finished(member.config):
+        if member not in waiting:
             say(f"{label}: already finished")
             continue
-        last = run_train(
+        key = _program_key(member.config)
+        outcome = run_train(
             member.config,
             command=command,
             data=data,
-            programs=last.programs if last is not None else None,
+            programs=compiled.get(key),
             label=label,
             extra={"variant": member.variant, "order": member.order},
             has_page=False,
         )
+        compiled[key] = outcome.programs
     records = [load_run(Path(member.config.out or "")) for member in runs]
     sentences = describe_result(records)
     report = write_report(folder)
-    summary = {
-        "out": out,
-        "report": str(report),
-        "verdict": sentences,
-        "runs": [
-            {
-                "variant": record.variant,
-                "seed": record.seed,
-                "tokens": record.tokens,
-                "mean_validation_loss": mean_loss(record),
-                "validation_loss": record.final_losses(),
-                "weights": record.average_weights(),
-            }
-            for record in records
-        ],
-    }
+    summary = summarise(records, out=out, report=report, verdict=sentences)
     write_json(folder / "summary.json", summary)
     return ComparisonOutcome(folder, report, sentences, summary)
+
+
+def _check_mixer(member: Member, data: RunData) -> None:
+    """What only the sizes of the sources tell: budgets, natural weights."""
+    config = member.config
+    prior = prior_weights(config, data.sizes if config.data.unit == "tokens" else data.counts)
+    assert prior is not None
+    resolve_drawing_mixer(config, prior, data.sizes)
+
+
+def _program_key(config: RunConfig) -> str:
+    """Runs of equal key share compiled functions: the model, the optimizer and the mesh, but neither mixer nor seed."""
+    plain = to_plain(resolved(config))
+    train = {k: v for k, v in plain["train"].items() if k != "seed"}
+    return json.dumps([plain["model"], train, plain["data"]["seq_len"]], sort_keys=True)
 
 
 def _is_finished(config: RunConfig) -> bool:

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from jaxmix.report import describe_result, load_run, write_report
-from jaxmix.report.page import _line, _trained
+from jaxmix.report.pieces import curve, trained
 from jaxmix.report.tables import comparison_table, run_table
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "line", "circle"}
@@ -115,12 +115,12 @@ def test_unfinished_runs_and_unequal_budgets_are_said(six_runs, write_run):
 
 
 def test_the_untrained_model_does_not_set_the_scale(tmp_path, write_run):
-    line = _line(load_run(write_run(tmp_path / "run", {"x": 1.0})), "eval", "eval/loss/x", "x", 0)
+    line = curve(load_run(write_run(tmp_path / "run", {"x": 1.0})), "eval", "eval/loss/x", "x", 0)
     assert list(line.x) == [0, 50, 100]
-    assert list(_trained(line).x) == [50, 100]
-    assert list(_trained(line).y) == pytest.approx([2.5, 1.0])
+    assert list(trained(line).x) == [50, 100]
+    assert list(trained(line).y) == pytest.approx([2.5, 1.0])
     short = line._replace(x=[0, 50], y=[4.0, 2.5])
-    assert _trained(short) == short
+    assert trained(short) == short
 
 
 def test_the_comparison_table_holds_the_means_and_marks_the_lowest(six_runs):

@@ -1,0 +1,109 @@
+"""What a method costs beyond the tokens it trains on: evaluations, gradient measurements, time."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxmix.report.runs import RunRecord
+
+__all__ = ["Cost", "cost_of", "cost_sentence"]
+
+GRADIENT_SIGNALS = ("gradient_alignment", "validation_alignment", "gradient_noise")
+_FORWARD_SHARE = 1 / 3
+"""Of a token's training cost, forward and backward, that its forward pass takes."""
+
+
+class Cost(NamedTuple):
+    """What one run, or the mean run of a variant, took.
+
+    Attributes:
+        tokens: trained on.
+        seconds: of all steps, evaluations included, at the pace after the first log interval (which holds
+            compilation); None without timing records.
+        evaluations: of held-out rows during the run, all of them.
+        extra_evaluations: those that the run's own schedule did not ask for: the mixer's. None where the schedule
+            is not known.
+        evaluation_tokens: at most so many tokens in one of the mixer's evaluations; None where the configuration is
+            not known.
+        gradient_measurements: times that the mixer's gradient signals were measured; None where its needs are not
+            known.
+    """
+
+    tokens: float
+    seconds: float | None
+    evaluations: float
+    extra_evaluations: float | None
+    evaluation_tokens: float | None
+    gradient_measurements: float | None
+
+    @property
+    def extra_share(self) -> float | None:
+        """Computation of the extra evaluations over that of training; a token's forward pass counts as one third."""
+        if not self.extra_evaluations or self.evaluation_tokens is None or not self.tokens:
+            return None
+        return self.extra_evaluations * self.evaluation_tokens * _FORWARD_SHARE / self.tokens
+
+    @staticmethod
+    def mean(costs: Sequence[Cost]) -> Cost:
+        """Figure by figure over those that know it."""
+        columns = ([v for v in column if v is not None] for column in zip(*costs, strict=True))
+        return Cost(*(statistics.fmean(known) if known else None for known in columns))  # type: ignore[arg-type]
+
+
+def cost_of(run: RunRecord) -> Cost:
+    """Counts a run's records."""
+    data, every = run.config.get("data", {}), run.config.get("train", {}).get("eval_every")
+    extra = None
+    if run.control:
+        extra = float(len(run.control))
+    elif every:
+        extra = float(sum(int(r["step"]) % every != 0 and r["step"] != run.steps for r in run.eval))
+    rows = (data.get("control_rows") if run.control else None) or data.get("validation_rows")
+    tokens = float(rows * data["seq_len"] * len(run.domains)) if rows and data.get("seq_len") else None
+    evaluations = float(len(run.eval) + len(run.control))
+    return Cost(float(run.tokens), _seconds(run), evaluations, extra, tokens, _gradient_measurements(run))
+
+
+def cost_sentence(run: RunRecord) -> str:
+    """The cost of a run's mixer in words, empty where nothing is known of it."""
+    cost = cost_of(run)
+    parts = []
+    if cost.extra_evaluations is not None:
+        own = cost.evaluations - cost.extra_evaluations
+        if cost.extra_evaluations:
+            each = "" if cost.evaluation_tokens is None else f" of at most {cost.evaluation_tokens:,.0f} tokens each"
+            share = (
+                "" if cost.extra_share is None else f", {100 * cost.extra_share:.2g} % of the training's computation"
+            )
+            parts.append(f"{cost.extra_evaluations:,.0f} evaluations{each} besides the run's own {own:,.0f}{share}")
+        else:
+            parts.append(f"no evaluation besides the run's own {own:,.0f}")
+    if cost.gradient_measurements is not None:
+        count = cost.gradient_measurements
+        parts.append(f"{count:,.0f} measurements of gradients" if count else "no measurement of gradients")
+    return f"Cost of the mixer: {', '.join(parts)}." if parts else ""
+
+
+def _seconds(run: RunRecord) -> float | None:
+    """Seconds of all steps at the pace after the first record."""
+    records = [(int(r["step"]), r.get("step_seconds")) for r in run.timing]
+    known = [(step, float(seconds)) for step, seconds in records if seconds is not None]
+    if not known:
+        return None
+    if len(known) == 1:
+        return known[0][1] * run.steps
+    spent = sum(seconds * (step - before) for (before, _), (step, seconds) in itertools.pairwise(known))
+    return spent * run.steps / (known[-1][0] - known[0][0])
+
+
+def _gradient_measurements(run: RunRecord) -> float | None:
+    """Gradients are measured on the last step of each update interval, see `jaxmix.mixers.Cadence`."""
+    mixer = run.provenance.get("mixer")
+    if not isinstance(mixer, dict) or "needs" not in mixer:
+        return None
+    if not set(mixer["needs"]) & set(GRADIENT_SIGNALS):
+        return 0.0
+    return float(run.steps // max(int(mixer.get("update_every", 1)), 1))

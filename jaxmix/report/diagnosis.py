@@ -1,0 +1,158 @@
+"""What a mixer did to its weights, and what it believed: collapse, delay, estimated against realised effects."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any, NamedTuple
+
+from jaxmix.report.pieces import moves
+from jaxmix.report.runs import RunRecord
+
+__all__ = ["Snapshot", "interaction_snapshots", "is_near_one_hot", "lag_sentence", "warnings"]
+
+MIN_EFFECTIVE = 1.5
+"""exp(entropy of the weights) below which a mixture counts as near one-hot: it weighs as so many equal domains."""
+
+MAX_WEIGHT = 0.95
+"""A domain's weight above which a mixture counts as near one-hot."""
+
+
+_REMEDIES = (
+    "Known remedies: a smaller step size; the wrappers floor or kl_to_prior; batches that hold every "
+    "domain; for methods that compare with a reference model, a reference trained on natural proportions."
+)
+
+
+class _End(NamedTuple):
+    """The mean mixture over the last tenth of a run: the heaviest domain, its weight, exp(entropy).
+
+    Of the mean mixture, because a method that probes draws lopsided mixtures in turn.
+    """
+
+    domain: str
+    weight: float
+    effective: float
+
+
+def _end(run: RunRecord) -> _End | None:
+    records = [r for r in run.train if r["step"] > 0.9 * run.train[-1]["step"]]
+    weights = {n: statistics.fmean(_known(r.get(f"mix/weight/{n}")) for r in records) for n in run.domains if records}
+    if not weights or not all(math.isfinite(w) for w in weights.values()):
+        return None
+    heaviest = max(weights, key=weights.__getitem__)
+    entropy = -sum(w * math.log(w) for w in weights.values() if w > 0)
+    return _End(heaviest, weights[heaviest], math.exp(entropy))
+
+
+def is_near_one_hot(run: RunRecord) -> bool:
+    """Whether a mixer drove nearly all weight to one domain. A mixture that was written down so is no surprise."""
+    end = _end(run) if len(run.domains) > 1 and moves(run) else None
+    return end is not None and (end.effective < MIN_EFFECTIVE or end.weight > MAX_WEIGHT)
+
+
+def warnings(run: RunRecord) -> list[str]:
+    """Sentences on what is likely to have gone wrong, with the remedies that are known."""
+    end = _end(run)
+    if end is None or not is_near_one_hot(run):
+        return []
+    return [
+        f"Warning: the mixture is near one-hot. Over the last tenth of the run {end.domain} had "
+        f"{100 * end.weight:.1f} % of the weight, and the entropy was that of {end.effective:.2f} equal domains. "
+        f"{_REMEDIES}"
+    ]
+
+
+def lag_sentence(run: RunRecord) -> str:
+    """How old the weights were that batches were drawn by, empty where it was not measured."""
+    lags = run.series("train", "data/weight_lag")[1]
+    if not lags:
+        return ""
+    return (
+        f"Weight lag: the weights that batches were drawn by were {statistics.fmean(lags):.1f} optimizer steps old on "
+        f"average, {max(lags):.0f} at most."
+    )
+
+
+class Snapshot(NamedTuple):
+    """A mixer's estimate of how domains act on each other, and what happened to the losses meanwhile.
+
+    Attributes:
+        step: when it was logged.
+        start, end: the evaluations between which the losses are compared, the interval of the estimate as far as
+            there are evaluations.
+        matrix: entry (i, j): drop of the loss of domain i per unit of the weight of domain j, in the mixer's scale;
+            nan where unknown.
+        realised: drop of every domain's validation loss from `start` to `end`, nats per token; nan where unknown.
+        correlation: Pearson's, over domains, of the drop that the matrix and the weights predict with the realised
+            one; None where fewer than three domains or no spread allow none.
+    """
+
+    step: int
+    start: int
+    end: int
+    matrix: list[list[float]]
+    realised: list[float]
+    correlation: float | None
+
+
+def interaction_snapshots(run: RunRecord, *, at_most: int = 4) -> list[Snapshot]:
+    """Up to `at_most` of the logged estimates, spread evenly over the run, the last one among them.
+
+    They are the fields `mix/interaction/<evaluated domain>/<training domain>`.
+    """
+    names = run.domains
+    keys = [[f"mix/interaction/{row}/{column}" for column in names] for row in names]
+    logged = [r for r in run.train if any(key in r for row in keys for key in row)]
+    if not logged:
+        return []
+    last = len(logged) - 1
+    chosen = sorted({round(last * (i + 1) / at_most) for i in range(at_most)} if last >= at_most else range(last + 1))
+    result = []
+    for index in chosen:
+        record = logged[index]
+        before = logged[index - 1]["step"] if index > 0 else 0
+        start, end = _evaluations(run, before, record["step"])
+        matrix = [[_known(record.get(key)) for key in row] for row in keys]
+        realised = [_drop(run, name, start, end) for name in names]
+        predicted = _predicted(run, matrix, start, end)
+        result.append(Snapshot(record["step"], start, end, matrix, realised, _correlation(predicted, realised)))
+    return result
+
+
+def _evaluations(run: RunRecord, start: int, end: int) -> tuple[int, int]:
+    """The last evaluations up to `start` and up to `end`; where they are the same one, the one before it."""
+    steps = [int(r["step"]) for r in _measured(run)[1] if r["step"] <= end]
+    if len(steps) < 2:
+        return (steps[0], steps[0]) if steps else (start, start)
+    first = max((s for s in steps if s <= start), default=steps[0])
+    return (first if first < steps[-1] else steps[-2]), steps[-1]
+
+
+def _measured(run: RunRecord) -> tuple[str, list[dict[str, Any]]]:
+    """The evaluations that the mixer saw, and their kind."""
+    return ("control", run.control) if run.control else ("eval", run.eval)
+
+
+def _drop(run: RunRecord, name: str, start: int, end: int) -> float:
+    kind, records = _measured(run)
+    losses = {int(r["step"]): _known(r.get(f"{kind}/loss/{name}")) for r in records}
+    return losses.get(start, math.nan) - losses.get(end, math.nan) if start < end else math.nan
+
+
+def _predicted(run: RunRecord, matrix: list[list[float]], start: int, end: int) -> list[float]:
+    """The matrix times the mean weights of the interval; a domain that is not drawn has no part in it."""
+    records = [r for r in run.train if start < r["step"] <= end] or run.train[-1:]
+    weights = [statistics.fmean(_known(r.get(f"mix/weight/{n}")) for r in records) for n in run.domains]
+    return [sum(a * w for a, w in zip(row, weights, strict=True) if w > 0) for row in matrix]
+
+
+def _correlation(x: list[float], y: list[float]) -> float | None:
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    if len(pairs) < 3 or any(len({p[i] for p in pairs}) < 2 for i in (0, 1)):
+        return None
+    return statistics.correlation(*zip(*pairs, strict=True))
+
+
+def _known(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan

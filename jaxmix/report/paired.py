@@ -1,0 +1,225 @@
+"""Differences between variants over paired seeds, with intervals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from jaxmix.report.cost import Cost, cost_of
+from jaxmix.report.runs import RunRecord
+from jaxmix.report.tables import Table, by_variant, mean_loss, unfinished
+
+__all__ = [
+    "LEVEL",
+    "Interval",
+    "Pairing",
+    "domain_tables",
+    "paired_sentences",
+    "paired_table",
+    "pairings",
+    "student_interval",
+]
+
+LEVEL = 0.95
+"""Of all intervals."""
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and where it may lie.
+
+    Attributes:
+        values: by seed, in the order of the seeds.
+        mean: nan without values.
+        half_width: of Student's interval at `LEVEL`; None with fewer than two values.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    half_width: float | None
+
+    @property
+    def low(self) -> float:
+        return self.mean - (self.half_width or 0.0)
+
+    @property
+    def high(self) -> float:
+        return self.mean + (self.half_width or 0.0)
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.half_width is not None and not self.low <= 0 <= self.high
+
+
+def student_interval(values: Iterable[float]) -> Interval:
+    """Mean and Student's t interval of independent values: `mean ± t(n − 1) · s / √n`."""
+    from scipy.special import stdtrit
+
+    known = tuple(values)
+    if not known:
+        return Interval((), math.nan, None)
+    mean = statistics.fmean(known)
+    if len(known) < 2:
+        return Interval(known, mean, None)
+    quantile = float(stdtrit(len(known) - 1, 0.5 + LEVEL / 2))
+    return Interval(known, mean, quantile * statistics.stdev(known) / math.sqrt(len(known)))
+
+
+class Pairing(NamedTuple):
+    """One variant against the first.
+
+    Attributes:
+        variant: its name.
+        seeds: that both have finished; for the first variant, all of its own.
+        loss: mean over seeds and domains of the final loss (of test rows where there are any), nats per token.
+        perplexity: mean over seeds of the mean over domains of exp(loss).
+        by_domain: (loss, perplexity) of every domain, means over seeds.
+        difference: of the mean loss to the first variant's, by seed; empty for the first itself.
+        domain_differences: the same of every domain.
+        cost: means over seeds.
+    """
+
+    variant: str
+    seeds: tuple[int, ...]
+    loss: float
+    perplexity: float
+    by_domain: dict[str, tuple[float, float]]
+    difference: Interval
+    domain_differences: dict[str, Interval]
+    cost: Cost
+
+
+def pairings(runs: Sequence[RunRecord]) -> list[Pairing]:
+    """Every variant with a finished run against the first one, in their order; [] if none has finished."""
+    left_out = {r.folder for r in unfinished(runs)}
+    groups = by_variant(r for r in runs if r.folder not in left_out)
+    if not groups:
+        return []
+    first = {r.seed: r for r in next(iter(groups.values()))}
+    return [_pair(variant, group, first, is_first=i == 0) for i, (variant, group) in enumerate(groups.items())]
+
+
+def _pair(variant: str, group: Sequence[RunRecord], first: Mapping[int, RunRecord], *, is_first: bool) -> Pairing:
+    shared = [] if is_first else [(r, first[r.seed]) for r in group if r.seed in first]
+
+    def over_seeds(figure: Callable[[RunRecord], float]) -> float:
+        return statistics.fmean(figure(r) for r in group)
+
+    def difference(figure: Callable[[RunRecord], float]) -> Interval:
+        return student_interval(figure(mine) - figure(other) for mine, other in shared)
+
+    domains = [n for n in group[0].domains if all(n in r.final_losses() for r in (*group, *first.values()))]
+    losses = {n: partial(domain_loss, domain=n) for n in domains}
+    return Pairing(
+        variant=variant,
+        seeds=tuple(r.seed for r in (group if is_first else [mine for mine, _ in shared])),
+        loss=over_seeds(mean_loss),
+        perplexity=over_seeds(mean_perplexity),
+        by_domain={n: (over_seeds(loss), over_seeds(partial(perplexity, domain=n))) for n, loss in losses.items()},
+        difference=difference(mean_loss),
+        domain_differences={n: difference(loss) for n, loss in losses.items()},
+        cost=Cost.mean([cost_of(r) for r in group]),
+    )
+
+
+def domain_loss(run: RunRecord, domain: str) -> float:
+    """Final loss of a domain, nats per token, see `RunRecord.final_losses`."""
+    return run.final_losses()[domain]
+
+
+def perplexity(run: RunRecord, domain: str) -> float:
+    """exp of the final loss of a domain; beyond float64 it counts as its limit."""
+    return math.exp(min(domain_loss(run, domain), 700.0))
+
+
+def mean_perplexity(run: RunRecord) -> float:
+    """Mean over domains of their perplexities, as the literature on mixtures reports it."""
+    return statistics.fmean(perplexity(run, name) for name in run.final_losses())
+
+
+def paired_table(runs: Sequence[RunRecord]) -> Table:
+    """One row per variant: loss, perplexity, difference to the first variant, and what it cost."""
+    pairs = pairings(runs)
+    first = pairs[0].variant if pairs else ""
+    columns = ("variant", "seeds", "mean loss", "perplexity", f"minus {first}", f"{LEVEL:.0%} interval", "tokens")
+    rows = tuple(
+        (
+            p.variant,
+            str(len(p.seeds)),
+            f"{p.loss:.4f}",
+            f"{p.perplexity:.3f}",
+            "-" if i == 0 else _signed(p.difference.mean),
+            "-" if i == 0 else _span(p.difference),
+            f"{p.cost.tokens:,.0f}",
+            *_cost_cells(p.cost),
+        )
+        for i, p in enumerate(pairs)
+    )
+    best = {(i, 2) for i, p in enumerate(pairs) if len(pairs) > 1 and p.loss <= min(q.loss for q in pairs)}
+    return Table((*columns, "seconds", "evaluations", "for the mixer"), rows, frozenset(best))
+
+
+def _cost_cells(cost: Cost) -> tuple[str, str, str]:
+    extra = "-" if cost.extra_evaluations is None else f"{cost.extra_evaluations:,.0f}"
+    return "-" if cost.seconds is None else f"{cost.seconds:,.0f}", f"{cost.evaluations:,.0f}", extra
+
+
+def domain_tables(runs: Sequence[RunRecord]) -> tuple[Table, Table]:
+    """One row per domain, one column per variant: loss with perplexity; difference to the first with its interval."""
+    pairs = pairings(runs)
+    domains = list(dict.fromkeys(n for p in pairs for n in p.by_domain))
+    losses, differences, best = [], [], set()
+    for i, name in enumerate(domains):
+        found = [p.by_domain.get(name) for p in pairs]
+        losses.append((name, *("-" if f is None else f"{f[0]:.4f} ({f[1]:.2f})" for f in found)))
+        lowest = min(f[0] for f in found if f is not None)
+        best |= {(i, 1 + j) for j, f in enumerate(found) if len(pairs) > 1 and f is not None and f[0] <= lowest}
+        gaps = [p.domain_differences.get(name) for p in pairs[1:]]
+        differences.append((name, *("-" if g is None or not g.values else _with_width(g) for g in gaps)))
+    names = [p.variant for p in pairs]
+    return (
+        Table(("domain", *names), tuple(losses), frozenset(best)),
+        Table(("domain", *names[1:]), tuple(differences)),
+    )
+
+
+def paired_sentences(runs: Sequence[RunRecord]) -> list[str]:
+    """What the intervals allow to say, one sentence per variant, and how to read them."""
+    pairs = pairings(runs)
+    if len(pairs) < 2:
+        return []
+    first, sentences = pairs[0].variant, []
+    for p in pairs[1:]:
+        gap = p.difference
+        if not gap.values:
+            sentences.append(f"{p.variant} has no finished seed in common with {first}: no difference can be paired.")
+        elif gap.half_width is None:
+            sentences.append(f"{p.variant} minus {first}: {gap.mean:+.4f} with one paired seed.")
+        else:
+            verdict = "lower" if gap.high < 0 else "higher" if gap.low > 0 else "not told apart"
+            sentences.append(f"{p.variant} minus {first}: {gap.mean:+.4f} {_span(gap)}, {verdict}.")
+    if any(p.difference.half_width is not None for p in pairs):
+        sentences.append(
+            f"Differences pair equal seeds; intervals are Student's at {LEVEL:.0%} over paired seeds, one variant at "
+            "a time."
+        )
+    if any(len(p.difference.values) < 2 for p in pairs[1:]):
+        sentences.append("With fewer than two paired seeds there is no interval: use --seeds 2 or more.")
+    return sentences
+
+
+def _signed(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:+.4f}"
+
+
+def _span(interval: Interval) -> str:
+    if interval.half_width is None:
+        return "-" if not interval.values else "one seed"
+    return f"[{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def _with_width(interval: Interval) -> str:
+    width = "" if interval.half_width is None else f" ± {interval.half_width:.4f}"
+    return f"{interval.mean:+.4f}{width}"
