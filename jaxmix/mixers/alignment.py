@@ -5,21 +5,19 @@ A domain that the measured step did not draw has a zero row and column in every 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Weights
+from jaxmix.mixers.arguments import check_choice
 from jaxmix.mixers.base import GRADIENTS
 
 __all__ = [
     "bounded",
-    "check_choice",
-    "check_every",
     "check_gradients",
     "is_measured",
     "masked_mean",
@@ -84,18 +82,6 @@ def target_row(weights: Sequence[float] | None, like: Weights, where: str) -> We
     return row / jnp.sum(row)
 
 
-def check_every(name: str, argument: str, value: int) -> None:
-    """Raises `ConfigError` unless `value` is a whole number ≥ 1."""
-    if value != math.floor(value) or value < 1:
-        raise ConfigError(f"{argument} must be a whole number ≥ 1, got {value}", where=f"{name}({argument})")
-
-
 def check_gradients(name: str, gradients: str) -> None:
     """Raises `ConfigError` unless the estimator is one of `GRADIENTS`."""
     check_choice(name, "gradients", gradients, GRADIENTS)
-
-
-def check_choice(name: str, argument: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises `ConfigError` with the nearest known value unless `value` is known."""
-    if value not in known:
-        raise ConfigError(f"unknown {argument} {value!r}", where=f"{name}({argument})", fix=nearest(str(value), known))

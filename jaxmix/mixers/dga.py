@@ -15,8 +15,6 @@ from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import (
     bounded,
-    check_choice,
-    check_every,
     check_gradients,
     is_measured,
     masked_mean,
@@ -25,6 +23,7 @@ from jaxmix.mixers.alignment import (
     target_row,
     weigh_targets,
 )
+from jaxmix.mixers.arguments import check_choice, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
 from jaxmix.mixers.wrappers import ema
@@ -115,7 +114,7 @@ def dga(
     check_gradients("dga", gradients)
     check_number("dga", "step_size", step_size, 0.0)
     check_number("dga", "scale_decay", scale_decay, 0.0, 1.0)
-    check_every("dga", "every", every)
+    check_steps("dga", "every", every)
     signal = "validation_alignment" if target == "validation" else "gradient_alignment"
 
     def start(key: PRNGKeyArray, weights: Weights) -> DgaState:
@@ -138,7 +137,7 @@ def dga(
             squares = squared_norms(feedback.gradient_alignment.astype(dtype), "dga")
             scale = running_scale(old.scale, masked_mean(squares, squares > 0), scale_decay)
             is_new = is_new & (scale > 0)
-            alignment = alignment / jnp.where(scale > 0, scale, 1.0)
+            alignment = alignment * (1.0 / jnp.where(scale > 0, scale, 1.0))
             extra = {"gradient_scale": scale}
         score = jnp.where(is_new, bounded(alignment), old.score)
         new = DgaState(score=score, target=old.target, scale=scale)

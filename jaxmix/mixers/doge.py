@@ -11,15 +11,8 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
-from jaxmix.mixers.alignment import (
-    check_choice,
-    check_every,
-    check_gradients,
-    masked_mean,
-    squared_norms,
-    target_row,
-    weigh_targets,
-)
+from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms, target_row, weigh_targets
+from jaxmix.mixers.arguments import check_choice, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
 
@@ -113,7 +106,7 @@ def doge(
     check_number("doge", "regularisation", regularisation, 0.0, is_open=True)
     check_number("doge", "max_score", max_score, 0.0, is_open=True)
     check_number("doge", "smoothing", smoothing, 0.0, 1.0)
-    check_every("doge", "every", every)
+    check_steps("doge", "every", every)
     has_target = target == "validation"
 
     def start(key: PRNGKeyArray, weights: Weights) -> DogeState:
@@ -134,7 +127,7 @@ def doge(
             is_other = is_drawn[None, :] & ~jnp.eye(gram.shape[0], dtype=bool)
             alignment = jnp.sum(jnp.where(is_other, gram, 0.0), axis=1)
         is_new = is_drawn & jnp.isfinite(alignment)
-        clipped = jnp.clip(alignment / (norm + _LEAST_NORM), 0.0, max_score)
+        clipped = jnp.clip(alignment * (1.0 / (norm + _LEAST_NORM)), 0.0, max_score)
         score = jnp.where(is_new, clipped, state.estimator.score)
         estimate = Estimate(
             score=feedback.learning_rate.astype(dtype) * score,

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import PRNGKeyArray, Weights
-from jaxmix.mixers.alignment import bounded, check_choice, check_every, check_gradients, is_measured, weigh_targets
+from jaxmix.mixers.alignment import bounded, check_gradients, is_measured, weigh_targets
+from jaxmix.mixers.arguments import check_choice, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
 
@@ -121,7 +122,7 @@ def grape(
     check_number("grape", "task_step_size", task_step_size, 0.0)
     check_number("grape", "task_smoothing", task_smoothing, 0.0, 1.0)
     check_number("grape", "loss_decay", loss_decay, 0.0, 1.0)
-    check_every("grape", "every", every)
+    check_steps("grape", "every", every)
     has_loss, has_rate = score != "gap", variant == "paper"
     needs = {"validation_alignment"}
     needs |= {"validation_loss"} if has_loss else set()

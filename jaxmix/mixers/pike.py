@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
-from jaxmix.mixers.alignment import bounded, check_every, check_gradients, masked_mean, running_scale, squared_norms
+from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, running_scale, squared_norms
+from jaxmix.mixers.arguments import check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
 
@@ -97,7 +98,7 @@ def pike(
     check_number("pike", "norm_gain", norm_gain, 0.0)
     check_number("pike", "noise_gain", noise_gain, 0.0)
     check_number("pike", "scale_decay", scale_decay, 0.0, 1.0)
-    check_every("pike", "every", every)
+    check_steps("pike", "every", every)
 
     def start(key: PRNGKeyArray, weights: Weights) -> PikeState:
         del key
@@ -113,9 +114,10 @@ def pike(
         if normalise:
             scale = running_scale(old.scale, masked_mean(squares, squares > 0), scale_decay)
             unit, extra = jnp.where(scale > 0, scale, 1.0), {"gradient_scale": scale}
-        signal = norm_gain * bounded(squares / unit)
-        penalty = noise_gain / (2.0 * batch_size) * bounded(jnp.where(is_new, noise, 0.0) / unit)
-        score = jnp.where(is_new, bounded(signal - penalty), old.score)
+        # Multiplied by one inverse: compilers differ in whether they divide a vector by a scalar or do the same.
+        signal = bounded(squares * (norm_gain / unit))
+        penalty = bounded(jnp.where(is_new, noise, 0.0) * (noise_gain / (2.0 * batch_size) / unit))
+        score = jnp.where(is_new, signal - penalty, old.score)
         return PikeState(score=score, scale=scale), Estimate(score=score, extra=extra, has_moved=jnp.any(is_new))
 
     return lmo(

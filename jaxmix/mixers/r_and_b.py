@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
-from jaxmix.mixers.alignment import bounded, check_every, check_gradients, is_measured, squared_norms, target_row
+from jaxmix.mixers.alignment import bounded, check_gradients, squared_norms, target_row
+from jaxmix.mixers.arguments import check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
 
@@ -81,7 +82,7 @@ def r_and_b(
         ConfigError: an argument out of its range; evaluation weights of another number than the domains, from
             `init`; when traced, a `gradient_alignment` f32[m].
 
-    Numerics: finite for inner products from 0 to 1e30. A round that drew nothing leaves the weights as they are.
+    Numerics: finite for inner products from 0 to 1e30. While v is 0 the weights stay as they are.
 
     Differs from the paper: G averages the updates' inner products, where the paper takes the inner products of the
     gradients summed over the round. Products within one update carry its gradient noise: the diagonal is larger by
@@ -102,8 +103,8 @@ def r_and_b(
     """
     check_gradients("r_and_b", gradients)
     check_number("r_and_b", "sharpness", sharpness, 0.0)
-    check_every("r_and_b", "round_updates", round_updates)
-    check_every("r_and_b", "every", every)
+    check_steps("r_and_b", "round_updates", round_updates)
+    check_steps("r_and_b", "every", every)
 
     def start(key: PRNGKeyArray, weights: Weights) -> RAndBState:
         del key
@@ -134,7 +135,7 @@ def r_and_b(
             gram=gram,
             evaluation=old.evaluation,
         )
-        return new, Estimate(score=score, has_moved=is_end & jnp.any(is_measured(gram)))
+        return new, Estimate(score=score, has_moved=is_end & jnp.any(score != 0))
 
     return lmo(
         "r_and_b",

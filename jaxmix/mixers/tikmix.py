@@ -30,9 +30,9 @@ def tikmix_objective(
     weights: Weights,
     influence: Float[Array, "n m"],
     *,
-    balance: float = 1.0,
-    gain: float = 1.0,
-    diversity: float = 1.0,
+    balance: float | Float[Array, ""] = 1.0,
+    gain: float | Float[Array, ""] = 1.0,
+    diversity: float | Float[Array, ""] = 1.0,
     width: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, ""]:
     """`balance · std(P) − gain · Σ P − diversity · H(w)` with `P_i = (S w)_i / (max_j S_ij + 1e-8)`.
@@ -111,8 +111,9 @@ def tikmix_weights(
             where="tikmix_weights(influence)",
             fix="Leave the group out.",
         )
+    factors = np.asarray([balance, gain, diversity], np.float64)
     with jax.enable_x64(True):
-        solution = np.asarray(_minimise(*map(jnp.asarray, (rows, start, [balance, gain, diversity]))))
+        solution = np.asarray(_minimise(jnp.asarray(rows), jnp.asarray(start), jnp.asarray(factors)))
     return jnp.asarray(solution / solution.sum(), jnp.result_type(float))
 
 
