@@ -47,7 +47,7 @@ VARIANTS = {
     "doge_proxy": ("doge", {"mode": "proxy"}),
     "doge_validation": ("doge", {"target": "validation", "smoothing": 0.01}),
     "grape_ema": ("grape", {"score": "ema", "task_step_size": 100.0}),
-    "grape_gap": ("grape", {"variant": "repository", "score": "gap"}),
+    "grape_gap": ("grape", {"variant": "repository", "score": "gap", "step_size": 0.1, "task_step_size": 0.5}),
     "pike_paper": ("pike", {"batch_size": 64, "normalise": False}),
     "r_and_b_rounds": ("r_and_b", {"round_updates": 3}),
     "aioli_filtered": (
