@@ -22,6 +22,9 @@ class Model(NamedTuple):
         num_params: number of parameters, embedding included.
         flops_per_token: floating-point operations of one token's forward and backward pass.
         config: the settings the model was made from.
+        readout: `(params) -> tree` of the last layer's parameters alone, and
+        apply_readout: `(readout, params, batch) -> loss`, as `apply` with these in the place of the last layer's:
+            what gradients with respect to the last layer are taken of. `None` for models without such a layer.
     """
 
     init: Callable[[Any], Any]
@@ -30,3 +33,5 @@ class Model(NamedTuple):
     num_params: int
     flops_per_token: float
     config: Any
+    readout: Callable[[Any], Any] | None = None
+    apply_readout: Callable[[Any, Any, Any], Any] | None = None

@@ -51,15 +51,16 @@ class Decoder(nnx.Module):
             for i in range(config.num_layers):
                 setattr(self, _block_name(i), Block(config, nnx.Rngs(params=keys[i])))
 
-    def __call__(self, tokens: Array, targets: Array) -> tuple[Array, Array]:
-        """Tokens and targets i32[b, t] → (loss, log normaliser), both f32[b, t]."""
+    def __call__(self, tokens: Array, targets: Array, readout: Array | None = None) -> tuple[Array, Array]:
+        """Tokens and targets i32[b, t] → (loss, log normaliser), both f32[b, t]; `readout` replaces the own one."""
         config = self.config
         dtype = _compute_dtype(config.compute_dtype)
         table = self.table[...].astype(dtype)
         rotary = rotary_table(tokens.shape[1], config.size_of_head, config.rope_base)
         x = constrain_rows(jnp.take(table, tokens, axis=0, mode="clip"))
         x = self._run_blocks(x, rotary)
-        readout = self.table[...] if config.tie_embeddings else self.readout[...]
+        if readout is None:
+            readout = self.table[...] if config.tie_embeddings else self.readout[...]
         readout = self.final_norm.fold(readout.T).T.astype(dtype)
         return token_losses(self.final_norm(x), readout, targets, chunk=config.positions_per_loss_chunk)
 
@@ -130,7 +131,10 @@ def transformer(config: TransformerConfig) -> Model:
     definition = nnx.graphdef(nnx.eval_shape(lambda key: Decoder(config, key), abstract_key))
 
     def apply(params: Any, batch: Any) -> Any:
-        loss, log_normaliser = nnx.merge(definition, params)(batch["tokens"], batch["targets"])
+        return apply_readout(None, params, batch)
+
+    def apply_readout(readout: Any, params: Any, batch: Any) -> Any:
+        loss, log_normaliser = nnx.merge(definition, params)(batch["tokens"], batch["targets"], readout)
         if config.z_loss == 0:
             return loss
         return loss, config.z_loss * jnp.square(log_normaliser)
@@ -142,6 +146,8 @@ def transformer(config: TransformerConfig) -> Model:
         num_params=count_params(config),
         flops_per_token=flops_per_token(config),
         config=config,
+        readout=lambda params: params["table" if config.tie_embeddings else "readout"],
+        apply_readout=apply_readout,
     )
 
 

@@ -23,7 +23,7 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.pytree import from_nested, state_versions, to_nested
 from jaxmix.train.state import RunState
 
-__all__ = ["Checkpointer", "Restored", "checksums"]
+__all__ = ["Checkpointer", "Restored", "checksums", "read_params"]
 
 FORMAT = 1
 
@@ -167,6 +167,27 @@ class Checkpointer:
         if jax.process_index() == 0:
             (self._folder / str(step)).rename(self._folder / f"damaged-{step}-{time.time_ns()}")
         self._manager = self._open()
+
+
+def read_params(run_dir: Path, template: Any) -> Any:
+    """The newest parameters of another run, for use as a frozen model.
+
+    Args:
+        run_dir: its folder; nothing in it is changed.
+        template: tree of `jax.ShapeDtypeStruct` with shardings, as the parameters are wanted.
+
+    Raises:
+        RunError: there is no checkpoint, or its parameters have other names or shapes.
+    """
+    folder = (run_dir / "checkpoints").absolute()
+    steps = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()) if folder.is_dir() else []
+    if not steps:
+        raise RunError(f"the run {run_dir} has no checkpoint", fix="Name the folder of a run that was trained.")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        stored = manager.restore(steps[-1], args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    params = from_nested(template, stored["train"]["params"], {})
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, template)
 
 
 @jax.jit

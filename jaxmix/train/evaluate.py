@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmix.core.errors import ConfigError
+from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.sharding import global_batch, process_shard
 
-__all__ = ["ValidationSet", "aggregates", "build_evaluate", "validation_set"]
+__all__ = ["PARTS", "ValidationSet", "aggregates", "build_evaluate", "place", "subset", "validation_set"]
 
 
 class ValidationSet(NamedTuple):
@@ -33,35 +33,61 @@ class ValidationSet(NamedTuple):
     domain: np.ndarray
 
 
-def validation_set(sources: Mapping[str, Any], *, seq_len: int, rows_per_domain: int) -> ValidationSet:
+PARTS = ("all", "validation", "test")
+
+
+def validation_set(
+    sources: Mapping[str, Any], *, seq_len: int, rows_per_domain: int, part: str = "all"
+) -> ValidationSet:
     """Takes up to `rows_per_domain` rows of `seq_len` tokens from every source, spread evenly over it.
 
     Args:
         sources: token sources by name, in the order of the training domains; each must have at least one token.
         seq_len: tokens per row.
         rows_per_domain: at most so many rows per domain; a short source gives all it has.
+        part: "validation" takes the even rows alone and "test" the odd ones, so that what a mixer steered by is not
+            what it is judged on.
     """
     from jaxmix.data.packing import PackedRows
 
     if rows_per_domain < 1:
         raise ConfigError(f"rows_per_domain must be at least 1, got {rows_per_domain}", where="validation")
+    if part not in PARTS:
+        raise ConfigError(f"unknown part {part!r}", where="validation", fix=nearest(part, PARTS))
+    first, stride = PARTS.index(part) // 2, 1 if part == "all" else 2
     tokens: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     domain: list[np.ndarray] = []
     for index, (name, source) in enumerate(sources.items()):
         rows = PackedRows(source, seq_len)
-        if len(rows) == 0:
+        available = np.arange(first, len(rows), stride)
+        if len(available) == 0:
             raise ConfigError(
-                f"domain {name!r} has no validation tokens",
+                f"domain {name!r} has no {'validation' if part == 'all' else part} tokens",
                 where="validation",
                 fix="Raise data.validation_fraction, or give the domain more documents.",
             )
-        chosen = np.unique(np.linspace(0, len(rows) - 1, min(rows_per_domain, len(rows))).round().astype(np.int64))
+        chosen = available[_spread(len(available), rows_per_domain)]
         tokens.append(np.zeros((len(chosen), seq_len), np.int32))
         targets.append(np.full((len(chosen), seq_len), -1, np.int32))
         rows.read_into(chosen.tolist(), tokens[-1], targets[-1], range(len(chosen)))
         domain.append(np.full(len(chosen), index, np.int32))
     return ValidationSet(tuple(sources), np.concatenate(tokens), np.concatenate(targets), np.concatenate(domain))
+
+
+def _spread(size: int, wanted: int) -> np.ndarray:
+    """Up to `wanted` of the numbers below `size`, spread evenly."""
+    return np.unique(np.linspace(0, size - 1, min(wanted, size)).round().astype(np.int64))
+
+
+def subset(validation: ValidationSet, rows_per_domain: int) -> ValidationSet:
+    """Up to `rows_per_domain` rows of every domain, spread evenly over those in `validation`."""
+    chosen = []
+    for index in range(len(validation.names)):
+        rows = np.flatnonzero(validation.domain == index)
+        chosen.append(rows[_spread(len(rows), rows_per_domain)])
+    rows = np.concatenate(chosen)
+    return ValidationSet(validation.names, validation.tokens[rows], validation.targets[rows], validation.domain[rows])
 
 
 def build_evaluate(

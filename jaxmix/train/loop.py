@@ -1,10 +1,14 @@
-"""The training loop. It contains no algorithm: evaluate → checkpoint → next batch → step → log, in this order."""
+"""The training loop. It contains no algorithm: checkpoint → next batch → step → evaluate → update → log, in this order.
+
+What a mixer needs is measured, and nothing else; which method it is the loop does not know.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +27,9 @@ from jaxmix.train.programs import Programs, build_mixer_programs, build_programs
 from jaxmix.train.progress import Progress
 from jaxmix.train.records import RecordFile
 from jaxmix.train.settings import TrainSettings
+from jaxmix.train.signals import REFERENCE_SIGNALS, Reference, check_needs, held_out_rows
 from jaxmix.train.state import RunState, init_run_state, init_train_state
-from jaxmix.train.step import StepInfo, check_signals
+from jaxmix.train.step import StepInfo
 from jaxmix.train.trackers import Tracker
 from jaxmix.train.window import LogWindow
 
@@ -38,7 +43,10 @@ class RunResult:
     Attributes:
         steps: optimizer steps done, earlier sessions included.
         final_eval: validation loss (nats per token) by domain at the end.
+        final_test: loss (nats per token) by domain on the test rows at the end; None without such rows.
         final_weights: the mixer's weights by domain at the end.
+        recommended: the mixture that the mixer recommends for another run (for many methods the average of their
+            weights), by domain.
         realised: what was drawn by domain, see `MixtureStream.realised`.
         skipped_steps: updates skipped because they were not finite.
         resumed_from: step this session continued at, None for a fresh start.
@@ -49,7 +57,9 @@ class RunResult:
 
     steps: int
     final_eval: dict[str, float]
+    final_test: dict[str, float] | None
     final_weights: dict[str, float]
+    recommended: dict[str, float]
     realised: dict[str, dict[str, Any]]
     skipped_steps: int
     resumed_from: int | None
@@ -78,6 +88,9 @@ def run_training(
     validation: ValidationSet,
     settings: TrainSettings,
     prior: np.ndarray | None = None,
+    control: ValidationSet | None = None,
+    test: ValidationSet | None = None,
+    reference: Reference | None = None,
     mesh: Mesh | None = None,
     programs: Programs | None = None,
     trackers: Sequence[Tracker] = (),
@@ -100,6 +113,10 @@ def run_training(
         validation: held-out rows of the stream's domains, in the same order.
         settings: see `TrainSettings`.
         prior: simplex vector f32[m] that the mixer starts from and the `prior` aggregate weighs by; uniform if None.
+        control: held-out rows that the mixer's own evaluations use; `validation` if None. A smaller set makes frequent
+            evaluations cheap.
+        test: held-out rows that nothing is decided by, evaluated once, at the end.
+        reference: a frozen model's losses, for mixers that measure the excess over it.
         mesh: all devices along "data" by default.
         programs: from `build_programs` with the same model, settings, number of domains and mesh, to share compiled
             code between runs.
@@ -115,18 +132,20 @@ def run_training(
     """
     run_dir = Path(run_dir)
     names = tuple(stream.names)
-    check_signals(mixer.needs)
-    if tuple(validation.names) != names:
-        raise ConfigError(
-            f"the validation set has domains {list(validation.names)}, the stream {list(names)}",
-            where="validation",
-            fix="Build it from sources of the same names in the same order.",
-        )
+    check_needs(mixer, model, has_reference=reference is not None)
+    for where, rows in (("validation", validation), ("control", control), ("test", test)):
+        if rows is not None and tuple(rows.names) != names:
+            raise ConfigError(
+                f"the {where} set has domains {list(rows.names)}, the stream {list(names)}",
+                where=where,
+                fix="Build it from sources of the same names in the same order.",
+            )
     mesh = programs.mesh if programs is not None else mesh if mesh is not None else build_mesh()
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
     prior = np.full(len(names), 1.0 / len(names)) if prior is None else np.asarray(prior, np.float64)
     prior = (prior / prior.sum()).astype(np.float32)
-    run = _Run(run_dir, model, mixer, stream, validation, settings, prior, programs, trackers, config_hash)
+    held_out = (validation, control, test)
+    run = _Run(run_dir, model, mixer, stream, held_out, reference, settings, prior, programs, trackers, config_hash)
     return run.execute(label, show_progress and jax.process_index() == 0)
 
 
@@ -139,7 +158,8 @@ class _Run:
         model: Model,
         mixer: Mixer,
         stream: Any,
-        validation: ValidationSet,
+        held_out: tuple[ValidationSet, ValidationSet | None, ValidationSet | None],
+        reference: Reference | None,
         settings: TrainSettings,
         prior: np.ndarray,
         programs: Programs,
@@ -150,8 +170,17 @@ class _Run:
         self.model, self.prior, self.programs, self.trackers = model, prior, programs, trackers
         self.config_hash, self.names = config_hash, tuple(stream.names)
         self.mesh = programs.mesh
-        self.mixer_programs = build_mixer_programs(mixer, self.mesh)
-        self.validation = validation
+        self.mixer_programs = build_mixer_programs(
+            mixer,
+            self.mesh,
+            model=model,
+            num_domains=len(self.names),
+            rows_per_domain=settings.gradient_rows,
+            sketch_size=settings.sketch_size,
+        )
+        self.validation, self.control, self.test = held_out
+        self.reference = reference if mixer.needs & REFERENCE_SIGNALS else None
+        self.evaluated_at: int | None = None
         self.window = LogWindow(len(self.names))
         self.pending: _Pending | None = None
         self.losses = np.full(len(self.names), np.nan, np.float32)
@@ -238,19 +267,15 @@ class _Run:
 
     def _train(self, start: int, resumed_from: int | None, interruption: Interruption) -> RunResult:
         settings = self.settings
-        self.validation_batches = place(self.validation, batch_size=self.stream.batch_size, mesh=self.mesh)
+        self._place_rows()
         ended_early = None
         self._clock = (time.perf_counter(), start, self._tokens())
         step = start
-        # A checkpoint at step s holds the evaluation at s: a resumed run goes on behind both.
-        is_behind_checkpoint = resumed_from is not None
+        if resumed_from is None:  # a checkpoint holds the evaluations at its step
+            self._evaluate_if_due(step)
         while step < settings.steps:
-            if not is_behind_checkpoint:
-                if self._is_evaluation_due(step):
-                    self._evaluate(step)
-                if step > 0 and step % settings.checkpoint_every == 0:
-                    self._save(step)
-            is_behind_checkpoint = False
+            if step % settings.checkpoint_every == 0 and step not in (0, resumed_from):
+                self._save(step)
             if interruption.is_requested(step):
                 self._save(step)
                 self.checkpointer.wait()
@@ -271,23 +296,59 @@ class _Run:
         if ended_early:
             self.progress.note(ended_early)
         self._flush()
-        self._evaluate(step)
+        if self.evaluated_at != step:
+            self._evaluate(step, is_extra=True)
+        test = self._test(step)
         self._save(step)
         self.checkpointer.wait()
-        return self._result(step, resumed_from, ended_early)
+        return self._result(step, resumed_from, ended_early, test)
 
-    def _is_evaluation_due(self, step: int) -> bool:
-        cadence = self.mixer.cadence.validate
-        return step % self.settings.eval_every == 0 or (cadence > 0 and step % cadence == 0)
+    def _place_rows(self) -> None:
+        place_rows = partial(place, batch_size=self.stream.batch_size, mesh=self.mesh)
+        self.validation_batches = place_rows(self.validation)
+        self.control_batches = None if self.control is None else place_rows(self.control)
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate_if_due(self, step: int) -> None:
+        """The run's evaluations and the mixer's; one serves both where they use the same rows."""
+        is_report = step % self.settings.eval_every == 0
+        is_control = self.mixer.cadence.is_validation_due(step, len(self.names))
+        if self.control_batches is None:
+            if is_report or is_control:
+                self._evaluate(step)
+            return
+        if is_report:
+            self._evaluate(step)
+        # Without evaluations of its own the mixer takes what the report measures, at the report's times.
+        if is_control or (is_report and self.mixer.cadence.validate == 0):
+            self._record_losses("control", step, self._measure_control())
+
+    def _measure_control(self) -> np.ndarray:
+        assert self.control_batches is not None
+        losses = self.programs.evaluate(self.state.train.params, self.control_batches)
+        self.state = dataclasses.replace(self.state, validation_loss=losses)
+        return np.asarray(jax.device_get(losses))
+
+    def _evaluate(self, step: int, *, is_extra: bool = False) -> None:
+        """`is_extra`: at the end of a run, for the report alone; a longer run would not have made it."""
         self._flush()
         losses = self.programs.evaluate(self.state.train.params, self.validation_batches)
-        self.state = dataclasses.replace(self.state, validation_loss=losses)
-        self.losses = np.asarray(jax.device_get(losses))
-        record: dict[str, Any] = {"kind": "eval", "step": step, "tokens": self._tokens()}
-        record |= {f"eval/loss/{n}": float(x) for n, x in zip(self.names, self.losses, strict=True)}
-        record |= {f"eval/loss/{k}": v for k, v in aggregates(self.losses, self.prior).items()}
+        if self.control_batches is None and not is_extra:
+            self.state = dataclasses.replace(self.state, validation_loss=losses)
+        self.losses, self.evaluated_at = np.asarray(jax.device_get(losses)), step
+        self._record_losses("eval", step, self.losses)
+
+    def _test(self, step: int) -> np.ndarray | None:
+        if self.test is None:
+            return None
+        batches = place(self.test, batch_size=self.stream.batch_size, mesh=self.mesh)
+        losses = np.asarray(jax.device_get(self.programs.evaluate(self.state.train.params, batches)))
+        self._record_losses("test", step, losses)
+        return losses
+
+    def _record_losses(self, kind: str, step: int, losses: np.ndarray) -> None:
+        record: dict[str, Any] = {"kind": kind, "step": step, "tokens": self._tokens()}
+        record |= {f"{kind}/loss/{n}": float(x) for n, x in zip(self.names, losses, strict=True)}
+        record |= {f"{kind}/loss/{k}": v for k, v in aggregates(losses, self.prior).items()}
         self._write(record)
 
     def _save(self, step: int) -> None:
@@ -314,17 +375,48 @@ class _Run:
         lag = step - self.computed_at.get(int(batch["weights_version"].max()), step)
         on_mesh = global_batch(self.mesh, {name: batch[name] for name in ("tokens", "targets", "domain")})
         known = self.weights
-        train, info = self.programs.train_step(self.state.train, on_mesh)
-        state = dataclasses.replace(self.state, train=train)
-        mixer_state, pending, mixer_info = self.mixer_programs.advance(state, info.feedback, step)
-        self.state = dataclasses.replace(state, mixer=mixer_state, pending=pending)
+        if self.reference is not None:
+            on_mesh = {**on_mesh, "reference_loss": self.reference(on_mesh)}
+        signals = self._signals(step, on_mesh)
+        loss_weights = self.mixer_programs.loss_weights
+        weighting = () if loss_weights is None else (loss_weights(self.state.mixer),)
+        train, info = self.programs.train_step(self.state.train, on_mesh, *weighting)
+        self.state = dataclasses.replace(self.state, train=train)
         done = step + 1
+        self._evaluate_if_due(done)
+        if "validation_loss" in self.mixer.needs:
+            signals["validation_loss"] = self.state.validation_loss
+        feedback = dataclasses.replace(info.feedback, **signals)
+        mixer_state, pending, mixer_info = self.mixer_programs.advance(self.state, feedback, step)
+        self.state = dataclasses.replace(self.state, mixer=mixer_state, pending=pending)
         realised = self.stream.realised() if self._is_logged(done) else None
         self._flush()
         self.weights = self.mixer_programs.weights(mixer_state)
         self.pending = _Pending(done, info, mixer_info, self.weights, lag, realised)
         if not self.mixer_programs.is_blind:
             self._set_weights(known, step=step)
+
+    def _signals(self, step: int, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What the mixer needs of this step besides the sums of the train step, measured before it."""
+        needs, update = self.mixer.needs, self.mixer.cadence.update
+        if (step + 1) % update != 0:
+            return {}
+        signals: dict[str, jax.Array] = {}
+        number = jax.device_put(np.uint32(step), replicated(self.mesh))
+        if self.mixer_programs.gradients is not None:
+            held_out = None
+            if "validation_alignment" in needs:
+                rows = held_out_rows(
+                    self.validation if self.control is None else self.control,
+                    rows_per_domain=self.settings.gradient_rows,
+                    turn=step // update,
+                )
+                held_out = jax.device_put(rows, replicated(self.mesh))
+            params = self.state.train.params
+            signals |= self.mixer_programs.gradients(params, batch, held_out, self.state.mixer_key, number)
+        if "learning_rate" in needs:
+            signals["learning_rate"] = self.programs.learning_rate(number.astype(np.int32))
+        return signals
 
     def _set_weights(self, weights: jax.Array, *, step: int) -> None:
         version = self.stream.set_weights(np.asarray(jax.device_get(weights)))
@@ -420,12 +512,17 @@ class _Run:
     def _tokens(self) -> int:
         return int(sum(r["tokens"] for r in self.stream.realised().values()))
 
-    def _result(self, step: int, resumed_from: int | None, ended_early: str | None) -> RunResult:
-        weights = np.asarray(jax.device_get(self.weights))
+    def _result(
+        self, step: int, resumed_from: int | None, ended_early: str | None, test: np.ndarray | None
+    ) -> RunResult:
+        final = self.mixer.final or self.mixer.weights
+        recommended = jax.jit(final, out_shardings=replicated(self.mesh))(self.state.mixer)
         return RunResult(
             steps=step,
-            final_eval={n: float(x) for n, x in zip(self.names, self.losses, strict=True)},
-            final_weights={n: float(w) for n, w in zip(self.names, weights, strict=True)},
+            final_eval=self._by_name(self.losses),
+            final_test=None if test is None else self._by_name(test),
+            final_weights=self._by_name(self.weights),
+            recommended=self._by_name(recommended),
             realised=self.stream.realised(),
             skipped_steps=int(jax.device_get(self.state.train.skipped)),
             resumed_from=resumed_from,
@@ -433,3 +530,6 @@ class _Run:
             tokens_per_second=float(np.median(self.rates)) if self.rates else float("nan"),
             params=self.state.train.params,
         )
+
+    def _by_name(self, values: Any) -> dict[str, float]:
+        return {n: float(x) for n, x in zip(self.names, np.asarray(jax.device_get(values)), strict=True)}

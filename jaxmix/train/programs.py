@@ -19,7 +19,8 @@ from jaxmix.models.base import Model
 from jaxmix.train.evaluate import build_evaluate
 from jaxmix.train.optimizer import build_optimizer, learning_rate_schedule
 from jaxmix.train.settings import TrainSettings
-from jaxmix.train.state import RunState, train_state_shardings
+from jaxmix.train.signals import GRADIENT_SIGNALS, build_gradient_signals
+from jaxmix.train.state import RunState, step_sums, train_state_shardings
 from jaxmix.train.step import build_train_step
 
 __all__ = ["MixerPrograms", "Programs", "build_mixer_programs", "build_programs"]
@@ -74,21 +75,27 @@ def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, m
 
 
 class MixerPrograms(NamedTuple):
-    """A mixer's update and readout, jitted.
+    """A mixer's update and readout, jitted, and what has to be measured for it.
 
     Attributes:
         advance: `(run_state, feedback, step) -> (mixer_state, pending, info)` after step `step`; `info` is None when
             no update was due.
         weights: `(mixer_state) -> f32[m]`.
+        loss_weights: `(mixer_state) -> f32[m]`, None for mixers that weight no losses.
+        gradients: `(params, batch, held_out, mixer_key, step) -> signals`, None for mixers that need none.
         is_blind: the mixer needs no signal, so that its weights are known before the step they follow has run.
     """
 
     advance: Callable[[RunState, Feedback, int], tuple[Any, Feedback, Any]]
     weights: Callable[[Any], jax.Array]
+    loss_weights: Callable[[Any], jax.Array] | None
+    gradients: Callable[..., dict[str, jax.Array]] | None
     is_blind: bool
 
 
-def build_mixer_programs(mixer: Mixer, mesh: Mesh) -> MixerPrograms:
+def build_mixer_programs(
+    mixer: Mixer, mesh: Mesh, *, model: Model, num_domains: int, rows_per_domain: int, sketch_size: int
+) -> MixerPrograms:
     """Jits a mixer for the loop. Each program compiles once; a mixer that updates at every step has two."""
     everywhere = replicated(mesh)
 
@@ -101,17 +108,40 @@ def build_mixer_programs(mixer: Mixer, mesh: Mesh) -> MixerPrograms:
         return mixer.update(jax.random.fold_in(key, step), mixer_state, feedback)
 
     def advance(state: RunState, feedback: Feedback, step: int) -> tuple[Any, Feedback, Any]:
+        sums = Feedback(**{name: getattr(feedback, name) for name in step_sums(mixer.needs)})
         if (step + 1) % mixer.cadence.update != 0:
-            return state.mixer, add(state.pending, feedback), None
+            return state.mixer, add(state.pending, sums), None
         measured, pending = Feedback(), state.pending
         if mixer.needs:
             if mixer.cadence.update > 1:
-                feedback = add(pending, feedback)
+                sums = add(pending, sums)
                 pending = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), pending)
-            validation_loss = state.validation_loss if "validation_loss" in mixer.needs else None
-            measured = dataclasses.replace(feedback, validation_loss=validation_loss)
+            measured = dataclasses.replace(feedback, **{name: getattr(sums, name) for name in step_sums(mixer.needs)})
         on_mesh = jax.device_put(np.uint32(step), everywhere)
         mixer_state, info = update(state.mixer, state.mixer_key, on_mesh, measured)
         return mixer_state, pending, info
 
-    return MixerPrograms(advance, jax.jit(mixer.weights, out_shardings=everywhere), is_blind=not mixer.needs)
+    gradients = None
+    if mixer.needs & GRADIENT_SIGNALS:
+        measure = build_gradient_signals(
+            model,
+            needs=mixer.needs & GRADIENT_SIGNALS,
+            num_domains=num_domains,
+            estimator=mixer.gradients,
+            rows_per_domain=rows_per_domain,
+            sketch_size=sketch_size,
+            mesh=mesh,
+        )
+
+        @partial(jax.jit, out_shardings=everywhere)
+        def gradients(params: Any, batch: Any, held_out: Any, key: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+            # Updates fold in step numbers from below; the complement keeps the two apart.
+            return measure(params, batch, held_out, jax.random.fold_in(key, ~step))
+
+    return MixerPrograms(
+        advance,
+        jax.jit(mixer.weights, out_shardings=everywhere),
+        None if mixer.loss_weights is None else jax.jit(mixer.loss_weights, out_shardings=everywhere),
+        gradients,
+        is_blind=not mixer.needs,
+    )

@@ -32,6 +32,9 @@ class TrainSettings:
         keep: newest checkpoints to keep.
         resume: "auto" continues if there is a checkpoint, "must" fails without one, "never" fails with one.
         max_consecutive_skipped: the run stops when so many updates in a row were not finite.
+        gradient_rows: rows per domain that gradient signals look at where a mixer takes a sketch of them, and of
+            held-out text; see `build_gradient_signals`.
+        sketch_size: numbers a gradient is reduced to for a sketch.
         allow_changed_domains: continue a checkpoint although the list of domains has changed.
     """
 
@@ -54,6 +57,8 @@ class TrainSettings:
     keep: int = 3
     resume: str = "auto"
     max_consecutive_skipped: int = 20
+    gradient_rows: int = 2
+    sketch_size: int = 4096
     allow_changed_domains: bool = False
 
     def __post_init__(self) -> None:
@@ -65,6 +70,8 @@ class TrainSettings:
             ("eval_every", 1),
             ("checkpoint_every", 1),
             ("keep", 1),
+            ("gradient_rows", 1),
+            ("sketch_size", 1),
             ("max_consecutive_skipped", 1),
         ):
             if getattr(self, name) < least:

@@ -15,7 +15,7 @@ from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.models.base import Model
 from jaxmix.models.partition import fit_partition
 
-__all__ = ["RunState", "TrainState", "init_run_state", "init_train_state", "train_state_shardings"]
+__all__ = ["RunState", "TrainState", "init_run_state", "init_train_state", "step_sums", "train_state_shardings"]
 
 
 @state(version=1)
@@ -56,6 +56,12 @@ class RunState:
     validation_loss: Any
 
 
+def step_sums(needs: frozenset[str]) -> tuple[str, ...]:
+    """The fields of `Feedback` that the train step sums up for a mixer with these needs."""
+    reference = ("reference_loss_sum", "clipped_excess_sum")
+    return ("loss_sum", "token_count", *(reference if needs & set(reference) else ()))
+
+
 def init_train_state(key: jax.Array, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Initialises parameters and optimizer straight into their shardings: no device ever holds the whole model."""
 
@@ -92,7 +98,7 @@ def init_run_state(key: jax.Array, train: TrainState, mixer: Mixer, prior: jax.A
     def init(key: jax.Array, prior: jax.Array) -> tuple[Any, ...]:
         init_key, mixer_key = jax.random.split(key)
         zeros = jnp.zeros((num_domains,), jnp.float32)
-        pending = Feedback(loss_sum=zeros, token_count=zeros)
+        pending = Feedback(**dict.fromkeys(step_sums(mixer.needs), zeros))
         return mixer.init(init_key, num_domains, prior), mixer_key, pending, jnp.full_like(zeros, jnp.nan)
 
     return RunState(train, *jax.jit(init, out_shardings=replicated(mesh))(key, prior))

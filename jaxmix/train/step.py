@@ -15,35 +15,39 @@ from jaxmix.core.types import Array, DomainVector
 from jaxmix.mixers.base import Feedback
 from jaxmix.train.state import TrainState
 
-__all__ = ["NORMALISATIONS", "StepInfo", "build_train_step", "check_signals"]
+__all__ = ["NORMALISATIONS", "StepInfo", "build_train_step"]
 
 Batch = dict[str, Array]
 Apply = Callable[[Any, Batch], Any]
+Sums = dict[str, DomainVector]
 
 
-def _token_mean(counts: DomainVector) -> DomainVector:
-    return jnp.full_like(counts, 1.0) / jnp.maximum(jnp.sum(counts), 1.0)
+def _token_mean(counts: DomainVector, loss_weights: DomainVector) -> DomainVector:
+    return _over(loss_weights, jnp.sum(loss_weights * counts))
 
 
-def _domain_mean(counts: DomainVector) -> DomainVector:
-    present = jnp.maximum(jnp.sum((counts > 0).astype(counts.dtype)), 1.0)
-    return 1.0 / (present * jnp.maximum(counts, 1.0))
+def _domain_mean(counts: DomainVector, loss_weights: DomainVector) -> DomainVector:
+    present = jnp.sum(jnp.where(counts > 0, loss_weights, 0.0))
+    return _over(loss_weights / jnp.maximum(counts, 1.0), present)
 
 
-NORMALISATIONS: dict[str, Callable[[DomainVector], DomainVector]] = {
+def _over(weights: DomainVector, total: Array) -> DomainVector:
+    return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+NORMALISATIONS: dict[str, Callable[[DomainVector, DomainVector], DomainVector]] = {
     "token_mean": _token_mean,
     "domain_mean": _domain_mean,
 }
-"""Token counts f32[m] of the whole step → weight f32[m] of one token of each domain in the training loss."""
-
-AVAILABLE_SIGNALS = frozenset({"loss_sum", "token_count", "validation_loss"})
+"""Token counts f32[m] of the whole step, loss weights f32[m] → weight f32[m] of one token in the training loss."""
 
 
 class StepInfo(NamedTuple):
     """What one step shows; small, replicated, never donated.
 
     Attributes:
-        feedback: `loss_sum` and `token_count` f32[m] over all micro-batches and devices; zero if the step was skipped.
+        feedback: `loss_sum` and `token_count` f32[m] over all micro-batches and devices; with reference losses in the
+            batch also `reference_loss_sum` and `clipped_excess_sum`. Zero if the step was skipped.
         loss: f32[], mean loss per token of the step's batch, whatever the normalisation trained on.
         grad_norm: f32[], global norm before clipping.
         skipped: i32[], updates skipped so far.
@@ -57,16 +61,6 @@ class StepInfo(NamedTuple):
     consecutive_skipped: Array
 
 
-def check_signals(needs: frozenset[str]) -> None:
-    """Raises `ConfigError` for a signal that this train step and loop do not provide."""
-    for signal in sorted(needs - AVAILABLE_SIGNALS):
-        raise ConfigError(
-            f"the train loop does not compute the signal {signal!r}",
-            where="mixer.needs",
-            fix=f"It provides {', '.join(sorted(AVAILABLE_SIGNALS))}. Drive the mixer from your own loop for others.",
-        )
-
-
 def build_train_step(
     apply: Apply,
     optimizer: optax.GradientTransformation,
@@ -75,15 +69,16 @@ def build_train_step(
     normalisation: str = "token_mean",
     accumulate: int = 1,
     out_shardings: Any = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]:
-    """Builds `step(state, batch) -> (state, info)`, jitted, with `state` donated.
+) -> Callable[..., tuple[TrainState, StepInfo]]:
+    """Builds `step(state, batch, loss_weights=None) -> (state, info)`, jitted, with `state` donated.
 
-    The training loss is `Σ_tokens c[domain] · loss`, with the weights c named by `normalisation`:
+    The training loss is `Σ_tokens c[domain] · loss`. With n_j the tokens of domain j in the step and w the loss
+    weights (all 1 if `None`), `normalisation` names c:
 
-    - `token_mean`: c = 1 / tokens of the step. A domain acts in proportion to the tokens drawn from it, which is
-      what sampling weights mean.
-    - `domain_mean`: c_j = 1 / (domains present · tokens of domain j). Every domain present acts equally, however
-      many tokens were drawn.
+    - `token_mean`: c_j = w_j / Σ_k w_k n_k. A domain acts in proportion to the tokens drawn from it, which is what
+      sampling weights mean.
+    - `domain_mean`: c_j = w_j / (n_j Σ_k w_k), the sum over the domains present. With equal w every domain present
+      acts equally, however many tokens were drawn.
 
     c is computed from the whole step's counts before any gradient, so accumulation over micro-batches and sharding
     over devices do not change the loss. If loss or gradient norm is not finite, parameters and optimizer state stay
@@ -99,7 +94,9 @@ def build_train_step(
         out_shardings: shardings of `(state, info)`; with them the state keeps its layout from step to step.
 
     Shapes:
-        batch: tokens, targets i32[b, t]; domain i32[b]. Without `targets` every token counts.
+        batch: tokens, targets i32[b, t]; domain i32[b]. Without `targets` every token counts. With
+            `reference_loss` f32[b, t], nats of a frozen model, the excess over it is measured as well.
+        loss_weights: f32[m], ≥ 0.
         Shardings follow the arguments: rows over ("data", "fsdp"), parameters as placed.
     """
     if normalisation not in NORMALISATIONS:
@@ -112,39 +109,45 @@ def build_train_step(
         raise ConfigError(f"accumulate must be at least 1, got {accumulate}", where="train.accumulate")
     token_weights = NORMALISATIONS[normalisation]
 
-    def objective(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[Array, DomainVector]:
+    def objective(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[Array, Sums]:
         result = apply(params, batch)
         loss, regulariser = result if isinstance(result, tuple) else (result, None)
         loss = loss.astype(jnp.float32)
         trained = loss if regulariser is None else loss + regulariser.astype(jnp.float32)
         row_weight = jnp.where(batch["domain"] >= 0, token_weight[jnp.maximum(batch["domain"], 0)], 0.0)
         total = jnp.sum(jnp.sum(trained, axis=-1) * row_weight)
-        return total, sum_by_domain(loss, batch["domain"], num_domains)
+        measured = {"loss_sum": loss}
+        if "reference_loss" in batch:
+            reference = batch["reference_loss"]
+            measured |= {"reference_loss_sum": reference, "clipped_excess_sum": jnp.maximum(loss - reference, 0.0)}
+        return total, {name: sum_by_domain(x, batch["domain"], num_domains) for name, x in measured.items()}
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
-    def accumulated(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[Array, DomainVector, Any]:
+    def accumulated(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[Array, Sums, Any]:
         if accumulate == 1:
-            (total, loss_sum), grads = gradient(params, batch, token_weight)
-            return total, loss_sum, grads
+            (total, sums), grads = gradient(params, batch, token_weight)
+            return total, sums, grads
 
         def add(carry: Any, micro: Batch) -> tuple[Any, None]:
-            (total, loss_sum), grads = gradient(params, micro, token_weight)
-            return jax.tree.map(jnp.add, carry, (total, loss_sum, grads)), None
+            (total, sums), grads = gradient(params, micro, token_weight)
+            return jax.tree.map(jnp.add, carry, (total, sums, grads)), None
 
         # Rows i, i + a, i + 2a, … form a micro-batch, so that each device cuts only the rows it already holds.
         micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), batch)
+        names = ["loss_sum", *(["reference_loss_sum", "clipped_excess_sum"] if "reference_loss" in batch else [])]
         start = (
             jnp.zeros((), jnp.float32),
-            jnp.zeros((num_domains,), jnp.float32),
+            dict.fromkeys(names, jnp.zeros((num_domains,), jnp.float32)),
             jax.tree.map(jnp.zeros_like, params),
         )
         return jax.lax.scan(add, start, micros)[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+    def step(state: TrainState, batch: Batch, loss_weights: DomainVector | None = None) -> tuple[TrainState, StepInfo]:
         valid = batch["targets"] >= 0 if "targets" in batch else jnp.ones_like(batch["tokens"], bool)
         counts = sum_by_domain(valid.astype(jnp.float32), batch["domain"], num_domains)
-        total, loss_sum, grads = accumulated(state.params, batch, token_weights(counts))
+        loss_weights = jnp.ones_like(counts) if loss_weights is None else loss_weights
+        total, sums, grads = accumulated(state.params, batch, token_weights(counts, loss_weights))
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
@@ -163,8 +166,8 @@ def build_train_step(
             skipped=state.skipped + broken,
             consecutive_skipped=(state.consecutive_skipped + broken) * broken,
         )
-        feedback = Feedback(loss_sum=jnp.where(is_finite, loss_sum, 0.0), token_count=jnp.where(is_finite, counts, 0.0))
-        loss = jnp.sum(loss_sum) / jnp.maximum(jnp.sum(counts), 1.0)
+        loss = jnp.sum(sums["loss_sum"]) / jnp.maximum(jnp.sum(counts), 1.0)
+        feedback = Feedback(**{k: jnp.where(is_finite, x, 0.0) for k, x in {**sums, "token_count": counts}.items()})
         return new_state, StepInfo(feedback, loss, grad_norm, new_state.skipped, new_state.consecutive_skipped)
 
     return jax.jit(step, donate_argnums=0, **({} if out_shardings is None else {"out_shardings": out_shardings}))

@@ -20,15 +20,24 @@ class LogWindow:
         self._loss_sum = np.zeros(num_domains)
         self._token_count = np.zeros(num_domains)
         self._extras: dict[str, list[float]] = {}
+        self._unwritten: set[str] = set()
 
     def add(self, loss_sum: np.ndarray, token_count: np.ndarray, extras: dict[str, Any]) -> None:
-        """Adds one step's sums; `extras` are the mixer's latest named vectors [m] or scalars."""
+        """Adds one step's sums; `extras` are the mixer's latest named matrices [m, m], vectors [m] or scalars."""
         self._loss_sum += loss_sum.astype(np.float64)
         self._token_count += token_count.astype(np.float64)
-        self._extras.update({name: np.atleast_1d(value).astype(np.float64).tolist() for name, value in extras.items()})
+        for name, value in extras.items():
+            plain = np.asarray(value, np.float64).ravel().tolist()
+            if plain != self._extras.get(name):
+                self._unwritten.add(name)
+            self._extras[name] = plain
 
     def take(self, names: tuple[str, ...]) -> dict[str, float]:
-        """Returns the record's fields and starts afresh. A domain that was not drawn has no field."""
+        """Returns the record's fields and starts afresh.
+
+        A domain that was not drawn has no field. A matrix is written only after it has changed: entry (i, j) of
+        `extra` as `mix/extra/<name i>/<name j>`.
+        """
         fields: dict[str, float] = {}
         total = float(self._token_count.sum())
         if total > 0:
@@ -41,6 +50,10 @@ class LogWindow:
                 fields.update({f"mix/{extra}/{name}": v for name, v in zip(names, values, strict=True)})
             elif len(values) == 1:
                 fields[f"mix/{extra}"] = values[0]
+            elif len(values) == len(names) ** 2 and extra in self._unwritten:
+                pairs = [(row, column) for row in names for column in names]
+                fields.update({f"mix/{extra}/{r}/{c}": v for (r, c), v in zip(pairs, values, strict=True)})
+        self._unwritten.clear()
         self._loss_sum[:] = 0.0
         self._token_count[:] = 0.0
         return fields
@@ -48,7 +61,12 @@ class LogWindow:
     def to_json(self) -> dict[str, Any]:
         """Everything as plain numbers; Python's shortest float form reads back to the same bits."""
         extras = {k: [v if math.isfinite(v) else None for v in values] for k, values in self._extras.items()}
-        return {"loss_sum": self._loss_sum.tolist(), "token_count": self._token_count.tolist(), "extras": extras}
+        return {
+            "loss_sum": self._loss_sum.tolist(),
+            "token_count": self._token_count.tolist(),
+            "extras": extras,
+            "unwritten": sorted(self._unwritten),
+        }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> LogWindow:
@@ -56,4 +74,5 @@ class LogWindow:
         window._loss_sum += np.asarray(record["loss_sum"])
         window._token_count += np.asarray(record["token_count"])
         window._extras = {k: [math.nan if v is None else v for v in vs] for k, vs in record["extras"].items()}
+        window._unwritten = set(record.get("unwritten", ()))
         return window

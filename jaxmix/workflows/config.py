@@ -24,6 +24,7 @@ __all__ = [
     "MixerConfig",
     "MixtureConfig",
     "ModelConfig",
+    "ReferenceConfig",
     "RunConfig",
     "SourceConfig",
     "TrainConfig",
@@ -66,6 +67,12 @@ class DataConfig:
     max_epochs: float | None = setting(None, above=0, help="most passes over any source; empty: no limit")
     validation_fraction: float = setting(0.05, above=0, at_most=0.5, help="share of documents held out, per source")
     validation_rows: int = setting(32, at_least=1, help="rows per domain in an evaluation")
+    control_rows: int | None = setting(
+        None, at_least=1, help="rows per domain, out of these, that a mixer's own evaluations use; empty: all"
+    )
+    test_rows: int = setting(
+        0, at_least=0, help="rows per domain of a held-out part that is evaluated once, at the end, and steers nothing"
+    )
     workers: int | None = setting(None, at_least=1, help="processes of `prepare`; empty: one per core")
 
 
@@ -85,6 +92,14 @@ class MixerConfig:
     name: str = setting("static", help="static, scheduled, odm, … (a wrong name lists all)")
     wrap: tuple[dict[str, Any], ...] = setting((), help="wrappers, innermost first, e.g. [{floor: 0.001}, {ema: 0.9}]")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the mixer")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """What mixers measure the excess loss against: a frozen model, or a known loss for every source."""
+
+    run: str | None = setting(None, help="folder of a finished run with the same tokenizer: its last parameters")
+    losses: dict[str, float] | None = setting(None, help="nats per token, for every source")
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,7 @@ class RunConfig:
     data: DataConfig = setting(factory=DataConfig)
     mixture: MixtureConfig = setting(factory=MixtureConfig)
     mixer: MixerConfig = setting(factory=MixerConfig)
+    reference: ReferenceConfig = setting(factory=ReferenceConfig)
     model: ModelConfig = setting(factory=ModelConfig)
     track: tuple[str, ...] = setting(("jsonl",), help="jsonl (always on), tensorboard, wandb")
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)

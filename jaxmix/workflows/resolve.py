@@ -43,6 +43,7 @@ def check_config(config: RunConfig, origin: Origin) -> None:
         names = config.source_names or tuple(config.mixture.weights)
         check_weights(config.mixture.weights, names, origin("mixture.weights"))
     resolve_settings(config, origin)
+    _check_reference(config, origin)
     resolve_mixer(config, origin)
     resolve_model_config(config, origin=origin)
     if config.data.batch_size % (accumulate := config.train.settings.get("accumulate", 1)):
@@ -76,6 +77,19 @@ def _check_sources(config: RunConfig, origin: Origin) -> None:
                 f"source {name!r} has {' and '.join(given)}" if given else f"source {name!r} does not say where it is"
             )
             raise ConfigError(what, where=origin(here), fix="Give exactly one of path, tfds and hf.")
+
+
+def _check_reference(config: RunConfig, origin: Origin) -> None:
+    reference = config.reference
+    if reference.run is not None and reference.losses is not None:
+        raise ConfigError("reference has both run and losses", where=origin("reference"), fix="Give one of them.")
+    for name, loss in (reference.losses or {}).items():
+        if not (math.isfinite(loss) and loss >= 0):
+            raise ConfigError(
+                f"reference losses must be finite and ≥ 0: {name!r} has {loss}", where=origin("reference.losses")
+            )
+    if reference.losses and config.source_names:
+        _by_name(reference.losses, config.source_names, origin("reference.losses"))
 
 
 def _check_mesh(config: RunConfig, origin: Origin) -> None:
@@ -153,6 +167,8 @@ def resolve_mixer(
     try:
         factory = mixers.registry.get(config.mixer.name, where=origin("mixer.name"))
         options = {k: _by_name(v, names, origin(f"mixer.{k}")) for k, v in config.mixer.options.items()}
+        if "total_steps" in inspect.signature(factory).parameters:
+            options.setdefault("total_steps", config.train.steps)
         options = arguments(factory, options, origin=origin, path="mixer")
         wrap = [
             _complete_wrapper(entry, config, names, sizes or {}, origin, f"mixer.wrap[{i}]")
@@ -171,11 +187,15 @@ def resolve_mixer(
 
 
 def _by_name(value: Any, names: Sequence[str] | None, where: str) -> Any:
-    """Weights given by source name, also inside the points of a schedule, as a list in the order of the sources."""
+    """Numbers given by source name as a list in the order of the sources: vectors, matrices, points of a schedule."""
     from jaxmix.core.schedule import weights_in_order
 
+    order = names if names is not None else tuple(value) if isinstance(value, Mapping) else ()
     if isinstance(value, Mapping) and value and all(isinstance(v, (int, float)) for v in value.values()):
-        return weights_in_order(value, names if names is not None else tuple(value), where=where)
+        return weights_in_order(value, order, where=where)
+    if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
+        weights_in_order(dict.fromkeys(value, 0.0), order, where=where)  # every source once, and no other
+        return [_by_name(value[name], order, where) for name in order]
     if isinstance(value, (list, tuple)):
         return [
             {k: _by_name(v, names, where) for k, v in item.items()} if isinstance(item, Mapping) else item

@@ -27,6 +27,7 @@ from jaxmix.workflows.resolve import (
 from jaxmix.workflows.strict import dump_yaml, parse_yaml, to_plain
 
 if TYPE_CHECKING:
+    from jaxmix.train.evaluate import ValidationSet
     from jaxmix.train.loop import RunResult
     from jaxmix.train.programs import Programs
 
@@ -61,8 +62,10 @@ class TrainOutcome:
             "ended_early": result.ended_early,
             "skipped_steps": result.skipped_steps,
             "validation_loss": result.final_eval,
+            "test_loss": result.final_test,
             "mean_validation_loss": sum(losses) / len(losses) if losses else None,
             "final_weights": result.final_weights,
+            "recommended_weights": result.recommended,
             "average_weights": self.average_weights,
             "tokens_per_second": result.tokens_per_second if math.isfinite(result.tokens_per_second) else None,
             "report": None if self.report is None else str(self.report),
@@ -107,8 +110,9 @@ def run_train(
     from jaxmix.core.sharding import build_mesh, process_shard
     from jaxmix.data import MixtureStream
     from jaxmix.models import transformer
-    from jaxmix.train import build_programs, run_training, validation_set
+    from jaxmix.train import build_programs, run_training
     from jaxmix.train.trackers import make_tracker
+    from jaxmix.workflows.reference import load_reference
 
     config = resolved(config)
     assert config.out is not None
@@ -137,9 +141,7 @@ def run_train(
         weights=prior,
         shard=process_shard(),
     )
-    validation = validation_set(
-        data.validation, seq_len=config.data.seq_len, rows_per_domain=config.data.validation_rows
-    )
+    validation, control, test = _held_out(config, data)
     is_main = jax.process_index() == 0
     about = {"name": mixer.name, "needs": sorted(mixer.needs), "update_every": mixer.cadence.update}
     provenance = _provenance(config, run_dir, data, prior, limits, command, {"mixer": about, **(extra or {})})
@@ -148,6 +150,7 @@ def run_train(
         write_json(run_dir / "provenance.json", provenance)
     trackers = [make_tracker(t, run_dir, to_plain(config)) for t in config.track if t != "jsonl" and is_main]
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
+    reference = load_reference(config, data, mesh)
     result = run_training(
         run_dir,
         model=model,
@@ -156,6 +159,9 @@ def run_train(
         validation=validation,
         settings=settings,
         prior=np.asarray([prior[name] for name in names]),
+        control=control,
+        test=test,
+        reference=reference,
         programs=programs,
         trackers=trackers,
         config_hash=provenance["config_hash"],
@@ -170,6 +176,22 @@ def run_train(
         write_text(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average)))
         page = write_report(run_dir) if has_page else None
     return TrainOutcome(run_dir, result, average, programs, page)
+
+
+def _held_out(config: RunConfig, data: RunData) -> tuple[ValidationSet, ValidationSet | None, ValidationSet | None]:
+    """Rows for the report, for the mixer's own evaluations, and for the test at the end."""
+    from jaxmix.train.evaluate import subset, validation_set
+
+    settings = config.data
+    part = "validation" if settings.test_rows else "all"
+    validation = validation_set(
+        data.validation, seq_len=settings.seq_len, rows_per_domain=settings.validation_rows, part=part
+    )
+    control = subset(validation, settings.control_rows) if settings.control_rows else None
+    if not settings.test_rows:
+        return validation, control, None
+    test = validation_set(data.validation, seq_len=settings.seq_len, rows_per_domain=settings.test_rows, part="test")
+    return validation, control, test
 
 
 def check_continuation(config: RunConfig, run_dir: Path) -> None:
@@ -260,6 +282,7 @@ def _mixture(config: RunConfig, data: RunData, result: RunResult, average: Mappi
         "steps": result.steps,
         "tokens": int(sum(drawn["tokens"] for drawn in result.realised.values())),
         "final": dict(result.final_weights),
+        "recommended": dict(result.recommended),
         "average": dict(average),
         "realised": {name: drawn["share"] for name, drawn in result.realised.items()},
     }

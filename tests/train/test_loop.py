@@ -227,9 +227,14 @@ def test_domains_of_validation_and_stream_must_agree(tmp_path):
 
 
 def test_a_mixer_that_needs_what_the_loop_cannot_measure_is_refused(tmp_path):
-    mixer = jaxmix.mixers.make("static")._replace(needs=frozenset({"gradient_alignment"}))
-    with pytest.raises(ConfigError, match="gradient_alignment"):
-        small_run(tmp_path, mixer=mixer)
+    for changes, match in (
+        ({"needs": frozenset({"reward"})}, "does not compute the signal 'reward'"),
+        ({"needs": frozenset({"clipped_excess_sum"})}, "against a reference, and the run has none"),
+        ({"needs": frozenset({"gradient_alignment"}), "gradients": "last_layer"}, "what its last layer is"),
+        ({"gradients": "exat"}, "unknown estimate of gradients 'exat'"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            small_run(tmp_path, mixer=jaxmix.mixers.make("static")._replace(**changes))
 
 
 def test_aggregates_leave_out_what_was_not_measured():

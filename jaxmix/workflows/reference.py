@@ -1,0 +1,78 @@
+"""The reference of a run: frozen parameters of another run, or a table of losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.config import RunConfig
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jaxmix.train.signals import Reference
+    from jaxmix.workflows.data import RunData
+
+__all__ = ["load_reference"]
+
+
+def load_reference(config: RunConfig, data: RunData, mesh: Mesh) -> Reference | None:
+    """What `config.reference` names, on the mesh; None where it names nothing.
+
+    The reference model may have another size than the one that is trained: it is built from its own run's
+    configuration.
+
+    Raises:
+        ConfigError: a source without a loss, no such run, or one with another tokenizer.
+    """
+    from jaxmix.core.schedule import weights_in_order
+    from jaxmix.train.signals import reference_table
+
+    names = tuple(data.train)
+    if config.reference.losses is not None:
+        losses = weights_in_order(config.reference.losses, names, where="reference.losses")
+        return reference_table(np.asarray(losses), mesh)
+    if config.reference.run is None:
+        return None
+    return _frozen_run(Path(config.reference.run), data, mesh)
+
+
+def _frozen_run(run_dir: Path, data: RunData, mesh: Mesh) -> Reference:
+    import jax
+
+    from jaxmix.models import transformer
+    from jaxmix.models.partition import fit_partition
+    from jaxmix.train.checkpoint import read_params
+    from jaxmix.train.signals import reference_model
+    from jaxmix.workflows.config import load_config
+    from jaxmix.workflows.resolve import resolve_model_config
+
+    where = f"reference.run: {run_dir}"
+    provenance = _provenance(run_dir, where)
+    if provenance.get("tokenizer_hash") != data.tokenizer_hash:
+        raise ConfigError(
+            "the reference was trained with another tokenizer",
+            where=where,
+            fix="Train a reference on the same prepared data.",
+        )
+    model = transformer(resolve_model_config(load_config(str(run_dir / "config.yaml")), vocab_size=data.vocab_size))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    specs = fit_partition(model.partition, shapes, mesh.shape)
+
+    def placed(leaf: Any, spec: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    return reference_model(model.apply, read_params(run_dir, jax.tree.map(placed, shapes, specs)))
+
+
+def _provenance(run_dir: Path, where: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run_dir / "provenance.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, json.JSONDecodeError):
+        raise ConfigError(
+            "there is no run to take the reference from", where=where, fix="Name the folder of a finished run."
+        ) from None
