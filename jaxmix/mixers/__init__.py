@@ -1,5 +1,6 @@
 """Online data mixers: feedback per domain in, sampling weights out."""
 
+from jaxmix.mixers.ado import ado
 from jaxmix.mixers.aioli import aioli
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, make, registry
 from jaxmix.mixers.chameleon import chameleon_weights
@@ -39,6 +40,7 @@ __all__ = [
     "Feedback",
     "Mixer",
     "MixerInfo",
+    "ado",
     "aioli",
     "build",
     "chameleon_weights",

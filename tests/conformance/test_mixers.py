@@ -41,6 +41,19 @@ ARGUMENTS = {
 """Arguments of mixers that need some. They must treat all domains alike."""
 
 VARIANTS = {
+    "ado_fitting": (
+        "ado",
+        {
+            "variant": "repository",
+            "refit_every": 5,
+            "ignore": 0,
+            "start": 0,
+            "min_points": 4,
+            "subsample": 1,
+            "window": 5,
+            "buffer": 16,
+        },
+    ),
     "dga_ema": ("dga", {"decay": 0.5}),
     "dga_normalise": ("dga", {"normalise": True}),
     "dga_training": ("dga", {"target": "training", "normalise": True}),
