@@ -24,10 +24,12 @@ __all__ = ["PikeState", "pike"]
 class PikeState:
     """Attributes:
     score: f32[m], each domain's last score; 0 before it was drawn.
+    noise: f32[m], each domain's last measured noise; 0 before the first.
     scale: f32[], running mean of the squared gradient norm; 0 before the first and without `normalise`.
     """
 
     score: Any
+    noise: Any
     scale: Any
 
 
@@ -52,7 +54,8 @@ def pike(
         p_j ∝ p_j exp(s_j),  then p ← (1 − c) p + c/m
         ν ← a ν + (1 − a) mean_j ‖g_j‖²               over the domains drawn, a = scale_decay
 
-    Domains that the step did not draw keep their last s_j.
+    Domains that the step did not draw keep their last s_j, and a domain without a measured noise (0 or not finite: it
+    had a single row) its last σ_j².
 
     Args:
         batch_size: b > 0, rows of a step of the whole run.
@@ -72,8 +75,8 @@ def pike(
     Raises:
         ConfigError: an argument out of its range; when traced, a `gradient_alignment` f32[m].
 
-    Numerics: finite for figures from 0 to 1e30; scores are cut at ±1e30. Figures that are not finite count as "not
-    drawn". A step that drew nothing leaves the weights as they are.
+    Numerics: finite for figures from 0 to 1e30; scores are cut at ±1e30. Norms that are not finite count as
+    "not drawn". A step that drew nothing leaves the weights as they are.
 
     Differs from the paper: its gains and interval were not found, so the defaults are this project's, and `normalise`
     is an addition. ‖g_j‖² is the measured norm, larger than that of the expected gradient by σ_j² over the domain's
@@ -102,23 +105,29 @@ def pike(
 
     def start(key: PRNGKeyArray, weights: Weights) -> PikeState:
         del key
-        return PikeState(score=jnp.zeros_like(weights), scale=jnp.zeros((), weights.dtype))
+        return PikeState(
+            score=jnp.zeros_like(weights), noise=jnp.zeros_like(weights), scale=jnp.zeros((), weights.dtype)
+        )
 
     def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[PikeState, Estimate]:
         del key
         dtype, old = state.weights.dtype, state.estimator
         squares = squared_norms(feedback.gradient_alignment.astype(dtype), "pike")
-        noise = feedback.gradient_noise.astype(dtype)
-        is_new = (squares > 0) & jnp.isfinite(noise)
+        now = feedback.gradient_noise.astype(dtype)
+        is_new = squares > 0
+        # One row of a domain has no measurable covariance: the signal is then 0, and the last one holds.
+        noise = jnp.where(is_new & (now > 0) & jnp.isfinite(now), now, old.noise)
         scale, unit, extra = old.scale, jnp.ones((), dtype), {}
         if normalise:
             scale = running_scale(old.scale, masked_mean(squares, squares > 0), scale_decay)
             unit, extra = jnp.where(scale > 0, scale, 1.0), {"gradient_scale": scale}
         # Multiplied by one inverse: compilers differ in whether they divide a vector by a scalar or do the same.
         signal = bounded(squares * (norm_gain / unit))
-        penalty = bounded(jnp.where(is_new, noise, 0.0) * (noise_gain / (2.0 * batch_size) / unit))
+        penalty = bounded(noise * (noise_gain / (2.0 * batch_size) / unit))
         score = jnp.where(is_new, signal - penalty, old.score)
-        return PikeState(score=score, scale=scale), Estimate(score=score, extra=extra, has_moved=jnp.any(is_new))
+        return PikeState(score=score, noise=noise, scale=scale), Estimate(
+            score=score, extra=extra, has_moved=jnp.any(is_new)
+        )
 
     return lmo(
         "pike",
