@@ -75,16 +75,21 @@ def cost_sentence(run: RunRecord) -> str:
         own = cost.evaluations - cost.extra_evaluations
         if cost.extra_evaluations:
             each = "" if cost.evaluation_tokens is None else f" of at most {cost.evaluation_tokens:,.0f} tokens each"
-            share = (
-                "" if cost.extra_share is None else f", {100 * cost.extra_share:.2g} % of the training's computation"
+            share = cost.extra_share
+            among = "" if share is None else f" ({100 * share:.2g} % of the training's computation)"
+            parts.append(
+                f"{_count(cost.extra_evaluations, 'evaluation')}{each}{among} besides the run's own {own:,.0f}"
             )
-            parts.append(f"{cost.extra_evaluations:,.0f} evaluations{each} besides the run's own {own:,.0f}{share}")
         else:
             parts.append(f"no evaluation besides the run's own {own:,.0f}")
     if cost.gradient_measurements is not None:
         count = cost.gradient_measurements
-        parts.append(f"{count:,.0f} measurements of gradients" if count else "no measurement of gradients")
+        parts.append(f"{_count(count, 'measurement')} of gradients" if count else "no measurement of gradients")
     return f"Cost of the mixer: {', '.join(parts)}." if parts else ""
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:,.0f} {what}" + ("" if number == 1 else "s")
 
 
 def _seconds(run: RunRecord) -> float | None:

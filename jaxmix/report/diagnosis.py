@@ -97,7 +97,7 @@ class Snapshot(NamedTuple):
 
 
 def interaction_snapshots(run: RunRecord, *, at_most: int = 4) -> list[Snapshot]:
-    """Up to `at_most` of the logged estimates, spread evenly over the run, the last one among them.
+    """Up to `at_most` of the logged estimates, spread evenly from the first to the last.
 
     They are the fields `mix/interaction/<evaluated domain>/<training domain>`.
     """
@@ -107,7 +107,8 @@ def interaction_snapshots(run: RunRecord, *, at_most: int = 4) -> list[Snapshot]
     if not logged:
         return []
     last = len(logged) - 1
-    chosen = sorted({round(last * (i + 1) / at_most) for i in range(at_most)} if last >= at_most else range(last + 1))
+    count = min(at_most, len(logged))
+    chosen = sorted({round(last * i / (count - 1)) for i in range(count)}) if count > 1 else [last]
     result = []
     for index in chosen:
         record = logged[index]

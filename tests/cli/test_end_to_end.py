@@ -159,3 +159,56 @@ def test_quickstart_compares_and_is_not_repeated(tmp_path, capsys):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("metrics.jsonl")}
     assert main([*arguments, *small]) == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("metrics.jsonl")} == before
+
+
+@pytest.fixture
+def comparison(config, tmp_path):
+    """Two mixtures of the two tiny domains."""
+    base = yaml.safe_load(config.read_text())
+    for key in ("out", "mixer"):
+        del base[key]
+    del base["data"]["prepared"]
+    variants = {"even": {"mixture": {"weights": "uniform"}}, "odm": {"mixer": {"name": "odm"}}}
+    path = tmp_path / "both.yaml"
+    path.write_text(yaml.safe_dump({"base": base, "variants": variants, "seeds": [3]}))
+    return path
+
+
+def test_compare_trains_what_is_not_finished_and_tells_the_differences(comparison, tmp_path, capsys):
+    out = ["compare", str(comparison), "--out", str(tmp_path / "c")]
+    assert main([*out, "--dry-run"]) == 0
+    assert "odm-seed3" in capsys.readouterr().out
+    assert not (tmp_path / "c").exists()
+
+    assert main([*out, "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert [(r["variant"], r["seed"]) for r in one["runs"]] == [("even", 3), ("odm", 3)]
+    assert one["variants"][1]["difference"]["low"] is None
+    assert one["runs"][1]["tokens"] == one["runs"][0]["tokens"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("metrics.jsonl")}
+
+    assert main([*out, "--seeds", "2"]) == 0
+    text = capsys.readouterr().out
+    for words in ("odm seed 3 (2/4): already finished", "odm minus even: ", "95% interval", "Differences pair equal seeds", "Page: "):
+        assert words in text, words
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in before.items())
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text())
+    gap = summary["variants"][1]
+    by_seed = {(r["variant"], r["seed"]): r["mean_validation_loss"] for r in summary["runs"]}
+    expected = [by_seed["odm", s] - by_seed["even", s] for s in (3, 4)]
+    assert gap["difference"]["mean"] == pytest.approx(sum(expected) / 2)
+    assert gap["difference"]["low"] < gap["difference"]["mean"] < gap["difference"]["high"]
+    assert gap["cost"]["evaluations"] == 3
+    assert "Differences to even over paired seeds" in (tmp_path / "c" / "report.html").read_text()
+
+
+def test_compare_checks_everything_first(comparison, tmp_path, capsys):
+    wrong = yaml.safe_load(comparison.read_text())
+    wrong["variants"]["third"] = {"mixer": {"name": "odm", "discont": 0.5}}
+    comparison.write_text(yaml.safe_dump(wrong))
+    assert main(["compare", str(comparison), "--out", str(tmp_path / "c")]) == 2
+    error = capsys.readouterr().err
+    assert "Did you mean 'discount'" in error
+    assert "variant third" in error
+    assert not (tmp_path / "c").exists()
+    assert main(["compare", str(comparison), "--seeds", "0"]) == 2

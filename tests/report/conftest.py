@@ -1,6 +1,7 @@
 """Synthetic run folders with values that can be worked out by hand."""
 
 import json
+import math
 
 import pytest
 
@@ -19,10 +20,11 @@ def weights_at(step, names, *, moving):
 def write_run():
     """`write_run(folder, losses, …)` writes a run folder that ended with the given validation losses."""
 
-    def write(folder, losses, *, variant=None, seed=0, steps=100, planned=None, moving=False, extra=None):
+    def write(folder, losses, *, variant=None, seed=0, steps=100, planned=None, moving=False, extra=None, given=None):
         names = list(losses)
         folder.mkdir(parents=True)
         config = {"train": {"steps": steps if planned is None else planned, "seed": seed}, "mixer": {"name": "odm"}}
+        config |= given or {}
         (folder / "config.yaml").write_text(json.dumps(config))
         provenance = {
             "command": "jaxmix train configs/<train>.yaml",
@@ -51,10 +53,25 @@ def write_run():
                 record |= {f"train/loss/{name}": 4.0, f"mix/weight/{name}": weight}
                 record |= {f"data/share/{name}": weight + 1e-4, f"data/asked/{name}": weight}
                 record[f"data/epochs/{name}"] = 0.5 * (index + 1)
+            weights = weights_at(step, names, moving=moving).values()
+            record["mix/entropy"] = -sum(w * math.log(w) for w in weights if w > 0)
+            record["data/weight_lag"] = 4 if step == 50 else 1
             lines.append({"kind": "train", "step": step, "tokens": step * 512, **record})
-            timing.append({"step": step, "seconds": step / 10, "tokens_per_second": 100.0 if step == 10 else 5000.0})
+            seconds = 5.0 if step == 10 else 0.1  # the first interval compiles
+            timing.append({"step": step, "step_seconds": seconds, "tokens_per_second": 512 / seconds})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in timing))
         return folder
 
     return write
+
+
+@pytest.fixture
+def add_records():
+    """`add_records(folder, {...}, …)` appends lines to a run's metrics."""
+
+    def add(folder, *records):
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    return add

@@ -144,7 +144,7 @@ def test_the_comparison_table_holds_the_means_and_marks_the_lowest(six_runs):
     assert rows["mean over domains"][1::3] == ("2.5500", "2.1000", "2.0000")
     assert rows["seed 1"][1::3] == ("2.6000", "2.2000", "2.1000")
     assert rows["worst domain"][1::3] == ("3.0500", "2.6000", "2.5000")
-    assert rows["tokens/s"][1::3] == ("5,000", "5,000", "5,000")
+    assert rows["tokens/s"][1::3] == ("5,120", "5,120", "5,120")
     best = {table.rows[i][0].strip(): j for i, j in table.best}
     assert set(best.values()) == {7}
     assert "tokens/s" not in best
@@ -178,3 +178,66 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path, write_run):
 def test_a_long_run_stays_small_and_keeps_its_last_point(tmp_path, write_run):
     folder = write_run(tmp_path / "run", {"a": 1.0, "b": 2.0}, steps=50_000)
     assert len(write_report(folder, out=tmp_path / "sub" / "page.html").read_text()) < 1_000_000
+
+
+def test_the_page_of_an_online_run_says_what_its_mixer_did(tmp_path, write_run, add_records):
+    losses = {"bible": 1.0, "code & <tags>": 2.0, "prix en $": 3.0}
+    given = {"train": {"steps": 100, "eval_every": 100}, "data": {"validation_rows": 8, "seq_len": 64}}
+    needs = {"mixer": {"name": "doge", "needs": ["gradient_alignment"], "update_every": 4}}
+    folder = write_run(tmp_path / "run", losses, moving=True, given=given, extra=needs)
+    matrix = {f"mix/interaction/{a}/{b}": i - 0.5 * j for i, a in enumerate(losses) for j, b in enumerate(losses)}
+    add_records(folder, {**load_run(folder).train[-1], **matrix})
+    page = Page(write_report(folder).read_text())
+    words = " ".join(page.text)
+    assert "What the mixer did" in words
+    assert "the weights that batches were drawn by were 1.3 optimizer steps old on average, 4 at most." in words
+    assert (
+        "1 evaluation of at most 1,536 tokens each (1 % of the training's computation) besides the run's own 2" in words
+    )
+    assert "25 measurements of gradients" in words
+    assert "steps 0 to 100" in words
+    assert "Warning" not in words
+    assert "image" not in page.tags  # heat maps are shapes, not bitmaps
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_a_collapsed_mixture_is_warned_of_with_remedies(tmp_path, write_run, add_records):
+    folder = write_run(tmp_path / "run", {"a": 1.0, "b": 2.0, "c": 3.0}, moving=True)
+    last = load_run(folder).train[-1]
+    add_records(folder, {**last, "mix/weight/a": 0.98, "mix/weight/b": 0.01, "mix/weight/c": 0.01})
+    words = " ".join(Page(write_report(folder).read_text()).text)
+    assert "near one-hot. Over the last tenth of the run a had 98.0 % of the weight" in words
+    assert all(remedy in words for remedy in ("smaller step size", "floor or kl_to_prior", "natural proportions"))
+    other = write_run(tmp_path / "other", {"a": 1.0, "b": 2.0, "c": 3.0})
+    sentences = describe_result([load_run(folder), load_run(other)])
+    assert "The mixture ended near one-hot, almost all of it one domain, in run." in sentences
+
+
+def test_written_weights_have_no_section_of_a_mixer(tmp_path, write_run):
+    assert "What the mixer did" not in write_report(write_run(tmp_path / "run", {"a": 1.0, "b": 2.0})).read_text()
+
+
+def test_the_page_of_several_runs_shows_paired_differences(six_runs):
+    page = Page(write_report(six_runs).read_text())
+    words = " ".join(page.text)
+    assert "Differences to natural over paired seeds" in words
+    assert "uniform minus natural: -0.4500 [-1.0853, +0.1853], not told apart." in words
+    assert "95% intervals" in words
+    assert "What the mixer did: odm-seed0" in words
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_test_rows_are_what_runs_are_judged_by(tmp_path, write_run, add_records):
+    for seed, loss in enumerate((1.5, 1.7)):
+        folder = write_run(tmp_path / f"x-seed{seed}", {"a": 1.0, "b": 2.0}, variant="x", seed=seed)
+        add_records(folder, {"kind": "test", "step": 100, "test/loss/a": loss, "test/loss/b": loss + 1})
+    run = load_run(folder)
+    assert (run.judged_by, run.final_losses(), run.final_losses("eval")) == (
+        "test",
+        {"a": 1.7, "b": 2.7},
+        {"a": 1.0, "b": 2.0},
+    )
+    assert "Mean test loss: 2.2000." in describe_result([run])
+    rows = {row[0]: row for row in run_table(run).rows}
+    assert rows["a"][-3:] == ("1.0000", "2.72", "1.7000")
+    assert describe_result([load_run(p) for p in sorted(tmp_path.iterdir())])[0].startswith("x: mean test loss over")
