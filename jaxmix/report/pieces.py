@@ -50,9 +50,14 @@ def trained(line: Line) -> Line:
 
 
 def moves(run: RunRecord) -> bool:
-    """Whether the weights changed during the run."""
-    series = (run.series("train", f"mix/weight/{n}")[1] for n in run.domains)
-    return any(max(values) - min(values) > 1e-6 for values in series if values)
+    """Whether the weights changed during the run, or before its first record left the prior."""
+    prior = run.provenance.get("prior", {})
+    for name in run.domains:
+        values = run.series("train", f"mix/weight/{name}")[1]
+        start = [float(prior[name])] if values and name in prior else []
+        if values and max([*values, *start]) - min([*values, *start]) > 1e-6:
+            return True
+    return False
 
 
 def figure_html(svg: str, caption: str = "") -> str:
