@@ -239,9 +239,9 @@ def test_vmap_over_seeds_and_worlds_equals_single_runs():
         run = simulate(odm(), world, key=key, num_steps=40, batch_size=16)
         return run.weights, run.final_losses
 
-    many = jax.jit(jax.vmap(one))(keys, jnp.asarray(hessians, jnp.float32))
+    many, single = jax.jit(jax.vmap(one))(keys, jnp.asarray(hessians, jnp.float32)), jax.jit(one)
     for i in range(3):
-        alone = one(keys[i], jnp.asarray(hessians[i], jnp.float32))
+        alone = single(keys[i], jnp.asarray(hessians[i], jnp.float32))
         for got, expected in zip(many, alone, strict=True):
             np.testing.assert_allclose(got[i], expected, rtol=1e-4, atol=1e-6)
 

@@ -65,6 +65,7 @@ LOG_LINEAR = {
     "log-linear law of 10 runs": ((-7.0, -3.0), 0.0, 31),
     "dynamic_batch_loading 0.2": ((-4.0, -1.5), 0.1, 30),
     "skillit 0.2": ((-4.0, -1.0), 1.0, 29),
+    "aioli paper 1": ((-2.0, -0.3), 1.0, 28),
     "odm paper": ((-0.5, 0.5), 1.5, 8),
     "velocitune": ((0.1, 1.5), 5.0, 0),
 }
