@@ -8,6 +8,7 @@ from jaxmix.mixers.dga import dga
 from jaxmix.mixers.doge import doge
 from jaxmix.mixers.doremi import doremi
 from jaxmix.mixers.dynamic_batch_loading import dynamic_batch_loading
+from jaxmix.mixers.foresight import foresight
 from jaxmix.mixers.grape import grape
 from jaxmix.mixers.learnability import learnability
 from jaxmix.mixers.loss_proportional import loss_proportional
@@ -51,6 +52,7 @@ __all__ = [
     "ema",
     "epoch_cap",
     "floor",
+    "foresight",
     "freeze_after",
     "grape",
     "hold",

@@ -26,6 +26,7 @@ KEY = jax.random.key(0)
 PRIOR = jnp.asarray([0.3, 0.25, 0.2, 0.15, 0.07, 0.03], jnp.float32)
 
 ARGUMENTS = {
+    "foresight": {"total_steps": 60, "every": 1},
     # The table's gradients are far longer than a model's; the usual step would move a log-weight by 50 at a time.
     "grape": {"task_step_size": 100.0},
     "pike": {"batch_size": 64},
@@ -41,6 +42,7 @@ ARGUMENTS = {
 """Arguments of mixers that need some. They must treat all domains alike."""
 
 VARIANTS = {
+    "foresight_validation": ("foresight", {"total_steps": 40, "every": 1, "signal": "validation", "transfer": 0.1}),
     "ado_fitting": (
         "ado",
         {
