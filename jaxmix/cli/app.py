@@ -16,7 +16,7 @@ from jaxmix.core.errors import ConfigError, JaxmixError, nearest
 
 __all__ = ["COMMANDS", "main"]
 
-_SECTIONS = ("sources", "data", "mixture", "mixer", "model", "train", "track", "checkpoint", "out")
+_SECTIONS = ("sources", "data", "mixture", "mixer", "reference", "model", "train", "track", "checkpoint", "out")
 _DRY_RUN = Flag("--dry-run", "say what would be done and write nothing")
 _JSON = Flag("--json", "print the result as one JSON object")
 _OUT = Flag("--out", "folder to write to", "FOLDER")

@@ -43,7 +43,7 @@ class Registry:
         return self._factories[name]
 
     def make(self, name: str, /, *args: Any, where: str | None = None, **kwargs: Any) -> Any:
-        """Calls the factory `name`; an argument it does not take raises `ConfigError` naming the nearest."""
+        """Calls the factory `name`; an argument it does not take, or needs and does not get, raises `ConfigError`."""
         factory = self.get(name, where=where)
         parameters = inspect.signature(factory).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -52,6 +52,13 @@ class Registry:
                     raise ConfigError(
                         f"{self.kind} {name!r} has no argument {key!r}", where=where, fix=nearest(key, parameters)
                     )
+        for position, parameter in enumerate(parameters.values()):
+            is_given = position < len(args) or parameter.name in kwargs
+            is_single = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if is_single and parameter.default is parameter.empty and not is_given:
+                raise ConfigError(
+                    f"{self.kind} {name!r} needs the argument {parameter.name!r}", where=where, fix="Give it."
+                )
         return factory(*args, **kwargs)
 
     def __iter__(self) -> Iterator[str]:

@@ -148,7 +148,9 @@ def doge(
     )
     if mode == "sample":
         return mixer
-    return mixer._replace(weights=lambda state: state.estimator.sampling, loss_weights=_loss_weights)
+    return mixer._replace(
+        weights=lambda state: state.estimator.sampling, loss_weights=_loss_weights, loss_normalisation="token_mean"
+    )
 
 
 def _loss_weights(state: LmoState) -> Weights:

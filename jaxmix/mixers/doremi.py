@@ -139,4 +139,9 @@ def doremi(
         state, info = mixer.update(key, state, feedback)
         return state, info._replace(extra={"domain_weight": state.weights})
 
-    return mixer._replace(update=update, weights=lambda state: state.estimator.prior, loss_weights=loss_weights)
+    return mixer._replace(
+        update=update,
+        weights=lambda state: state.estimator.prior,
+        loss_weights=loss_weights,
+        loss_normalisation=f"{normaliser}_mean",
+    )

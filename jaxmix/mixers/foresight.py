@@ -155,6 +155,7 @@ def foresight(
     transfer: float = 0.0,
     exponent: float = 0.5,
     smoothing: float = 0.01,
+    least_horizon: float = 1.0,
     objective: float | Sequence[float] = 1.0,
 ) -> Mixer:
     r"""Foresight: plans the rest of the budget by a law of every domain's loss curve.
@@ -252,7 +253,7 @@ def foresight(
         # A loss that does not fall any more is worth little, and not less than that: the next window may be right.
         slope = jnp.maximum(slope, _LEAST_SHARE * jnp.maximum(jnp.mean(slope), 1e-6))
         steps_left = jnp.maximum(total_steps - count * every, every).astype(dtype)
-        remaining = jnp.sum(drawn) * steps_left / (count * every).astype(dtype)
+        remaining = jnp.sum(drawn) * jnp.maximum(steps_left / (count * every).astype(dtype), least_horizon)
         planned = planned_weights(
             state.weights,
             slope,

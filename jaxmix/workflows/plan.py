@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from jaxmix.workflows.resolve import (
     resolve_model_config,
     resolve_settings,
 )
+
+if TYPE_CHECKING:
+    from jaxmix.mixers.base import Mixer
 
 __all__ = ["Memory", "Plan", "SourcePlan", "estimate_memory", "make_plan", "plan_lines", "plan_rows"]
 
@@ -78,6 +81,7 @@ class Plan:
         memory: per device.
         devices: data × fsdp × tensor, None along an axis that takes what is there.
         evaluations, checkpoints: how many of each.
+        mixer_evaluations: how many evaluations the mixer asks for besides.
         unknown: what could not be worked out and why.
         notes: what deserves a second look.
     """
@@ -92,6 +96,7 @@ class Plan:
     memory: Memory
     devices: dict[str, int | None]
     evaluations: int
+    mixer_evaluations: int
     checkpoints: int
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
@@ -171,6 +176,8 @@ def make_plan(config: RunConfig) -> Plan:
         notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
     if mixer.needs:
         notes.append(f"the mixer {config.mixer.name!r} moves the weights; draws and epochs hold at the prior")
+    mixer_evaluations = sum(mixer.cadence.is_validation_due(step, len(sources)) for step in range(settings.steps + 1))
+    notes.extend(_mixer_notes(config, mixer, mixer_evaluations, len(sources), settings.steps * tokens_per_step))
     devices = {axis: (size if (size := config.train.mesh.get(axis, 1)) > 0 else None) for axis in _AXES}
     rows = -(-data.batch_size // settings.accumulate // _fixed(devices, "data", "fsdp"))
     if None in devices.values():
@@ -193,6 +200,7 @@ def make_plan(config: RunConfig) -> Plan:
         memory=memory,
         devices=devices,
         evaluations=-(-settings.steps // settings.eval_every) + 1,
+        mixer_evaluations=mixer_evaluations,
         checkpoints=-(-settings.steps // settings.checkpoint_every),
         unknown=tuple(unknown),
         notes=tuple(notes),
@@ -200,6 +208,27 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 _AXES = ("data", "fsdp", "tensor")
+_MUCH_PROBING = 0.3
+
+
+def _mixer_notes(config: RunConfig, mixer: Mixer, evaluations: int, num_domains: int, tokens: int) -> list[str]:
+    """What the mixer's own evaluations and probes cost."""
+    notes = []
+    if evaluations:
+        rows = config.data.control_rows or config.data.validation_rows
+        share = evaluations * rows * num_domains * config.data.seq_len / (3 * tokens)  # a forward pass is a third
+        notes.append(
+            f"the mixer's {evaluations} evaluations of at most {rows} rows per source cost about {share:.0%} of the "
+            f"training's computation" + (": lower data.control_rows" if share > 0.15 else "")
+        )
+    cadence = mixer.cadence
+    if cadence.round_length:
+        probing = cadence.evaluations * num_domains * cadence.validate / cadence.round_length
+        if probing > _MUCH_PROBING:
+            notes.append(
+                f"the mixer probes for {probing:.0%} of every round: lengthen mixer.round_length, or use fewer sweeps"
+            )
+    return notes
 
 
 def _fixed(devices: Mapping[str, int | None], *axes: str) -> int:
@@ -282,7 +311,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"Memory per device, roughly: {_bytes(memory.total)} ({sizes})",
         f"Devices: {mesh}",
         f"Mixer: {plan.mixer}",
-        f"Evaluations: {plan.evaluations}, checkpoints: {plan.checkpoints}",
+        f"Evaluations: {plan.evaluations} and {plan.mixer_evaluations} for the mixer, checkpoints: {plan.checkpoints}",
         *(f"Unknown: {line}" for line in plan.unknown),
         *(f"Note: {line}" for line in plan.notes),
     ]

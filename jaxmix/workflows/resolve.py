@@ -42,9 +42,10 @@ def check_config(config: RunConfig, origin: Origin) -> None:
     if isinstance(config.mixture.weights, Mapping):
         names = config.source_names or tuple(config.mixture.weights)
         check_weights(config.mixture.weights, names, origin("mixture.weights"))
-    resolve_settings(config, origin)
+    settings = resolve_settings(config, origin)
     _check_reference(config, origin)
-    resolve_mixer(config, origin)
+    mixer = resolve_mixer(config, origin)
+    _check_mixer(config, mixer, settings, origin)
     resolve_model_config(config, origin=origin)
     if config.data.batch_size % (accumulate := config.train.settings.get("accumulate", 1)):
         raise ConfigError(
@@ -90,6 +91,27 @@ def _check_reference(config: RunConfig, origin: Origin) -> None:
             )
     if reference.losses and config.source_names:
         _by_name(reference.losses, config.source_names, origin("reference.losses"))
+
+
+def _check_mixer(config: RunConfig, mixer: Mixer, settings: TrainSettings, origin: Origin) -> None:
+    """What a mixer asks of the other sections."""
+    from jaxmix.train.signals import REFERENCE_SIGNALS
+
+    has_reference = config.reference.run is not None or config.reference.losses is not None
+    if mixer.needs & REFERENCE_SIGNALS and not has_reference:
+        raise ConfigError(
+            f"mixer {mixer.name!r} measures the loss against a reference, and the run has none",
+            where=origin("reference"),
+            fix="Set reference.run to the folder of a finished run, or reference.losses to a loss per source.",
+        )
+    wanted = mixer.loss_normalisation
+    if wanted is not None and settings.loss_normalisation != wanted:
+        raise ConfigError(
+            f"mixer {mixer.name!r} weights losses for train.loss_normalisation {wanted!r}, "
+            f"the run has {settings.loss_normalisation!r}",
+            where=origin("train.loss_normalisation"),
+            fix=f"Set it to {wanted}.",
+        )
 
 
 def _check_mesh(config: RunConfig, origin: Origin) -> None:

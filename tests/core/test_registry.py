@@ -46,3 +46,13 @@ def test_a_name_is_taken_once(colours):
 
     with pytest.raises(ValueError, match="registered twice"):
         colours.register(red)
+
+
+def test_an_argument_that_is_needed_is_named(colours):
+    @colours.register
+    def mixed(first, second, *, third=0):
+        return first, second, third
+
+    assert colours.make("mixed", 1, second=2) == (1, 2, 0)
+    with pytest.raises(ConfigError, match=r"colour 'mixed' needs the argument 'second' \(here\)"):
+        colours.make("mixed", 1, where="here")

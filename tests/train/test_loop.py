@@ -274,3 +274,106 @@ def test_settings_are_checked():
     with pytest.raises(ConfigError, match="auto"):
         TrainSettings(resume="atuo")
     assert json.dumps(TrainSettings().__dict__)
+
+
+def probing():
+    return jaxmix.mixers.make("aioli", round_length=14, sweeps=2, interval=2, smoothing=0.5, step_size=2.0)
+
+
+@pytest.mark.parametrize("kill_at", [2, 3, 7, 11, 12, 13, 14, 15, 22])
+def test_a_probe_interrupted_anywhere_is_resumed_bit_exactly(tmp_path, monkeypatch, kill_at):
+    options = {"stream_options": {"block": 1}, "checkpoint_every": 1, "steps": 24}
+    straight = small_run(tmp_path / "straight", mixer=probing(), **options)
+    drawn, real = 0, MixtureStream.__next__
+
+    def dying(self):
+        nonlocal drawn
+        drawn += 1
+        if drawn == kill_at:
+            raise _Killed
+        return real(self)
+
+    monkeypatch.setattr(MixtureStream, "__next__", dying)
+    with pytest.raises(_Killed):
+        small_run(tmp_path / "cut", mixer=probing(), **options)
+    monkeypatch.setattr(MixtureStream, "__next__", real)
+    resumed = small_run(tmp_path / "cut", mixer=probing(), **options)
+    assert records(tmp_path / "cut") == records(tmp_path / "straight")
+    np.testing.assert_array_equal(table(resumed), table(straight))
+    assert resumed.final_weights == straight.final_weights
+
+
+def test_probes_reach_the_batches_they_are_for(tmp_path):
+    seen = []
+    real = MixtureStream.__next__
+
+    def spy(self):
+        batch = real(self)
+        seen.append(np.bincount(batch["domain"], minlength=3))
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MixtureStream, "__next__", spy)
+        small_run(tmp_path, mixer=probing(), steps=28, stream_options={"block": 1, "batch_size": 24})
+    # A probe has two thirds of its rows from one domain: intervals of two steps, twelve steps in each round of 14.
+    for start in (0, 14):
+        probed = [int(np.argmax(seen[start + 2 * k])) for k in range(6)]
+        for k in range(6):
+            for step in (start + 2 * k, start + 2 * k + 1):
+                assert seen[step][probed[k]] >= 15, (step, seen[step])
+        assert sorted(probed[:3]) == sorted(probed[3:]) == [0, 1, 2]
+        assert max(seen[start + 12]) < 15
+
+
+def test_an_update_sees_the_losses_after_its_own_step(tmp_path):
+    mixer = jaxmix.mixers.make("static")._replace(
+        update=lambda key, state, feedback: (state, jaxmix.mixers.MixerInfo(feedback.validation_loss, {})),
+        needs=frozenset({"validation_loss"}),
+        cadence=jaxmix.mixers.Cadence(update=4, validate=4),
+    )
+    small_run(tmp_path, mixer=mixer, steps=12, eval_every=1, log_every=4)
+    train, evaluation = records(tmp_path)
+    assert [r["step"] for r in train] == [4, 8, 12]
+    for record in train:
+        after = next(r for r in evaluation if r["step"] == record["step"])
+        for name in NAMES:
+            assert record[f"mix/score/{name}"] == after[f"eval/loss/{name}"]
+
+
+@pytest.mark.parametrize("name", ["doge", "grape", "pike"])
+@pytest.mark.parametrize("gradients", ["exact", "sketch"])
+def test_gradient_mixers_train_and_resume(tmp_path, name, gradients):
+    arguments = {"pike": {"batch_size": 8, "every": 2}, "grape": {"every": 3}}.get(name, {"every": 2})
+    make = lambda: jaxmix.mixers.make(name, gradients=gradients, **arguments)
+    straight = small_run(tmp_path / "straight", mixer=make(), steps=10, gradient_rows=2)
+    assert straight.final_weights != {n: pytest.approx(1 / 3) for n in NAMES}
+    small_run(tmp_path / "cut", mixer=make(), steps=5, gradient_rows=2, schedule="constant")
+    first = small_run(tmp_path / "whole", mixer=make(), steps=10, gradient_rows=2, schedule="constant")
+    resumed = small_run(tmp_path / "cut", mixer=make(), steps=10, gradient_rows=2, schedule="constant")
+    assert resumed.resumed_from == 5
+    assert resumed.final_weights == first.final_weights
+
+
+def test_one_and_eight_devices_agree_on_gradient_signals(tmp_path):
+    make = lambda: jaxmix.mixers.make("doge", regularisation=1e-4, target="validation")
+    one = small_run(tmp_path / "one", mixer=make(), mesh=build_mesh(devices=jax.devices()[:1]), steps=8)
+    eight = small_run(tmp_path / "eight", mixer=make(), mesh=build_mesh(data=4, fsdp=2), steps=8)
+    for name in NAMES:
+        assert one.final_weights[name] == pytest.approx(eight.final_weights[name], rel=1e-4)
+
+
+def test_control_rows_are_what_the_mixer_sees(tmp_path):
+    from jaxmix.train.evaluate import subset
+
+    validation = validation_set(token_sources(NAMES, seed=1), seq_len=8, rows_per_domain=10)
+    few = subset(validation, 2)
+    assert [int((few.domain == j).sum()) for j in range(3)] == [2, 2, 2]
+    parts = [
+        validation_set(token_sources(NAMES, seed=1), seq_len=8, rows_per_domain=1000, part=part)
+        for part in ("all", "validation", "test")
+    ]
+    rows = [{row.tobytes() for row in part.tokens} for part in parts]
+    assert len(parts[1].domain) + len(parts[2].domain) == len(parts[0].domain)
+    assert rows[1] | rows[2] == rows[0]
+    with pytest.raises(ConfigError, match="unknown part 'tests'"):
+        validation_set(token_sources(NAMES), seq_len=8, rows_per_domain=2, part="tests")

@@ -125,3 +125,51 @@ def test_one_compilation_and_a_steady_layout_on_eight_devices():
 def test_an_unknown_normalisation_names_the_nearest():
     with pytest.raises(ConfigError, match="token_mean"):
         build_train_step(bigram().apply, optax.sgd(1.0), num_domains=2, normalisation="token-mean")
+
+
+@pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_loss_weights_agree_with_a_float64_oracle(normalisation, accumulate):
+    batch, mesh = make_batch(), build_mesh(devices=jax.devices()[:2])
+    model, optimizer = bigram(), optax.sgd(1.0)
+    state = init_train_state(jax.random.key(0), model, optimizer, mesh)
+    before = np.asarray(state.params["table"]["kernel"])
+    step = build_train_step(
+        model.apply, optimizer, num_domains=DOMAINS, normalisation=normalisation, accumulate=accumulate
+    )
+    given = np.array([0.3, 5.0, 2.0], np.float32)
+    state, _ = step(state, global_batch(mesh, batch), jax.device_put(given, replicated(mesh)))
+    counts = np.zeros(DOMAINS)
+    for row, domain in enumerate(batch["domain"]):
+        if domain >= 0:
+            counts[domain] += (batch["targets"][row] >= 0).sum()
+    if normalisation == "token_mean":
+        weight = given / (given * counts).sum()
+    else:
+        weight = given / (np.maximum(counts, 1) * given[counts > 0].sum())
+    row_weight = np.where(batch["domain"] >= 0, weight[batch["domain"]], 0.0)
+    gradient = bigram_gradient(before, batch["tokens"], batch["targets"], row_weight)
+    after = np.asarray(state.params["table"]["kernel"])
+    np.testing.assert_allclose(before - after, gradient, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_excess_over_a_reference_is_clipped_token_by_token(accumulate, devices):
+    batch, mesh = make_batch(), build_mesh(devices=jax.devices()[:devices])
+    rng = np.random.default_rng(1)
+    has_target = batch["targets"] >= 0
+    reference = np.where(has_target, rng.uniform(2, 3.5, batch["targets"].shape), 0.0).astype(np.float32)
+    model, optimizer = bigram(), optax.sgd(1.0)
+    state = init_train_state(jax.random.key(0), model, optimizer, mesh)
+    loss = bigram_loss(np.asarray(state.params["table"]["kernel"]), batch["tokens"], batch["targets"])
+    step = build_train_step(model.apply, optimizer, num_domains=DOMAINS, accumulate=accumulate)
+    placed = jax.device_put(reference, jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+    _, info = step(state, {**global_batch(mesh, batch), "reference_loss": placed})
+    for domain in range(DOMAINS):
+        rows = batch["domain"] == domain
+        assert float(info.feedback.reference_loss_sum[domain]) == pytest.approx(reference[rows].sum(), rel=1e-5)
+        excess = np.maximum(loss[rows] - reference[rows], 0).sum()
+        assert float(info.feedback.clipped_excess_sum[domain]) == pytest.approx(excess, rel=1e-4)
+    mean_excess = np.maximum((loss - reference)[batch["domain"] == 0].sum(), 0)
+    assert float(info.feedback.clipped_excess_sum[0]) > 1.2 * mean_excess  # clipping an average is not the same

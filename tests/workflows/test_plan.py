@@ -144,3 +144,18 @@ def test_evaluations_and_checkpoints_are_counted():
     result = plan(train={"steps": 50, "eval_every": 20}, checkpoint={"every": 20})
     # Evaluations before steps 0, 20, 40 and after the last; checkpoints at 20, 40 and after the last.
     assert (result.evaluations, result.checkpoints) == (4, 3)
+
+
+def test_what_a_mixer_evaluates_and_probes_is_counted():
+    mixer = {"name": "aioli", "round_length": 100, "sweeps": 2, "interval": 10}
+    data = {"batch_size": 8, "seq_len": 64, "control_rows": 4}
+    result = plan(mixer=mixer, data=data, train={"steps": 1000})
+    # Five evaluations in each of ten rounds, and one at the end of the run, where an eleventh would begin.
+    assert result.mixer_evaluations == 51
+    cost, probing = result.notes[1:]
+    assert "51 evaluations of at most 4 rows per source cost about 2% of" in cost
+    assert "lower data.control_rows" not in cost
+    assert "probes for 40% of every round" in probing
+    dear = plan(mixer=mixer, data=data | {"control_rows": 64}, train={"steps": 1000})
+    assert "lower data.control_rows" in dear.notes[1]
+    assert any("51 for the mixer" in line for line in plan_lines(result))

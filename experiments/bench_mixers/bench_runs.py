@@ -1,0 +1,138 @@
+"""Whole runs at equal tokens: what mixers add to the time of a static mixture, and an eager Aioli beside ours.
+
+The runs of all variants are interleaved and repeated; a figure is the median of the ratios within one repeat.
+
+    python experiments/bench_mixers/bench_runs.py [--repeats 3] [--steps 250]
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench_stream"))
+from eager import run_eager_aioli
+from hardware import hardware
+
+from jaxmix import mixers
+from jaxmix.core.sharding import build_mesh
+from jaxmix.data import MixtureStream
+from jaxmix.models import preset, transformer
+from jaxmix.train import TrainSettings, build_programs, run_training, validation_set
+from jaxmix.train.evaluate import subset
+from jaxmix.train.signals import reference_table
+from jaxmix.workflows.config import from_mapping
+from jaxmix.workflows.data import prepare_and_open
+
+DOMAINS, ROWS, LENGTH = 7, 16, 128
+AIOLI = {"sweeps": 4, "interval": 4}  # the library's defaults; 7 domains x 4 x 4 = 112 of a round of 250 steps
+
+VARIANTS = {
+    "static": ("static", {}),
+    "odm": ("odm", {}),
+    "foresight": ("foresight", {}),
+    "doremi": ("doremi", {}),
+    "dynamic_batch_loading": ("dynamic_batch_loading", {"target_losses": 2.0, "every": 50}),
+    "aioli": ("aioli", AIOLI),
+    "aioli_gentle": ("aioli", {"sweeps": 2, "interval": 4}),
+    "r_and_b": ("r_and_b", {"every": 20, "round_updates": 5}),
+    "doge_sketch_every_2": ("doge", {"gradients": "sketch", "every": 2}),
+    "doge_sketch": ("doge", {"gradients": "sketch"}),
+    "doge_exact": ("doge", {"gradients": "exact"}),
+}
+
+
+class Bench:
+    def __init__(self, arguments):
+        self.arguments, self.folder = arguments, Path(tempfile.mkdtemp(prefix="bench_runs"))
+        plain = {"sources": "bundled", "train": {"steps": 1}, "out": str(self.folder / "none")}
+        plain["data"] = {"prepared": arguments.prepared or str(self.folder / "prepared")}
+        data = prepare_and_open(from_mapping(plain, file="bench"))
+        self.names = list(data.train)[:DOMAINS]
+        self.train = {n: data.train[n] for n in self.names}
+        self.mesh = build_mesh(devices=jax.devices()[:1])
+        held_out = {n: data.validation[n] for n in self.names}
+        self.validation = validation_set(held_out, seq_len=LENGTH, rows_per_domain=32)
+        self.control = subset(self.validation, arguments.control_rows)
+        self.model = transformer(preset("lm-1m", seq_len=LENGTH))
+        self.settings = TrainSettings(
+            steps=arguments.steps, log_every=50, eval_every=10**6, checkpoint_every=10**6, gradient_rows=1
+        )
+        self.programs = build_programs(self.model, self.settings, num_domains=DOMAINS, mesh=self.mesh)
+
+    def seconds(self, name, repeat):
+        """Time of a run of `steps` steps, compilation left out: from the first log record on, extrapolated."""
+        kind, options = VARIANTS[name]
+        if kind == "foresight":
+            options = {"total_steps": self.arguments.steps}
+        run_dir = self.folder / f"{name}-{repeat}"
+        with MixtureStream(self.train, batch_size=ROWS, seq_len=LENGTH, seed=repeat, block=1) as stream:
+            ticks = []
+            run_training(
+                run_dir,
+                model=self.model,
+                mixer=mixers.make(kind, **options),
+                stream=stream,
+                validation=self.validation,
+                control=self.control,
+                reference=reference_table(np.full(DOMAINS, 2.0), self.mesh) if kind == "doremi" else None,
+                settings=self.settings,
+                programs=self.programs,
+                trackers=[_Clock(ticks)],
+                show_progress=False,
+            )
+        shutil.rmtree(run_dir)
+        # The first record comes after step 50: what came before holds the compilations.
+        (first, start), (last, end) = ticks[0], ticks[-1]
+        return (end - start) / (last - first) * self.arguments.steps, ticks
+
+
+class _Clock:
+    """Notes when every train record was written."""
+
+    def __init__(self, ticks):
+        self.ticks = ticks
+
+    def log(self, step, record):
+        if record["kind"] == "train":
+            self.ticks.append((step, time.perf_counter()))
+
+    def close(self):
+        pass
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--control-rows", type=int, default=4)
+    parser.add_argument("--prepared", default="", help="folder of prepared bundled texts, to save the preparation")
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS))
+    arguments = parser.parse_args()
+    bench = Bench(arguments)
+    seconds = {name: [] for name in ["static", *(n for n in arguments.only if n != "static"), "eager_aioli"]}
+    for repeat in range(arguments.repeats):
+        for name in seconds:
+            if name == "eager_aioli":
+                took = run_eager_aioli(bench, repeat, **AIOLI)
+            else:
+                took, _ = bench.seconds(name, repeat)
+            seconds[name].append(took)
+            print(f"repeat {repeat}  {name:24} {took:6.2f} s  {took / seconds['static'][repeat]:.3f} x", flush=True)
+    ratios = {n: [a / b for a, b in zip(s, seconds["static"], strict=True)] for n, s in seconds.items()}
+    table = {n: {"median": float(np.median(r)), "all": r} for n, r in ratios.items()}
+    for name, row in table.items():
+        print(f"{name:24} {row['median']:.3f} x static  ({min(row['all']):.3f} to {max(row['all']):.3f})")
+    written = {"hardware": hardware(), "arguments": vars(arguments), "seconds": seconds, "ratio_to_static": table}
+    (Path(__file__).parent / "results_runs.json").write_text(json.dumps(written, indent=1) + "\n")
+    shutil.rmtree(bench.folder)
+
+
+if __name__ == "__main__":
+    main()
