@@ -21,11 +21,10 @@ from jaxmix.core.sharding import build_mesh, global_batch, replicated, use_mesh
 from jaxmix.mixers.base import Mixer
 from jaxmix.models.base import Model
 from jaxmix.train.checkpoint import Checkpointer
-from jaxmix.train.evaluate import ValidationSet, aggregates, place
+from jaxmix.train.evaluate import ValidationSet, place
 from jaxmix.train.interrupt import Interruption
 from jaxmix.train.programs import Programs, build_mixer_programs, build_programs
-from jaxmix.train.progress import Progress
-from jaxmix.train.records import RecordFile
+from jaxmix.train.run_log import RunLog
 from jaxmix.train.settings import TrainSettings
 from jaxmix.train.signals import REFERENCE_SIGNALS, Reference, check_needs, held_out_rows
 from jaxmix.train.state import RunState, init_run_state, init_train_state
@@ -187,33 +186,32 @@ class _Run:
         self.skipped = 0
         # Which step's mixer state each version of the stream's weights came from, for the weight lag.
         self.computed_at: dict[int, int] = {}
-        self.save_blocked = self.data_wait = 0.0
-        self.rates: list[float] = []
 
     def execute(self, label: str, show_progress: bool) -> RunResult:
-        settings, is_main = self.settings, jax.process_index() == 0
         with Interruption() as interruption, use_mesh(self.mesh):
             notes: list[str] = []
-            self.checkpointer = Checkpointer(self.run_dir / "checkpoints", keep=settings.keep, report=notes.append)
+            self.checkpointer = Checkpointer(self.run_dir / "checkpoints", keep=self.settings.keep, report=notes.append)
             try:
                 self.state, start, resumed_from = self._begin(notes)
                 self.weights = self.mixer_programs.weights(self.state.mixer)
-                self.metrics = RecordFile(self.run_dir / "metrics.jsonl") if is_main else None
-                self.timing = RecordFile(self.run_dir / "timing.jsonl") if is_main else None
-                self.progress = Progress(
-                    settings.steps, first=start, names=self.names, label=label, is_enabled=show_progress
+                self.log = RunLog(
+                    self.run_dir,
+                    self.names,
+                    prior=self.prior,
+                    settings=self.settings,
+                    window=self.window,
+                    trackers=self.trackers,
+                    first=start,
+                    tokens=self._tokens(),
+                    label=label,
+                    show_progress=show_progress,
                 )
                 for note in notes:
-                    self.progress.note(note)
+                    self.log.note(note)
                 try:
                     return self._train(start, resumed_from, interruption)
                 finally:
-                    self.progress.close()
-                    for file in (self.metrics, self.timing):
-                        if file is not None:
-                            file.close()
-                    for tracker in self.trackers:
-                        tracker.close()
+                    self.log.close()
             finally:
                 self.checkpointer.close()
 
@@ -269,7 +267,6 @@ class _Run:
         settings = self.settings
         self._place_rows()
         ended_early = None
-        self._clock = (time.perf_counter(), start, self._tokens())
         step = start
         if resumed_from is None:  # a checkpoint holds the evaluations at its step
             self._evaluate_if_due(step)
@@ -294,7 +291,7 @@ class _Run:
             self._step(step, batch)
             step += 1
         if ended_early:
-            self.progress.note(ended_early)
+            self.log.note(ended_early)
         self._flush()
         if self.evaluated_at != step:
             self._evaluate(step, is_extra=True)
@@ -320,7 +317,7 @@ class _Run:
             self._evaluate(step)
         # Without evaluations of its own the mixer takes what the report measures, at the report's times.
         if is_control or (is_report and self.mixer.cadence.validate == 0):
-            self._record_losses("control", step, self._measure_control())
+            self.log.losses("control", step, self._tokens(), self._measure_control())
 
     def _measure_control(self) -> np.ndarray:
         assert self.control_batches is not None
@@ -335,21 +332,15 @@ class _Run:
         if self.control_batches is None and not is_extra:
             self.state = dataclasses.replace(self.state, validation_loss=losses)
         self.losses, self.evaluated_at = np.asarray(jax.device_get(losses)), step
-        self._record_losses("eval", step, self.losses)
+        self.log.losses("eval", step, self._tokens(), self.losses)
 
     def _test(self, step: int) -> np.ndarray | None:
         if self.test is None:
             return None
         batches = place(self.test, batch_size=self.stream.batch_size, mesh=self.mesh)
         losses = np.asarray(jax.device_get(self.programs.evaluate(self.state.train.params, batches)))
-        self._record_losses("test", step, losses)
+        self.log.losses("test", step, self._tokens(), losses)
         return losses
-
-    def _record_losses(self, kind: str, step: int, losses: np.ndarray) -> None:
-        record: dict[str, Any] = {"kind": kind, "step": step, "tokens": self._tokens()}
-        record |= {f"{kind}/loss/{n}": float(x) for n, x in zip(self.names, losses, strict=True)}
-        record |= {f"{kind}/loss/{k}": v for k, v in aggregates(losses, self.prior).items()}
-        self._write(record)
 
     def _save(self, step: int) -> None:
         self._flush()
@@ -362,12 +353,12 @@ class _Run:
             "window": self.window.to_json(),
             "computed_at": sorted(self.computed_at.items()),
         }
-        self.save_blocked += self.checkpointer.save(step, self.state, meta)
+        self.log.save_blocked += self.checkpointer.save(step, self.state, meta)
 
     def _next_batch(self) -> dict[str, np.ndarray]:
         started = time.perf_counter()
         batch = next(self.stream)
-        self.data_wait += time.perf_counter() - started
+        self.log.data_wait += time.perf_counter() - started
         return batch
 
     def _step(self, step: int, batch: dict[str, np.ndarray]) -> None:
@@ -441,7 +432,7 @@ class _Run:
 
     def _report_skipped(self, step: int, info: StepInfo) -> None:
         if int(info.skipped) > self.skipped and int(info.consecutive_skipped) > 0:
-            self.progress.note(
+            self.log.note(
                 f"step {step}: loss {float(info.loss)}, gradient norm {float(info.grad_norm)}: "
                 f"update skipped ({int(info.consecutive_skipped)} in a row)"
             )
@@ -457,57 +448,16 @@ class _Run:
             )
 
     def _log(self, pending: _Pending, info: StepInfo) -> None:
-        weights = np.asarray(jax.device_get(pending.weights), np.float64)
         assert pending.realised is not None
-        tokens = int(sum(r["tokens"] for r in pending.realised.values()))
-        record: dict[str, Any] = {"kind": "train", "step": pending.step, "tokens": tokens}
-        record |= self.window.take(self.names)
-        record |= {
-            "train/grad_norm": float(info.grad_norm),
-            "train/learning_rate": self._learning_rate(pending.step - 1),
-            "train/skipped": int(info.skipped),
-        }
-        record |= {f"mix/weight/{n}": float(w) for n, w in zip(self.names, weights, strict=True)}
-        record["mix/entropy"] = float(-np.sum(weights * np.log(np.maximum(weights, 1e-30))))
-        for name, drawn in pending.realised.items():
-            record[f"data/share/{name}"] = drawn["share"]
-            record[f"data/asked/{name}"] = drawn["asked_share"]
-            record[f"data/epochs/{name}"] = drawn["epochs"]
-        record["data/weight_lag"] = pending.weight_lag
-        self._write(record)
-
-        now = time.perf_counter()
-        then, step_then, tokens_then = self._clock
-        self._clock = (now, pending.step, tokens)
-        seconds, steps = now - then, max(pending.step - step_then, 1)
-        rate = (tokens - tokens_then) / seconds
-        self.rates.append(rate)
-        if self.timing is not None:
-            self.timing.write(
-                {
-                    "step": pending.step,
-                    "tokens_per_second": rate,
-                    "step_seconds": seconds / steps,
-                    "save_blocked_seconds": self.save_blocked,
-                    "data_wait_seconds": self.data_wait,
-                }
-            )
-        self.progress.update(
+        step = jax.device_put(np.int32(pending.step - 1), replicated(self.mesh))
+        self.log.step(
             pending.step,
-            loss=record.get("train/loss", float("nan")),
-            tokens_per_second=rate,
-            seconds_left=(self.settings.steps - pending.step) * seconds / steps,
-            weights=weights,
+            info,
+            learning_rate=float(jax.device_get(self.programs.learning_rate(step))),
+            weights=np.asarray(jax.device_get(pending.weights), np.float64),
+            realised=pending.realised,
+            weight_lag=pending.weight_lag,
         )
-
-    def _learning_rate(self, step: int) -> float:
-        return float(jax.device_get(self.programs.learning_rate(jax.device_put(np.int32(step), replicated(self.mesh)))))
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self.metrics is not None:
-            self.metrics.write(record)
-        for tracker in self.trackers:
-            tracker.log(record["step"], record)
 
     def _tokens(self) -> int:
         return int(sum(r["tokens"] for r in self.stream.realised().values()))
@@ -527,7 +477,7 @@ class _Run:
             skipped_steps=int(jax.device_get(self.state.train.skipped)),
             resumed_from=resumed_from,
             ended_early=ended_early,
-            tokens_per_second=float(np.median(self.rates)) if self.rates else float("nan"),
+            tokens_per_second=float(np.median(self.log.rates)) if self.log.rates else float("nan"),
             params=self.state.train.params,
         )
 
