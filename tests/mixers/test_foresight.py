@@ -83,8 +83,9 @@ def test_shrinking_trusts_a_window_by_what_its_noise_does_not_explain():
 class Oracle:
     """The whole mixer with loops, in float64."""
 
-    def __init__(self, total_steps, m, *, every, ignore, start, windows, transfer, exponent, smoothing):
+    def __init__(self, total_steps, m, *, every, ignore, start, windows, transfer, exponent, smoothing, horizon):
         self.total, self.m, self.every, self.ignore, self.start = total_steps, m, every, ignore, start
+        self.horizon = horizon
         self.windows, self.transfer, self.exponent, self.smoothing = windows, transfer, exponent, smoothing
         self.weights, self.drawn, self.count = np.full(m, 1 / m), np.zeros(m), 0
         self.seen = [[[] for _ in range(m)] for _ in windows]  # (weight, x, y) with discounted weights
@@ -123,7 +124,7 @@ class Oracle:
         if progress < self.start or not (variance < 1e6).any():
             return
         steps = max(self.total - self.count * self.every, self.every)
-        remaining = self.drawn.sum() * steps / (self.count * self.every)
+        remaining = self.drawn.sum() * max(steps / (self.count * self.every), self.horizon)
         p = np.maximum(self.weights, 1e-4)
         p = p / p.sum()
         exposure = np.maximum(after, 1e-3 * max(after.mean(), 1))
@@ -143,9 +144,10 @@ def test_weights_follow_the_description(transfer, with_x64):
     dtype = np.float64 if with_x64 else np.float32
     rng = np.random.default_rng(1)
     with jax.enable_x64(with_x64):
-        mixer = foresight(total, transfer=transfer, **options)
+        horizon = 10 * transfer
+        mixer = foresight(total, transfer=transfer, least_horizon=horizon, **options)
         update, state = jax.jit(mixer.update), mixer.init(KEY, m)
-        oracle = Oracle(total, m, transfer=transfer, **options)
+        oracle = Oracle(total, m, transfer=transfer, horizon=horizon, **options)
         for step in range(60):
             counts = rng.integers(0, 40, m).astype(np.float64)
             counts[step % m] = 0

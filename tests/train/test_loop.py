@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import jax
@@ -67,22 +68,28 @@ class _Killed(BaseException):
     """What a kill looks like from inside: nothing below the loop may catch it and tidy up."""
 
 
-@pytest.mark.parametrize("kill_at", [1, 4, 5, 6, 9, 10, 16, 17, 23])
-def test_a_run_killed_at_any_step_and_resumed_is_bit_exact(tmp_path, whole, monkeypatch, kill_at):
-    drawn = 0
-    real = MixtureStream.__next__
+@contextlib.contextmanager
+def killed_at(monkeypatch, number):
+    """What runs inside dies when it draws its batch of this number, counted from 1."""
+    drawn, real = 0, MixtureStream.__next__
 
     def dying(self):
         nonlocal drawn
         drawn += 1
-        if drawn == kill_at:
+        if drawn == number:
             raise _Killed
         return real(self)
 
-    monkeypatch.setattr(MixtureStream, "__next__", dying)
-    with pytest.raises(_Killed):
+    with monkeypatch.context() as patch:
+        patch.setattr(MixtureStream, "__next__", dying)
+        with pytest.raises(_Killed):
+            yield
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 5, 6, 9, 10, 16, 17, 23])
+def test_a_run_killed_at_any_step_and_resumed_is_bit_exact(tmp_path, whole, monkeypatch, kill_at):
+    with killed_at(monkeypatch, kill_at):
         small_run(tmp_path)
-    monkeypatch.setattr(MixtureStream, "__next__", real)
     result = small_run(tmp_path)
     assert records(tmp_path) == records(whole[0])
     np.testing.assert_array_equal(table(result), table(whole[1]))
@@ -284,19 +291,8 @@ def probing():
 def test_a_probe_interrupted_anywhere_is_resumed_bit_exactly(tmp_path, monkeypatch, kill_at):
     options = {"stream_options": {"block": 1}, "checkpoint_every": 1, "steps": 24}
     straight = small_run(tmp_path / "straight", mixer=probing(), **options)
-    drawn, real = 0, MixtureStream.__next__
-
-    def dying(self):
-        nonlocal drawn
-        drawn += 1
-        if drawn == kill_at:
-            raise _Killed
-        return real(self)
-
-    monkeypatch.setattr(MixtureStream, "__next__", dying)
-    with pytest.raises(_Killed):
+    with killed_at(monkeypatch, kill_at):
         small_run(tmp_path / "cut", mixer=probing(), **options)
-    monkeypatch.setattr(MixtureStream, "__next__", real)
     resumed = small_run(tmp_path / "cut", mixer=probing(), **options)
     assert records(tmp_path / "cut") == records(tmp_path / "straight")
     np.testing.assert_array_equal(table(resumed), table(straight))
