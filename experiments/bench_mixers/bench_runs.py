@@ -2,7 +2,7 @@
 
 The runs of all variants are interleaved and repeated; a figure is the median of the ratios within one repeat.
 
-    python experiments/bench_mixers/bench_runs.py [--repeats 3] [--steps 250]
+    python experiments/bench_mixers/bench_runs.py [--repeats 3] [--steps 250] [--preset lm-300k]
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Bench:
         held_out = {n: data.validation[n] for n in self.names}
         self.validation = validation_set(held_out, seq_len=LENGTH, rows_per_domain=32)
         self.control = subset(self.validation, arguments.control_rows)
-        self.model = transformer(preset("lm-1m", seq_len=LENGTH))
+        self.model = transformer(preset(arguments.preset, seq_len=LENGTH))
         self.settings = TrainSettings(
             steps=arguments.steps, log_every=50, eval_every=10**6, checkpoint_every=10**6, gradient_rows=1
         )
@@ -110,7 +110,8 @@ class _Clock:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--preset", default="lm-300k")
     parser.add_argument("--control-rows", type=int, default=4)
     parser.add_argument("--prepared", default="", help="folder of prepared bundled texts, to save the preparation")
     parser.add_argument("--only", nargs="*", default=list(VARIANTS))

@@ -35,7 +35,7 @@ CASES = {
     "velocitune": {"target_losses": 1.0, "every": 1},
     "loss_proportional": {"every": 1},
     "aioli": {"round_length": 4000, "sweeps": 2, "interval": 4},
-    "ado": {"refit_every": 1000, "ignore": 10, "start": 10**6},
+    "ado": {"refit_every": 1000, "ignore": 10, "start": 1000},
 }
 
 

@@ -183,6 +183,10 @@ def foresight(
             as apart as can be, which is the safe side: above it the plan may leave a domain to what others teach it.
         exponent: α > 0 of the law.
         smoothing: in [0, 1], share that is always spread evenly.
+        least_horizon: ≥ 0; the plan looks at least so many times as far ahead as the run has come. With 0 the last
+            updates give all that is left to one domain, which is right under the law and wrong for a model that
+            forgets: on text it cost 0.018 of 2.1 nats per byte, with 1 nothing. The simulated problems, which forget
+            less, lose 2.5 of 20 % by 1.
         objective: weight of each domain's loss in what is minimised, one number or m numbers ≥ 0.
 
     Returns:
@@ -208,6 +212,7 @@ def foresight(
     check_number("foresight", "transfer", transfer, 0.0, 0.999)
     check_number("foresight", "exponent", exponent, 0.0, is_open=True)
     check_number("foresight", "smoothing", smoothing, 0.0, 1.0)
+    check_number("foresight", "least_horizon", least_horizon, 0.0)
     figures = check_figures("foresight", "objective", objective)
     if min(figures if isinstance(figures, tuple) else (figures,)) < 0:
         raise ConfigError(f"objective must be ≥ 0, got {objective}", where="foresight(objective)")

@@ -70,8 +70,8 @@ def r_and_b(
         evaluation_weights: m weights that add to 1, the mixture on which the model is to be good; uniform by default.
         round_updates: ≥ 1, updates in a round.
         smoothing: c in [0, 1].
-        every: ≥ 1, optimizer steps between updates. The last layer's gradients are a by-product of the backward
-            pass, which makes an update at every step cheap.
+        every: ≥ 1, optimizer steps between updates. In the paper the last layer's gradients are a by-product of the
+            backward pass; jaxmix's loop measures them by a forward pass and m passes through that layer.
         gradients: see `Mixer`; the paper uses the last layer's.
 
     Returns:

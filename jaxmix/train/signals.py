@@ -164,7 +164,9 @@ def build_gradient_signals(
             readout_loss = partial(_loss, model.apply_readout)
             loss = lambda readout, rows: readout_loss(readout, params, rows)
         if estimator == "sketch":
-            reduce: Callable[[Any], Any] = partial(_sketch, key=key, size=sketch_size)
+            # Drawn once: inside the loop over domains they would be drawn for each.
+            signs = [_signs(jax.random.fold_in(key, i), x.size) for i, x in enumerate(jax.tree.leaves(theta))]
+            reduce: Callable[[Any], Any] = partial(_sketch, signs=signs, size=sketch_size)
             rows = _first_rows(batch, num_domains, halves, rows_per_group)
             gradients, tokens, row_counts = _grouped(loss, theta, _sharded(rows, mesh), reduce)
         else:
@@ -256,12 +258,15 @@ def _grouped(
     return jax.lax.map(one, rows)
 
 
-def _sketch(tree: Any, *, key: Array, size: int) -> Array:
-    """Random signs, then sums over `size` buckets: keeps inner products on average. The same key, the same signs."""
+def _signs(key: Array, size: int) -> Array:
+    return jax.random.rademacher(key, (size,), jnp.int8)
+
+
+def _sketch(tree: Any, *, signs: list[Array], size: int) -> Array:
+    """Random signs, then sums over `size` buckets: keeps inner products on average."""
     total = jnp.zeros((size,), jnp.float32)
-    for index, leaf in enumerate(jax.tree.leaves(tree)):
-        signs = jax.random.rademacher(jax.random.fold_in(key, index), (leaf.size,), jnp.float32)
-        signed = jnp.pad(leaf.reshape(-1).astype(jnp.float32) * signs, (0, -leaf.size % size))
+    for leaf, sign in zip(jax.tree.leaves(tree), signs, strict=True):
+        signed = jnp.pad(leaf.reshape(-1).astype(jnp.float32) * sign.astype(jnp.float32), (0, -leaf.size % size))
         total = total + jnp.sum(signed.reshape(-1, size), axis=0)
     return total
 

@@ -287,7 +287,7 @@ def probing():
     return jaxmix.mixers.make("aioli", round_length=14, sweeps=2, interval=2, smoothing=0.5, step_size=2.0)
 
 
-@pytest.mark.parametrize("kill_at", [2, 3, 7, 11, 12, 13, 14, 15, 22])
+@pytest.mark.parametrize("kill_at", [2, 7, 12, 14, 15])
 def test_a_probe_interrupted_anywhere_is_resumed_bit_exactly(tmp_path, monkeypatch, kill_at):
     options = {"stream_options": {"block": 1}, "checkpoint_every": 1, "steps": 24}
     straight = small_run(tmp_path / "straight", mixer=probing(), **options)
