@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.simplex import mix_with, normalize
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.mixers.arguments import check_choice, check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
-from jaxmix.mixers.lmo import check_number
 from jaxmix.mixers.power_law import PowerLaw, fit_power_laws, predict
 
 __all__ = ["AdoState", "LossHistory", "ado", "ado_preference", "ado_weights", "fit_points", "learning_speed", "record"]
@@ -212,8 +212,7 @@ def ado(
     References:
         arXiv 2410.11820, section 3 and Algorithm 1; github.com/yidingjiang/ado.
     """
-    if variant not in VARIANTS:
-        raise ConfigError(f"unknown variant {variant!r}", where="ado(variant)", fix=nearest(str(variant), VARIANTS))
+    check_choice("ado", "variant", variant, VARIANTS)
     whole = {"refit_every": 1, "ignore": 0, "start": 0, "min_points": 4, "subsample": 1, "window": 1}
     for name, value in zip(whole, (refit_every, ignore, start, min_points, subsample, window), strict=True):
         check_number("ado", name, value, whole[name])

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray, Weights
+from jaxmix.mixers.arguments import check_choice, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
-from jaxmix.mixers.lmo import check_number, normalised_interaction
+from jaxmix.mixers.lmo import normalised_interaction
 
 __all__ = ["AioliState", "aioli", "estimate_interaction", "probe_mixtures"]
 
 VARIANTS = ("paper", "released")
+STARTS = ("uniform", "prior")
 ESTIMATORS = ("realised", "nominal", "filtered", "diagonal")
 
 
@@ -191,14 +193,9 @@ def aioli(
     References:
         arXiv 2411.05735, Algorithms 1 and 2; github.com/HazyResearch/aioli.
     """
-    if variant not in VARIANTS:
-        raise ConfigError(f"unknown variant {variant!r}", where="aioli(variant)", fix=nearest(str(variant), VARIANTS))
-    if estimator not in ESTIMATORS:
-        raise ConfigError(
-            f"unknown estimator {estimator!r}", where="aioli(estimator)", fix=nearest(str(estimator), ESTIMATORS)
-        )
-    if after_initial not in ("uniform", "prior"):
-        raise ConfigError(f"unknown value {after_initial!r}", where="aioli(after_initial)", fix="Use uniform or prior.")
+    check_choice("aioli", "variant", variant, VARIANTS)
+    check_choice("aioli", "estimator", estimator, ESTIMATORS)
+    check_choice("aioli", "after_initial", after_initial, STARTS)
     memory = memory if memory is not None else 1.0 if variant == "paper" else 0.0
     ema = ema if ema is not None else 0.0 if variant == "paper" else 0.1
     for argument, value, least in (

@@ -1,4 +1,4 @@
-"""Checks of arguments that several mixers take: step counts, named choices, figures per domain."""
+"""Checks of arguments that several mixers take: numbers, step counts, named choices, figures per domain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.types import DomainVector
 
-__all__ = ["check_choice", "check_figures", "check_steps", "figures_of"]
+__all__ = ["check_choice", "check_figures", "check_number", "check_steps", "figures_of"]
+
+
+def check_number(
+    name: str, argument: str, value: float, least: float, most: float = math.inf, *, is_open: bool = False
+) -> None:
+    """Raises `ConfigError` unless `value` is finite and in [least, most] (above `least` if `is_open`)."""
+    is_low = value <= least if is_open else value < least
+    if not math.isfinite(value) or is_low or value > most:
+        span = f"{'above' if is_open else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+        raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")
 
 
 def check_steps(name: str, argument: str, value: int) -> None:

@@ -18,9 +18,9 @@ from jaxmix.core.schedule import check_weights
 from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers import base
+from jaxmix.mixers.arguments import check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 from jaxmix.mixers.lift import lift, registry
-from jaxmix.mixers.lmo import check_number
 
 __all__ = ["floor", "geometric_mean", "kl_to_prior", "temperature"]
 

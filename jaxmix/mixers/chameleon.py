@@ -14,8 +14,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.mixers.arguments import check_choice
-from jaxmix.mixers.lmo import check_number
+from jaxmix.mixers.arguments import check_choice, check_number
 
 __all__ = ["chameleon_weights", "leverage_scores"]
 

@@ -23,9 +23,9 @@ from jaxmix.mixers.alignment import (
     target_row,
     weigh_targets,
 )
-from jaxmix.mixers.arguments import check_choice, check_steps
+from jaxmix.mixers.arguments import check_choice, check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
-from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
+from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.wrappers import ema
 
 __all__ = ["DgaState", "dga"]

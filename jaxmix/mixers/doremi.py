@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
-from jaxmix.mixers.arguments import check_choice
+from jaxmix.mixers.arguments import check_choice, check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, registry
 from jaxmix.mixers.held import fresh_mean
-from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
+from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
 __all__ = ["DoremiEstimate", "doremi"]
 

@@ -16,10 +16,9 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import mix_with
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
-from jaxmix.mixers.arguments import check_choice, check_figures, check_steps, figures_of
+from jaxmix.mixers.arguments import check_choice, check_figures, check_number, check_steps, figures_of
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.held import finite_or_nan, fresh_mean
-from jaxmix.mixers.lmo import check_number
 
 __all__ = ["CurveSums", "ForesightState", "curve_slopes", "foresight", "planned_weights", "shrunk_slopes"]
 

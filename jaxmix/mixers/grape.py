@@ -14,9 +14,9 @@ from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import bounded, check_gradients, is_measured, weigh_targets
-from jaxmix.mixers.arguments import check_choice, check_steps
+from jaxmix.mixers.arguments import check_choice, check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
-from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
+from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
 __all__ = ["GrapeState", "grape"]
 

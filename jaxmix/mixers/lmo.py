@@ -11,27 +11,24 @@ arXiv 2411.05735.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.mixers.arguments import check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, require
 
 __all__ = [
     "EVERY_STEP",
     "Estimate",
     "LmoState",
-    "check_number",
     "estimate_quality",
     "lmo",
     "normalised_interaction",
-    "predict_losses",
 ]
 
 
@@ -151,13 +148,6 @@ def normalised_interaction(interaction: Float[Array, "n m"]) -> Float[Array, "n 
     return jnp.where(total > 0, shifted / jnp.where(total > 0, total, 1.0), 1.0 / interaction.size)
 
 
-def predict_losses(
-    losses: Float[Array, " n"], interaction: Float[Array, "n m"], weights: Weights, rounds: float = 1.0
-) -> Float[Array, " n"]:
-    """The linear dynamic law: `L − rounds · A p`."""
-    return losses - rounds * (interaction @ weights)
-
-
 def estimate_quality(estimate: Float[Array, "n m"], truth: Float[Array, "n m"]) -> Float[Array, ""]:
     """How well an estimated A steers: `0.5 · cosine + 0.5 · Spearman` of the column sums of both.
 
@@ -178,13 +168,3 @@ def _ranks(x: DomainVector) -> DomainVector:
 def _cosine(a: DomainVector, b: DomainVector) -> Float[Array, ""]:
     norm = jnp.linalg.norm(a) * jnp.linalg.norm(b)
     return jnp.where(norm > 0, jnp.sum(a * b) / jnp.where(norm > 0, norm, 1.0), 0.0)
-
-
-def check_number(
-    name: str, argument: str, value: float, least: float, most: float = math.inf, *, is_open: bool = False
-) -> None:
-    """Raises `ConfigError` unless `value` is finite and in [least, most] (above `least` if `is_open`)."""
-    is_low = value <= least if is_open else value < least
-    if not math.isfinite(value) or is_low or value > most:
-        span = f"{'above' if is_open else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-        raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")

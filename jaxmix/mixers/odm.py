@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.mixers.arguments import check_choice
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 
 __all__ = ["OdmState", "exploration_rate", "odm", "odm_weights"]
@@ -108,8 +109,7 @@ def odm(variant: str = "paper", *, discount: float = 0.9, warmup_updates: int = 
     References:
         arXiv 2312.02406, section 3 and Algorithm 1; github.com/alon-albalak/online-data-mixing.
     """
-    if variant not in VARIANTS:
-        raise ConfigError(f"unknown variant {variant!r}", where="odm(variant)", fix=nearest(str(variant), VARIANTS))
+    check_choice("odm", "variant", variant, VARIANTS)
     if not 0 <= discount < 1:
         raise ConfigError(f"discount must be in [0, 1), got {discount}", where="odm(discount)")
     if warmup_updates < 0:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, running_scale, squared_norms
-from jaxmix.mixers.arguments import check_steps
+from jaxmix.mixers.arguments import check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
-from jaxmix.mixers.lmo import Estimate, LmoState, check_number, lmo
+from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
 __all__ = ["PikeState", "pike"]
 

@@ -12,8 +12,8 @@ from jaxmix.core.pytree import state
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.simplex import normalize
 from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.mixers.arguments import check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, registry
-from jaxmix.mixers.lmo import check_number
 
 __all__ = ["StaticState", "static", "stratified", "tempered"]
 
