@@ -233,6 +233,6 @@ def _check_metric_domain(table: RunTable) -> None:
     found, domains = table.metric_domain, len(table.domain_names)
     if found.shape != (len(table.metric_names),) or (found < -1).any() or (found >= domains).any():
         raise ConfigError(
-            f"metric_domain must hold {len(table.metric_names)} numbers from −1 to {domains - 1}, got {found.tolist()}",
+            f"metric_domain must hold {len(table.metric_names)} numbers from -1 to {domains - 1}, got {found.tolist()}",
             where="RunTable(metric_domain)",
         )
