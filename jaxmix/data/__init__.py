@@ -14,6 +14,9 @@ _HOMES = {
     "load_tokenizer": "tokenizers",
     "open_prepared": "store",
     "prepare_corpus": "prepare",
+    "read_regmix": "run_tables",
+    "read_run_table": "run_tables",
+    "write_run_table": "run_tables",
 }
 
 __all__ = list(_HOMES)

@@ -1,0 +1,282 @@
+"""Tables of finished runs as CSV files: what a swarm writes and mixing laws are fitted on.
+
+One row per run, columns in any order:
+
+    run, model_size, tokens, seed, weight/<domain> …, loss/<metric> …
+
+`run` names the row and is not kept; `model_size` is in millions of parameters, `tokens` in billions; `seed` may be
+left out. An empty cell is a loss that was not measured. A metric called like a domain validates it.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.laws.base import RunTable
+
+__all__ = ["read_regmix", "read_run_table", "write_run_table"]
+
+_WEIGHT, _LOSS = "weight/", "loss/"
+_REQUIRED = ("model_size", "tokens")
+_KNOWN = ("run", *_REQUIRED, "seed")
+_EXACT, _ROUNDED = 1e-6, 0.02
+
+
+def write_run_table(path: str | Path, table: RunTable) -> Path:
+    """Writes a table such that reading it gives the same numbers to the last bit.
+
+    Args:
+        path: file to write, replaced as a whole; missing folders are made.
+        table: runs; each metric that validates a domain must have its name, since the file holds no other link.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ConfigError: a metric validates a domain of another name, or is called like a domain it does not validate.
+    """
+    by_name = {name: i for i, name in enumerate(table.domain_names)}
+    for name, domain in zip(table.metric_names, table.metric_domain, strict=True):
+        if by_name.get(name, -1) != domain:
+            linked = f"validates domain {table.domain_names[domain]!r}" if domain >= 0 else "validates no domain"
+            raise ConfigError(
+                f"metric {name!r} {linked}, which a file cannot say: it links metrics and domains by name",
+                where=f"write_run_table({str(path)!r})",
+                fix="Call a metric like the domain it validates, and no other like a domain.",
+            )
+    header = [*_KNOWN, *(_WEIGHT + n for n in table.domain_names), *(_LOSS + n for n in table.metric_names)]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for run in range(len(table)):
+            numbers = [*table.weights[run], *table.losses[run]]
+            about = [run, _text(table.model_size[run]), _text(table.tokens[run]), int(table.seed[run])]
+            writer.writerow([*about, *map(_text, numbers)])
+    draft.replace(path)
+    return path
+
+
+def read_run_table(path: str | Path, *, renormalise: bool = False) -> RunTable:
+    """Reads a table of runs.
+
+    Args:
+        path: CSV file, see the module's head.
+        renormalise: divide each row of weights by its sum, for files whose weights were rounded; sums must then be
+            within 0.02 of 1. Without it a sum off by more than 1e-6 is an error.
+
+    Returns:
+        The table, rows in the order of the file.
+
+    Raises:
+        ConfigError: with file, line and column: no such file, missing, unknown or repeated columns, cells that are
+            no numbers, weights that are negative or do not add up to 1, sizes and losses that are not positive.
+    """
+    sheet = _read_sheet(path)
+    where = str(path)
+    domains = [c.removeprefix(_WEIGHT) for c in sheet.columns if c.startswith(_WEIGHT)]
+    metrics = [c.removeprefix(_LOSS) for c in sheet.columns if c.startswith(_LOSS)]
+    for column in sheet.columns:
+        if column not in _KNOWN and not column.startswith((_WEIGHT, _LOSS)):
+            fix = nearest(column, [*_KNOWN, "weight/<domain>", "loss/<metric>"])
+            raise ConfigError(f"unknown column {column!r}", where=f"{where}, line 1", fix=fix)
+    for column in _REQUIRED:
+        if column not in sheet.columns:
+            raise ConfigError(f"column {column!r} is missing", where=f"{where}, line 1", fix=_COLUMNS)
+    for prefix, found in ((_WEIGHT, domains), (_LOSS, metrics)):
+        if not found:
+            raise ConfigError(f"there is no column {prefix}…", where=f"{where}, line 1", fix=_COLUMNS)
+    has_seed = "seed" in sheet.columns
+    table = RunTable(
+        _weights(sheet, [_WEIGHT + n for n in domains], is_rounded=renormalise, flag="renormalise=True"),
+        _losses(sheet, [_LOSS + n for n in metrics]),
+        _positive(sheet, "model_size"),
+        _positive(sheet, "tokens"),
+        domains,
+        metrics,
+        seed=_whole(sheet, "seed") if has_seed else None,
+    )
+    return table
+
+
+def read_regmix(
+    mixture_path: str | Path,
+    loss_path: str | Path,
+    *,
+    model_size: float,
+    tokens: float,
+    renormalise: bool = True,
+    prefix: str = "the_pile_",
+) -> RunTable:
+    """Reads a pair of files as RegMix keeps them: mixtures and losses, joined on the column `index`.
+
+    Columns `train_<domain>` are weights, `metric/<domain>_val_loss` losses; `prefix` is taken off all names. Runs that
+    only one of the files has are an error.
+
+    Args:
+        mixture_path: CSV with `index` and weights.
+        loss_path: CSV with `index` and losses.
+        model_size: of all runs, millions of parameters.
+        tokens: of all runs, billions.
+        renormalise: divide each row of weights by its sum; on by default since RegMix rounds to 0.001.
+        prefix: taken off the names of domains and metrics.
+
+    Returns:
+        The table, rows in the order of the mixture file.
+
+    Raises:
+        ConfigError: as `read_run_table`.
+    """
+    mixtures, losses = _read_sheet(mixture_path), _read_sheet(loss_path)
+    for sheet in (mixtures, losses):
+        if "index" not in sheet.columns:
+            raise ConfigError("column 'index' is missing", where=f"{sheet.path}, line 1")
+    position: dict[str, int] = {}
+    for row, name in enumerate(losses.cells["index"]):
+        if name in position:
+            raise ConfigError(f"index {name} occurs twice", where=f"{losses.path}, line {losses.lines[row]}")
+        position[name] = row
+    names = mixtures.cells["index"]
+    for row, name in enumerate(names):
+        if name not in position or name in names[:row]:
+            what = "occurs twice" if name in names[:row] else f"is not in {losses.path}"
+            raise ConfigError(f"index {name} {what}", where=f"{mixtures.path}, line {mixtures.lines[row]}")
+    if len(position) != len(names):
+        extra = next(name for name in position if name not in set(names))
+        raise ConfigError(f"index {extra} is not in {mixtures.path}", where=str(losses.path))
+    weight_columns = [c for c in mixtures.columns if c != "index"]
+    loss_columns = [c for c in losses.columns if c != "index"]
+    order = [position[name] for name in names]
+    weights = _weights(mixtures, weight_columns, is_rounded=renormalise, flag="renormalise=True")
+    metric = lambda column: column.removeprefix("metric/").removesuffix("_val_loss").removeprefix(prefix)
+    for name, value in (("model_size", model_size), ("tokens", tokens)):
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} must be finite and > 0, got {value}", where=f"read_regmix({name})")
+    return RunTable(
+        weights,
+        _losses(losses, loss_columns)[order],
+        np.full(len(names), float(model_size)),
+        np.full(len(names), float(tokens)),
+        [c.removeprefix("train_").removeprefix(prefix) for c in weight_columns],
+        [metric(c) for c in loss_columns],
+    )
+
+
+_COLUMNS = "A table has columns model_size, tokens, weight/<domain> and loss/<metric>."
+
+
+class _Sheet(NamedTuple):
+    """A CSV file as text.
+
+    Attributes:
+        path: for errors.
+        columns: names, in the order of the file.
+        cells: per column, stripped.
+        lines: the file's line of every row.
+    """
+
+    path: Path
+    columns: list[str]
+    cells: dict[str, list[str]]
+    lines: list[int]
+
+
+def _read_sheet(path: str | Path) -> _Sheet:
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except FileNotFoundError:
+        others = sorted(p.name for p in path.parent.glob("*.csv")) if path.parent.is_dir() else []
+        fix = nearest(path.name, others) if others else "Name an existing CSV file."
+        raise ConfigError(f"there is no table {str(path)!r}", where="table of runs", fix=fix) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"cannot read {str(path)!r}: {reason}", where="table of runs", fix="Name a CSV file."
+        ) from None
+    if len(rows) < 2:
+        raise ConfigError("the table has no runs", where=str(path), fix="Give a line of names and a line per run.")
+    (_, header), *body = rows
+    columns = [cell.strip() for cell in header]
+    for index, name in enumerate(columns):
+        if not name or name in columns[:index]:
+            what = f"column {name!r} occurs twice" if name else f"column {index + 1} has no name"
+            raise ConfigError(what, where=f"{path}, line 1")
+    for line, row in body:
+        if len(row) != len(columns):
+            raise ConfigError(f"{len(row)} cells for {len(columns)} columns", where=f"{path}, line {line}")
+    cells = {name: [row[i].strip() for _, row in body] for i, name in enumerate(columns)}
+    return _Sheet(path, columns, cells, [line for line, _ in body])
+
+
+def _numbers(sheet: _Sheet, column: str, *, may_be_empty: bool = False) -> np.ndarray:
+    """A column as float64; empty cells and "nan" are nan where they are allowed."""
+    values = np.empty(len(sheet.lines))
+    for row, text in enumerate(sheet.cells[column]):
+        try:
+            values[row] = float(text) if text else math.nan
+        except ValueError:
+            raise _bad_cell(sheet, row, column, f"is no number: {text!r}") from None
+        if math.isinf(values[row]) or (math.isnan(values[row]) and not may_be_empty):
+            raise _bad_cell(sheet, row, column, "is empty" if not text else f"must be finite: {text!r}")
+    return values
+
+
+def _positive(sheet: _Sheet, column: str, *, may_be_empty: bool = False) -> np.ndarray:
+    values = _numbers(sheet, column, may_be_empty=may_be_empty)
+    if (values <= 0).any():
+        row = int(np.argmax(values <= 0))
+        raise _bad_cell(sheet, row, column, f"must be > 0: {sheet.cells[column][row]!r}")
+    return values
+
+
+def _whole(sheet: _Sheet, column: str) -> np.ndarray:
+    values = _numbers(sheet, column)
+    if (values != np.round(values)).any():
+        row = int(np.argmax(values != np.round(values)))
+        raise _bad_cell(sheet, row, column, f"must be a whole number: {sheet.cells[column][row]!r}")
+    return values.astype(np.int64)
+
+
+def _losses(sheet: _Sheet, columns: Sequence[str]) -> np.ndarray:
+    losses = np.stack([_positive(sheet, c, may_be_empty=True) for c in columns], axis=1)
+    for index, column in enumerate(columns):
+        if np.isnan(losses[:, index]).all():
+            raise ConfigError(f"column {column!r} holds no loss", where=str(sheet.path), fix="Leave the column out.")
+    return losses
+
+
+def _weights(sheet: _Sheet, columns: Sequence[str], *, is_rounded: bool, flag: str) -> np.ndarray:
+    weights = np.stack([_numbers(sheet, c) for c in columns], axis=1)
+    if (weights < 0).any():
+        row, column = (int(i) for i in np.argwhere(weights < 0)[0])
+        raise _bad_cell(sheet, row, columns[column], f"must be >= 0: {weights[row, column]}")
+    sums = weights.sum(axis=1)
+    off = np.abs(sums - 1) > (_ROUNDED if is_rounded else _EXACT)
+    if off.any():
+        row = int(np.argmax(off))
+        fix = f"If they were rounded, divide by the sum with {flag}." if abs(sums[row] - 1) <= _ROUNDED else None
+        raise ConfigError(
+            f"the weights add up to {sums[row]:.6g}, not 1", where=f"{sheet.path}, line {sheet.lines[row]}", fix=fix
+        )
+    return weights / sums[:, None] if is_rounded else weights
+
+
+def _bad_cell(sheet: _Sheet, row: int, column: str, what: str) -> ConfigError:
+    return ConfigError(f"{column} {what}", where=f"{sheet.path}, line {sheet.lines[row]}, column {column}")
+
+
+def _text(value: float) -> str:
+    """The shortest decimal that reads back as the same float64; nothing for nan."""
+    return "" if math.isnan(value) else repr(float(value))
