@@ -20,6 +20,7 @@ from jaxmix.core.types import Array, Bool, DomainVector, PRNGKeyArray, Weights
 
 __all__ = [
     "GRADIENTS",
+    "REFERENCE_SIGNALS",
     "SIGNALS",
     "Cadence",
     "Feedback",
@@ -45,6 +46,9 @@ SIGNALS = (
     "reward",
 )
 """Names of the fields of `Feedback`, which are also the names a mixer may list in `needs`."""
+
+REFERENCE_SIGNALS = ("reference_loss_sum", "clipped_excess_sum")
+"""Those that measure against a frozen reference model."""
 
 registry = Registry("mixer")
 """All mixers by name. Register a factory of your own with `@jaxmix.mixers.registry.register`."""

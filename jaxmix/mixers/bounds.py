@@ -20,18 +20,9 @@ from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers import base
 from jaxmix.mixers.arguments import check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
-from jaxmix.mixers.lift import lift, registry
+from jaxmix.mixers.lift import InnerState, lift, registry
 
 __all__ = ["floor", "geometric_mean", "kl_to_prior", "temperature"]
-
-
-@state(version=1)
-class FloorState:
-    """Attributes:
-    inner: the wrapped mixer's state.
-    """
-
-    inner: Any
 
 
 @registry.register
@@ -48,32 +39,19 @@ def floor(mixer: Mixer, minimum: float) -> Mixer:
     if not 0 <= minimum <= 1:
         raise ConfigError(f"the floor must be in [0, 1], got {minimum}", where="floor(minimum)")
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> FloorState:
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
         if minimum * num_domains > 1 + 1e-6:
             raise ConfigError(
                 f"a floor of {minimum} for each of {num_domains} domains adds to more than 1",
                 where="floor(minimum)",
                 fix=f"Use at most {1 / num_domains:.6g}.",
             )
-        return FloorState(inner=mixer.init(key, num_domains, prior))
-
-    def update(key: PRNGKeyArray, state: FloorState, feedback: Feedback) -> tuple[FloorState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
-        return FloorState(inner=inner), info
+        return InnerState(inner=mixer.init(key, num_domains, prior))
 
     def bound(weights: Weights) -> Weights:
         return kl_project_capped_simplex(weights, 1.0, minimum)
 
-    return lift(mixer, "floor", bound=bound, init=init, update=update)
-
-
-@state(version=1)
-class TemperatureState:
-    """Attributes:
-    inner: the wrapped mixer's state.
-    """
-
-    inner: Any
+    return lift(mixer, "floor", bound=bound, init=init)
 
 
 @registry.register
@@ -86,13 +64,6 @@ def temperature(mixer: Mixer, value: float) -> Mixer:
     """
     check_number("temperature", "value", value, 0.0, is_open=True)
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> TemperatureState:
-        return TemperatureState(inner=mixer.init(key, num_domains, prior))
-
-    def update(key: PRNGKeyArray, state: TemperatureState, feedback: Feedback) -> tuple[TemperatureState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
-        return TemperatureState(inner=inner), info
-
     def bound(weights: Weights) -> Weights:
         if value == 1:
             return weights
@@ -102,7 +73,7 @@ def temperature(mixer: Mixer, value: float) -> Mixer:
         logits = (logits - jnp.max(jnp.where(is_drawn, logits, -jnp.inf))) / value
         return jax.nn.softmax(jnp.where(is_drawn, logits, -jnp.inf))
 
-    return lift(mixer, "temperature", bound=bound, init=init, update=update)
+    return lift(mixer, "temperature", bound=bound)
 
 
 @state(version=1)

@@ -14,7 +14,7 @@ from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms, target_row, weigh_targets
 from jaxmix.mixers.arguments import check_choice, check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
-from jaxmix.mixers.lmo import Estimate, LmoState, lmo
+from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 
 __all__ = ["DogeState", "doge"]
 
@@ -149,11 +149,7 @@ def doge(
     if mode == "sample":
         return mixer
     return mixer._replace(
-        weights=lambda state: state.estimator.sampling, loss_weights=_loss_weights, loss_normalisation="token_mean"
+        weights=lambda state: state.estimator.sampling,
+        loss_weights=lambda state: importance_weights(state.weights, state.estimator.sampling),
+        loss_normalisation="token_mean",
     )
-
-
-def _loss_weights(state: LmoState) -> Weights:
-    """`α / prior`; 0 for a domain that is never drawn."""
-    sampling = state.estimator.sampling
-    return jnp.where(sampling > 0, state.weights / jnp.where(sampling > 0, sampling, 1.0), 0.0)

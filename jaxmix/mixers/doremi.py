@@ -14,7 +14,7 @@ from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
 from jaxmix.mixers.arguments import check_choice, check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, registry
 from jaxmix.mixers.held import fresh_mean
-from jaxmix.mixers.lmo import Estimate, LmoState, lmo
+from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 
 __all__ = ["DoremiEstimate", "doremi"]
 
@@ -121,8 +121,7 @@ def doremi(
     def loss_weights(state: LmoState) -> DomainVector:
         if normaliser == "domain":
             return state.weights.shape[0] * state.weights
-        prior = state.estimator.prior
-        return jnp.where(prior > 0, state.weights / jnp.where(prior > 0, prior, 1.0), 0.0)
+        return importance_weights(state.weights, state.estimator.prior)
 
     mixer = lmo(
         "doremi",

@@ -10,21 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
-from jaxmix.mixers.lift import lift
+from jaxmix.mixers.lift import InnerState, lift
 
 __all__ = ["keep_out"]
-
-
-@state(version=1)
-class KeepOutState:
-    """Attributes:
-    inner: the wrapped mixer's state, of the active domains only.
-    """
-
-    inner: Any
 
 
 def keep_out(mixer: Mixer, is_active: Sequence[bool]) -> Mixer:
@@ -55,21 +45,21 @@ def keep_out(mixer: Mixer, is_active: Sequence[bool]) -> Mixer:
     if len(active) == total:
         return mixer
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> KeepOutState:
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
         if num_domains != total:
             raise ConfigError(f"{total} values for {num_domains} domains", where="keep_out(is_active)")
         own = None
         if prior is not None:
             own = _gather(jnp.asarray(prior, jnp.result_type(float)), active)
             own = own / jnp.sum(own)
-        return KeepOutState(inner=mixer.init(key, len(active), own))
+        return InnerState(inner=mixer.init(key, len(active), own))
 
-    def update(key: PRNGKeyArray, state: KeepOutState, feedback: Feedback) -> tuple[KeepOutState, MixerInfo]:
+    def update(key: PRNGKeyArray, state: InnerState, feedback: Feedback) -> tuple[InnerState, MixerInfo]:
         # Every axis of every signal counts domains, see `Feedback`.
         own = jax.tree.map(lambda leaf: _gather(leaf, active), feedback)
         inner, info = mixer.update(key, state.inner, own)
         extra = {name: _spread(jnp.asarray(value), active, total) for name, value in info.extra.items()}
-        return KeepOutState(inner=inner), MixerInfo(score=_scatter(info.score, active, total, 0.0), extra=extra)
+        return InnerState(inner=inner), MixerInfo(score=_scatter(info.score, active, total, 0.0), extra=extra)
 
     def scattered(function: Any, fill: float) -> Any:
         return function and (lambda state: _scatter(function(state.inner), active, total, fill))

@@ -5,20 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jaxmix.core.pytree import state
 from jaxmix.core.registry import Registry
-from jaxmix.core.types import Weights
-from jaxmix.mixers.base import Mixer
+from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 
-__all__ = ["lift", "registry"]
+__all__ = ["InnerState", "lift", "registry"]
 
 registry = Registry("wrapper")
 """All wrappers by name; a wrapper takes a mixer first."""
 
 
+@state(version=1)
+class InnerState:
+    """Of a wrapper that remembers nothing itself.
+
+    Attributes:
+        inner: the wrapped mixer's state.
+    """
+
+    inner: Any
+
+
 def lift(mixer: Mixer, name: str, *, bound: Callable[[Weights], Weights] | None = None, **functions: Any) -> Mixer:
     """The wrapper `name` around `mixer` as a bundle.
 
-    What the wrapper does not define itself is the inner mixer's, read from the field `inner` of the wrapper's state.
+    What the wrapper does not define itself is the inner mixer's, read from the field `inner` of the wrapper's state,
+    which is an `InnerState` unless the wrapper brings `init` and `update`.
 
     Args:
         mixer: the inner mixer.
@@ -31,7 +44,16 @@ def lift(mixer: Mixer, name: str, *, bound: Callable[[Weights], Weights] | None 
     def on_inner(function: Callable[[Any], Weights], then: Callable[[Weights], Weights] | None = None) -> Any:
         return lambda state: function(state.inner) if then is None else then(function(state.inner))
 
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
+        return InnerState(inner=mixer.init(key, num_domains, prior))
+
+    def update(key: PRNGKeyArray, state: InnerState, feedback: Feedback) -> tuple[InnerState, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        return InnerState(inner=inner), info
+
     lifted = {
+        "init": init,
+        "update": update,
         "weights": on_inner(mixer.weights, bound),
         "loss_weights": mixer.loss_weights and on_inner(mixer.loss_weights),
         "final": mixer.final and on_inner(mixer.final, bound),

@@ -27,6 +27,7 @@ __all__ = [
     "Estimate",
     "LmoState",
     "estimate_quality",
+    "importance_weights",
     "lmo",
     "normalised_interaction",
 ]
@@ -133,6 +134,12 @@ def lmo(
         gradients=gradients,
         final=lambda state: state.average,
     )
+
+
+def importance_weights(weights: Weights, sampling: Weights) -> DomainVector:
+    """Factors on the losses of domains drawn by `sampling` that stand for drawing by `weights`; 0 if never drawn."""
+    is_drawn = sampling > 0
+    return jnp.where(is_drawn, weights / jnp.where(is_drawn, sampling, 1.0), 0.0)
 
 
 def normalised_interaction(interaction: Float[Array, "n m"]) -> Float[Array, "n m"]:

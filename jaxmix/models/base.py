@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["Model"]
+import jax.numpy as jnp
+
+from jaxmix.core.types import Array
+
+__all__ = ["Model", "token_loss"]
 
 
 class Model(NamedTuple):
@@ -35,3 +39,9 @@ class Model(NamedTuple):
     config: Any
     readout: Callable[[Any], Any] | None = None
     apply_readout: Callable[[Any, Any, Any], Any] | None = None
+
+
+def token_loss(result: Any) -> tuple[Array, Array | None]:
+    """What `Model.apply` returned, as (loss, regulariser), both f32[b, t]; None where there is no regulariser."""
+    loss, regulariser = result if isinstance(result, tuple) else (result, None)
+    return loss.astype(jnp.float32), None if regulariser is None else regulariser.astype(jnp.float32)

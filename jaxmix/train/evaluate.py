@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.sharding import global_batch, process_shard
+from jaxmix.models.base import token_loss
 
 __all__ = ["PARTS", "ValidationSet", "aggregates", "build_evaluate", "place", "subset", "validation_set"]
 
@@ -100,8 +101,7 @@ def build_evaluate(
 
     @jax.jit
     def add(sums: jax.Array, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        result = apply(params, batch)
-        loss = (result[0] if isinstance(result, tuple) else result).astype(jnp.float32)
+        loss, _ = token_loss(apply(params, batch))
         counts = (batch["targets"] >= 0).astype(jnp.float32)
         return sums + jnp.stack([sum_by_domain(x, batch["domain"], num_domains) for x in (loss, counts)])
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import build_mesh, global_batch, replicated, use_mesh
-from jaxmix.mixers.base import Mixer
+from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer
 from jaxmix.models.base import Model
 from jaxmix.train.checkpoint import Checkpointer
 from jaxmix.train.evaluate import ValidationSet, place
@@ -26,7 +26,7 @@ from jaxmix.train.interrupt import Interruption
 from jaxmix.train.programs import Programs, build_mixer_programs, build_programs
 from jaxmix.train.run_log import RunLog
 from jaxmix.train.settings import TrainSettings
-from jaxmix.train.signals import REFERENCE_SIGNALS, Reference, check_needs, held_out_rows
+from jaxmix.train.signals import Reference, check_gradients, check_mixer, held_out_rows
 from jaxmix.train.state import RunState, init_run_state, init_train_state
 from jaxmix.train.step import StepInfo
 from jaxmix.train.trackers import Tracker
@@ -131,7 +131,8 @@ def run_training(
     """
     run_dir = Path(run_dir)
     names = tuple(stream.names)
-    check_needs(mixer, model, has_reference=reference is not None)
+    check_mixer(mixer, has_reference=reference is not None, loss_normalisation=settings.loss_normalisation)
+    check_gradients(mixer, model)
     for where, rows in (("validation", validation), ("control", control), ("test", test)):
         if rows is not None and tuple(rows.names) != names:
             raise ConfigError(
@@ -178,7 +179,7 @@ class _Run:
             sketch_size=settings.sketch_size,
         )
         self.validation, self.control, self.test = held_out
-        self.reference = reference if mixer.needs & REFERENCE_SIGNALS else None
+        self.reference = reference if mixer.needs & set(REFERENCE_SIGNALS) else None
         self.evaluated_at: int | None = None
         self.window = LogWindow(len(self.names))
         self.pending: _Pending | None = None

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxmix.core.pytree import state
 from jaxmix.core.sharding import named_shardings, replicated
-from jaxmix.mixers.base import Feedback, Mixer
+from jaxmix.mixers.base import REFERENCE_SIGNALS, Feedback, Mixer
 from jaxmix.models.base import Model
 from jaxmix.models.partition import fit_partition
 
@@ -58,8 +58,7 @@ class RunState:
 
 def step_sums(needs: frozenset[str]) -> tuple[str, ...]:
     """The fields of `Feedback` that the train step sums up for a mixer with these needs."""
-    reference = ("reference_loss_sum", "clipped_excess_sum")
-    return ("loss_sum", "token_count", *(reference if needs & set(reference) else ()))
+    return ("loss_sum", "token_count", *(REFERENCE_SIGNALS if needs & set(REFERENCE_SIGNALS) else ()))
 
 
 def init_train_state(key: jax.Array, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -13,6 +13,7 @@ from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, DomainVector
 from jaxmix.mixers.base import Feedback
+from jaxmix.models.base import token_loss
 from jaxmix.train.state import TrainState
 
 __all__ = ["NORMALISATIONS", "StepInfo", "build_train_step"]
@@ -110,10 +111,8 @@ def build_train_step(
     token_weights = NORMALISATIONS[normalisation]
 
     def objective(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[Array, Sums]:
-        result = apply(params, batch)
-        loss, regulariser = result if isinstance(result, tuple) else (result, None)
-        loss = loss.astype(jnp.float32)
-        trained = loss if regulariser is None else loss + regulariser.astype(jnp.float32)
+        loss, regulariser = token_loss(apply(params, batch))
+        trained = loss if regulariser is None else loss + regulariser
         row_weight = jnp.where(batch["domain"] >= 0, token_weight[jnp.maximum(batch["domain"], 0)], 0.0)
         total = jnp.sum(jnp.sum(trained, axis=-1) * row_weight)
         measured = {"loss_sum": loss}
@@ -135,12 +134,9 @@ def build_train_step(
 
         # Rows i, i + a, i + 2a, … form a micro-batch, so that each device cuts only the rows it already holds.
         micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), batch)
-        names = ["loss_sum", *(["reference_loss_sum", "clipped_excess_sum"] if "reference_loss" in batch else [])]
-        start = (
-            jnp.zeros((), jnp.float32),
-            dict.fromkeys(names, jnp.zeros((num_domains,), jnp.float32)),
-            jax.tree.map(jnp.zeros_like, params),
-        )
+        first = jax.tree.map(lambda x: x[0], micros)
+        (total, sums), grads = jax.eval_shape(gradient, params, first, token_weight)
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (total, sums, grads))
         return jax.lax.scan(add, start, micros)[0]
 
     def step(state: TrainState, batch: Batch, loss_weights: DomainVector | None = None) -> tuple[TrainState, StepInfo]:

@@ -34,6 +34,8 @@ _MESH_AXES = ("data", "fsdp", "tensor")
 
 def check_config(config: RunConfig, origin: Origin) -> None:
     """Checks everything that can be checked without opening a file. Raises `ConfigError`."""
+    from jaxmix.train.signals import check_mixer
+
     _check_sources(config, origin)
     _check_mesh(config, origin)
     for name in config.track:
@@ -45,7 +47,12 @@ def check_config(config: RunConfig, origin: Origin) -> None:
     settings = resolve_settings(config, origin)
     _check_reference(config, origin)
     mixer = resolve_mixer(config, origin)
-    _check_mixer(config, mixer, settings, origin)
+    check_mixer(
+        mixer,
+        has_reference=config.reference.run is not None or config.reference.losses is not None,
+        loss_normalisation=settings.loss_normalisation,
+        origin=origin,
+    )
     resolve_model_config(config, origin=origin)
     if config.data.batch_size % (accumulate := config.train.settings.get("accumulate", 1)):
         raise ConfigError(
@@ -91,27 +98,6 @@ def _check_reference(config: RunConfig, origin: Origin) -> None:
             )
     if reference.losses and config.source_names:
         _by_name(reference.losses, config.source_names, origin("reference.losses"))
-
-
-def _check_mixer(config: RunConfig, mixer: Mixer, settings: TrainSettings, origin: Origin) -> None:
-    """What a mixer asks of the other sections."""
-    from jaxmix.train.signals import REFERENCE_SIGNALS
-
-    has_reference = config.reference.run is not None or config.reference.losses is not None
-    if mixer.needs & REFERENCE_SIGNALS and not has_reference:
-        raise ConfigError(
-            f"mixer {mixer.name!r} measures the loss against a reference, and the run has none",
-            where=origin("reference"),
-            fix="Set reference.run to the folder of a finished run, or reference.losses to a loss per source.",
-        )
-    wanted = mixer.loss_normalisation
-    if wanted is not None and settings.loss_normalisation != wanted:
-        raise ConfigError(
-            f"mixer {mixer.name!r} weights losses for train.loss_normalisation {wanted!r}, "
-            f"the run has {settings.loss_normalisation!r}",
-            where=origin("train.loss_normalisation"),
-            fix=f"Set it to {wanted}.",
-        )
 
 
 def _check_mesh(config: RunConfig, origin: Origin) -> None:
