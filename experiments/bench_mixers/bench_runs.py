@@ -42,7 +42,9 @@ VARIANTS = {
     "aioli": ("aioli", AIOLI),
     "aioli_gentle": ("aioli", {"sweeps": 2, "interval": 4}),
     "r_and_b": ("r_and_b", {"every": 20, "round_updates": 5}),
+    "doge_sketch_every_4": ("doge", {"gradients": "sketch", "every": 4}),
     "doge_sketch_every_2": ("doge", {"gradients": "sketch", "every": 2}),
+    "doge_last_layer": ("doge", {"gradients": "last_layer"}),
     "doge_sketch": ("doge", {"gradients": "sketch"}),
     "doge_exact": ("doge", {"gradients": "exact"}),
 }

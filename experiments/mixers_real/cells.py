@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 STEPS, BATCH, LENGTH = 1000, 16, 64
 SEEDS = (0, 1, 2, 3, 4)
 FEW = (0, 1, 2)
 ROUND, HALF = 250, STEPS // 2
+
+LARGE = ("stratified", "natural", "best_static", "aioli_paper", "odm", "ado", "r_and_b", "foresight")
+"""Methods that are run again with the larger model, over `FEW` seeds."""
 
 Results = dict[str, dict[str, Any]]
 """Finished cells by name, see `run.summary_of`."""
@@ -25,7 +28,7 @@ class Cell:
     Attributes:
         method: runs of one method differ by their seed alone.
         seed: of data order, parameters and mixer.
-        role: "table", "sweep", "search", "restricted", "large", or "tool" for runs that others need.
+        role: "table", "sweep", "search", "restricted", or "tool" for runs that others need.
         changes: see `Changes`.
         needs: cells that must be finished first.
         extra_runs: how many further runs of full length the method has to pay for, once.
@@ -106,12 +109,6 @@ def cells(domains: Sequence[str], candidates: Sequence[Sequence[float]]) -> list
 
 ADO = {"refit_every": 100, "ignore": 50, "start": 200, "min_irreducible": 0.0, "subsample": 2, "window": 31}
 R_AND_B = {"every": 10, "round_updates": 5}
-
-
-def large_cells() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Methods of the repetition with a larger model."""
-    yield "stratified", {"name": "static"}
-    yield "aioli_paper", _aioli(variant="paper")({}, 0)["mixer"]
 
 
 def bad_prior(count: int) -> list[float]:

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import BATCH, LENGTH, STEPS, Cell, bad_prior, cells
+from cells import BATCH, FEW, LARGE, LENGTH, STEPS, Cell, bad_prior, cells
 
-MODEL = {"preset": "lm-300k", "num_layers": 2, "width": 64, "num_heads": 4}
+MODELS = {
+    "small": {"preset": "lm-300k", "num_layers": 2, "width": 64, "num_heads": 4},
+    "large": {"preset": "lm-300k", "num_layers": 4, "width": 128, "num_heads": 4},
+}
 CANDIDATES = 12
 
 
@@ -43,7 +46,7 @@ def base(arguments: argparse.Namespace) -> dict[str, Any]:
             "prepared": str(Path(arguments.out) / arguments.set / "prepared"),
         },
         "mixture": {"weights": "uniform"},
-        "model": MODEL,
+        "model": MODELS[arguments.model],
         "train": {"steps": STEPS, "learning_rate": 2e-3, "log_every": 25, "eval_every": STEPS, "gradient_rows": 1},
         "checkpoint": {"every": 10**6, "keep": 1},
     }
@@ -54,20 +57,30 @@ def main() -> None:
     parser.add_argument("--set", choices=("bundled", "collected"), default="bundled")
     parser.add_argument("--texts", help="folder of DOMAIN.jsonl files, for --set collected")
     parser.add_argument("--out", default="runs/mixers_real")
+    parser.add_argument("--model", choices=tuple(MODELS), default="small")
     parser.add_argument("--roles", default="table,search,tool,restricted,sweep")
     parser.add_argument("--methods", default="", help="only these, and what they need")
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after so long")
     arguments = parser.parse_args()
-    folder = Path(arguments.out) / arguments.set
+    small = Path(arguments.out) / arguments.set
+    folder = small if arguments.model == "small" else small.with_name(f"{small.name}_large")
     folder.mkdir(parents=True, exist_ok=True)
     plan = base(arguments)
     names = domain_names(plan)
     rng = np.random.default_rng(0)
     candidates = [rng.dirichlet(np.full(len(names), 4.0)).round(4).tolist() for _ in range(CANDIDATES)]
     candidates = [(np.asarray(c) / sum(c)).tolist() for c in candidates]
-    todo = chosen(cells(names, candidates), arguments)
-    run_all(todo, plan, folder, arguments, time.time() + 60 * arguments.minutes)
+    found = cells(names, candidates)
+    if arguments.model == "large":
+        # The search was made with the small model: its runs are what the larger ones need, and are not repeated.
+        todo = [cell for cell in found if cell.method in LARGE and cell.seed in FEW]
+        done = {name: load(small / name) for cell in todo for name in cell.needs}
+        if missing := sorted(name for name, result in done.items() if result is None):
+            parser.error(f"these cells have to be run with --model small first: {', '.join(missing)}")
+    else:
+        todo, done = chosen(found, arguments), {}
+    run_all(todo, done, plan, folder, arguments, time.time() + 60 * arguments.minutes)
 
 
 def domain_names(plan: dict[str, Any]) -> list[str]:
@@ -87,12 +100,14 @@ def chosen(found: list[Cell], arguments: argparse.Namespace) -> list[Cell]:
     return [cell for cell in found if cell.name in wanted]
 
 
-def run_all(todo: list[Cell], plan: dict[str, Any], folder: Path, arguments: Any, deadline: float) -> None:
+def run_all(
+    todo: list[Cell], done: dict[str, Any], plan: dict[str, Any], folder: Path, arguments: Any, deadline: float
+) -> None:
     """Hands cells to the workers as soon as what they need is there."""
     context = multiprocessing.get_context("spawn")
-    results = {cell.name: result for cell in todo if (result := load(folder / cell.name))}
+    results = done | {cell.name: result for cell in todo if (result := load(folder / cell.name))}
     waiting = [cell for cell in todo if cell.name not in results]
-    print(f"{len(results)} cells finished, {len(waiting)} to do", flush=True)
+    print(f"{len(todo) - len(waiting)} cells finished, {len(waiting)} to do", flush=True)
     pipes, busy = [], {}
     for core in range(arguments.workers):
         ours, theirs = context.Pipe()
