@@ -99,6 +99,7 @@ class RunTable:
             tokens_vary=bool(np.ptp(self.tokens) > 0),
             model_size=float(np.exp(np.mean(np.log(self.model_size)))),
             tokens=float(np.exp(np.mean(np.log(self.tokens)))),
+            smallest_model_size=float(np.min(self.model_size)),
         )
 
 
@@ -112,6 +113,7 @@ class Shape(NamedTuple):
         tokens_vary: likewise.
         model_size: geometric mean, millions: the unit in which a law measures size.
         tokens: geometric mean, billions.
+        smallest_model_size: millions.
     """
 
     num_domains: int
@@ -120,6 +122,7 @@ class Shape(NamedTuple):
     tokens_vary: bool = False
     model_size: float = 1.0
     tokens: float = 1.0
+    smallest_model_size: float = 1.0
 
     @property
     def num_metrics(self) -> int:
