@@ -1,0 +1,34 @@
+"""Checks of arguments that proposals, designs and diagnosis share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.laws.base import Shape
+
+__all__ = ["check_positive", "metric_shares", "on_simplex"]
+
+
+def metric_shares(metric_weights: Any, shape: Shape, where: str) -> np.ndarray:
+    """Weights of the metrics that add up to 1; `None` gives all the same."""
+    return on_simplex(
+        np.ones(shape.num_metrics) if metric_weights is None else metric_weights, shape.num_metrics, where
+    )
+
+
+def on_simplex(values: Any, size: int, where: str) -> np.ndarray:
+    """`size` numbers ≥ 0 divided by their sum, float64."""
+    found = np.asarray(values, np.float64)
+    if found.shape != (size,) or not np.isfinite(found).all() or (found < 0).any() or not found.sum() > 0:
+        raise ConfigError(f"must be {size} finite numbers >= 0, not all 0, got {found.tolist()}", where=where)
+    return found / found.sum()
+
+
+def check_positive(function: str, **numbers: float) -> None:
+    """Raises `ConfigError` for a number that is not finite and > 0."""
+    for name, value in numbers.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} must be finite and > 0, got {value}", where=f"{function}({name})")
