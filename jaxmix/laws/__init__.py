@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxmix.laws.base import Form, Law, Parameter, RunTable, Shape, make, registry
+from jaxmix.laws.bootstrap import Bootstrap, bootstrap
 from jaxmix.laws.capacity import allocate_capacity
 from jaxmix.laws.capacity_law import capacity, capacity_only
 from jaxmix.laws.design import d_optimal, dirichlet_designs, law_features, sample_mixtures, sobol_designs
@@ -15,6 +16,7 @@ from jaxmix.laws.repetition import caps_from_tokens, effective_mixture, effectiv
 from jaxmix.laws.simulate import simulate
 
 __all__ = [
+    "Bootstrap",
     "Diagnosis",
     "Extrapolation",
     "Form",
@@ -27,6 +29,7 @@ __all__ = [
     "Selection",
     "Shape",
     "allocate_capacity",
+    "bootstrap",
     "capacity",
     "capacity_only",
     "caps_from_tokens",

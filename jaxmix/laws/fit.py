@@ -148,7 +148,7 @@ def fit(
         delta = huber_delta if loss == "huber" else None
         program = solver_of(law, shape, delta, method, tolerance)
         cells, row_weights = cells_of(table, row_weights)
-        run = functools.partial(_run, program, cells, row_weights, lanes_for(layout, cells))
+        run = functools.partial(solve_all, program, cells, row_weights, lanes_for(layout, cells))
         draw, *shakes = jax.random.split(key, restarts + 1)
         points = layout.draw(draw, num_starts)
         if first is not None:
@@ -264,15 +264,20 @@ def lanes_for(layout: Layout, cells: Cells) -> int:
     return max(1, min(_LANES, _LANE_BYTES // (16 * max(1, columns) * cells.losses.size)))
 
 
-def _run(program: Any, cells: Cells, row_weights: np.ndarray, lanes: int, points: Point, max_steps: int) -> Solution:
-    """Solves from all points, in groups of `lanes`, so that one compiled program serves any number of them."""
+def solve_all(
+    program: Any, cells: Cells, row_weights: np.ndarray, lanes: int, points: Point, max_steps: int
+) -> Solution:
+    """Solves from all points, in groups of `lanes`, so that one compiled program serves any number of them.
+
+    `row_weights` are [r], or [s, r] with those of each point.
+    """
     count = points.local.shape[0]
-    weights = jnp.broadcast_to(jnp.asarray(row_weights), (lanes, len(row_weights)))
+    every = np.broadcast_to(row_weights, (count, row_weights.shape[-1]))
     parts = []
     for first in range(0, count, lanes):
         index = np.minimum(np.arange(first, first + lanes), count - 1)
         group = Point(*(jnp.asarray(np.asarray(value)[index]) for value in points))
-        done = jax.device_get(program(group, cells, weights, jnp.int32(max_steps)))
+        done = jax.device_get(program(group, cells, jnp.asarray(every[index]), jnp.int32(max_steps)))
         kept = min(lanes, count - first)
         parts.append(Solution(Point(*(v[:kept] for v in done.point)), done.cost[:kept], done.is_converged[:kept], 0))
     return functools.reduce(_joined, parts)
