@@ -6,6 +6,7 @@ something.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import sys
@@ -86,6 +87,38 @@ COMMANDS: tuple[Command, ...] = (
         sections=_SECTIONS,
     ),
     Command(
+        "law",
+        "Fit mixing laws to a table of runs, compare them, propose the best mixture",
+        """check compares all laws on mixtures they have not seen; fit judges and fits one, or with auto the best of all,
+        and writes law.json, runs.csv and report.html; propose writes mixture.yaml, which `jaxmix train` takes. TABLE is
+        a CSV file with columns model_size (millions), tokens (billions), weight/<domain> and loss/<metric>, or the
+        folder of a fitted law or swarm. Numbers by name are written as YAML: '{web: 0.3, code: 0.1}'.""",
+        positional=(("ACTION", "fit, propose or check"), ("TABLE", "a CSV file of runs, or a folder that holds one")),
+        flags=(
+            Flag("--out", "folder to write to (runs/law-<name of the table>, or the law's own)", "FOLDER"),
+            Flag("--law", "name of a law, or auto: the lowest out-of-fold error (auto)", "NAME"),
+            Flag("--options", "arguments of the law, e.g. 'rank: 2, offset: per_domain'", "YAML"),
+            Flag("--laws", "names, with commas, of the laws that auto and check compare (all)", "NAMES"),
+            Flag("--simplest", "auto takes the fewest parameters within one standard error of the best"),
+            Flag("--folds", "folds of the comparison (5)", "N", int),
+            Flag("--starts", "random starts of every fit (64)", "N", int),
+            Flag("--seed", "of folds and starts (0)", "N", int),
+            Flag("--renormalise", "divide each row of weights by its sum, for rounded tables"),
+            Flag("--model-size", "propose: millions of parameters of the run to come", "N", float),
+            Flag("--tokens", "propose: billions of tokens of the run to come", "D", float),
+            Flag("--metric-weights", "propose: weights of the metrics by name, others 0 (all equal)", "YAML"),
+            Flag("--available", "propose: billions of tokens of each domain, by name", "YAML"),
+            Flag("--max-epochs", "propose: passes allowed over the available tokens", "N", float),
+            Flag("--max-weights", "propose: caps, one number or by name", "YAML"),
+            Flag("--min-weights", "propose: floors, one number or by name", "YAML"),
+            Flag("--prior", "propose: weights that --kl pulls to, by name (uniform)", "YAML"),
+            Flag("--kl", "propose: strength of the pull, nats of loss per nat of divergence (0)", "X", float),
+            _DRY_RUN,
+            _JSON,
+        ),
+        home="law",
+    ),
+    Command(
         "plan",
         "Show expected draws, tokens, epochs, steps, parameters and memory, without touching data",
         positional=(_CONFIG,),
@@ -163,9 +196,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _runner(command: Command) -> Callable[[Arguments], int]:
-    from jaxmix.cli import commands
-
-    return getattr(commands, command.name)
+    return getattr(importlib.import_module(f"jaxmix.cli.{command.home}"), command.name)
 
 
 def _config_keys() -> list[tuple[str, str]]:

@@ -46,6 +46,7 @@ class Command:
         positional: (name, help) of each required argument.
         flags: its options, besides those every command has.
         sections: configuration sections whose dotted overrides it takes; empty for none.
+        home: the module of jaxmix.cli that has a function of the command's name.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Command:
     positional: tuple[tuple[str, str], ...] = ()
     flags: tuple[Flag, ...] = ()
     sections: tuple[str, ...] = ()
+    home: str = "commands"
 
 
 COMMON = (

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Dot", "Grid", "Line", "bars", "dots", "heat_maps", "lines", "panels", "stacked"]
+__all__ = ["Dot", "Grid", "Line", "bars", "dots", "heat_maps", "lines", "panels", "scatters", "stacked"]
 
 _INK, _GRID = "#010203", "#040506"
 """Stand-ins, replaced by the page's text colour: matplotlib cannot write `currentColor` itself."""
@@ -72,6 +72,44 @@ def panels(
             axes.tick_params(labelbottom=True)
         figure.supylabel(y_label, fontsize=9, color=_INK)
         _legend(figure, grid[0], below=True)
+        return _svg(figure, name, caption)
+
+
+def scatters(
+    groups: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    name: str,
+    x_label: str,
+    y_label: str,
+    line: str = "identity",
+    caption: str = "",
+    columns: int = 4,
+) -> str:
+    """One small panel of points per group, each with its own scale, and the line they would lie on if all were right.
+
+    Args:
+        groups: title → x and y; points that are not finite are left out.
+        line: "identity" (y = x) or "zero" (y = 0).
+    """
+    columns = min(columns, max(len(groups), 1))
+    rows = math.ceil(len(groups) / columns)
+    with _figure(8.0, 0.5 + 1.9 * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, (x, y)) in zip(grid, groups.items(), strict=False):
+            kept = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+            xs, ys = [a for a, _ in kept], [b for _, b in kept]
+            axes.plot(xs, ys, "o", color=COLOURS[0], markersize=2.5, alpha=0.7, markeredgewidth=0)
+            if line == "zero":
+                axes.axhline(0.0, color=_INK, linewidth=0.8)
+            elif kept:
+                axes.axline((min(xs), min(xs)), slope=1.0, color=_INK, linewidth=0.8)
+            axes.set_title(title, fontsize=8, color=_INK)
+            axes.locator_params(nbins=4)
+            _label(axes, "", "")
+        for axes in grid[len(groups) :]:
+            axes.set_visible(False)
+        figure.supxlabel(x_label, fontsize=9, color=_INK)
+        figure.supylabel(y_label, fontsize=9, color=_INK)
         return _svg(figure, name, caption)
 
 

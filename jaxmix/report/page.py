@@ -13,6 +13,7 @@ from jaxmix.report.diagnosis import is_near_one_hot, warnings
 from jaxmix.report.pieces import curve, domains_shown, figure_html, moves, note_shown, table_html, trained
 from jaxmix.report.runs import RunRecord, find_runs, load_run
 from jaxmix.report.sections import mixer_section, paired_section
+from jaxmix.report.skeleton import html_page, write_page
 from jaxmix.report.tables import (
     by_variant,
     comparison,
@@ -23,23 +24,6 @@ from jaxmix.report.tables import (
 )
 
 __all__ = ["build_page", "describe_result", "write_report"]
-
-_STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 0.5rem; }
-.verdict { font-size: 1.1rem; border-left: 4px solid #4477aa; padding: 0.3rem 0 0.3rem 0.9rem; margin: 1.2rem 0; }
-.scroll { overflow-x: auto; font-size: 0.88rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid var(--line); }
-tr.total td { font-style: italic; } td.best { font-weight: 700; }
-figure { margin: 0.5rem 0 1.2rem; break-inside: avoid; } figcaption, .note { opacity: 0.75; font-size: 0.9rem; }
-pre { border: 1px solid var(--line); padding: 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere;
-      font-size: 0.85rem; }
-svg { max-width: 100%; height: auto; }
-@media print { body { max-width: none; margin: 0; font-size: 11px; } details > * { display: block; } }
-"""
 
 
 def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:
@@ -55,11 +39,7 @@ def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:
     folder = Path(folder)
     page = build_page([load_run(path) for path in find_runs(folder)], title=folder.resolve().name)
     target = folder / "report.html" if out is None else Path(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(target.name + ".tmp")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(target)
-    return target
+    return write_page(target, page)
 
 
 def describe_result(runs: Sequence[RunRecord]) -> list[str]:
@@ -144,13 +124,7 @@ def build_page(runs: Sequence[RunRecord], *, title: str) -> str:
     ]
     body += _single(runs[0]) if len(runs) == 1 else _several(runs)
     body += _origin(runs)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} | jaxmix</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    return html_page(title, body)
 
 
 def _judged_by(runs: Sequence[RunRecord]) -> str:

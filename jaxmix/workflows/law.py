@@ -1,0 +1,398 @@
+"""`jaxmix law`: from a table of runs to a law that was judged, and from a law to the mixture it proposes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.workflows.config import check_weights
+from jaxmix.workflows.provenance import git_commit, now, versions, write_json, write_text
+from jaxmix.workflows.strict import dump_yaml, parse_yaml
+
+if TYPE_CHECKING:
+    from jaxmix.laws.base import Law, RunTable
+    from jaxmix.laws.diagnose import Diagnosis
+    from jaxmix.laws.fit import LawFit
+    from jaxmix.laws.propose import Proposal
+
+__all__ = ["FittedLaw", "LawSettings", "by_name", "check_laws", "fit_law", "load_law", "make_proposal", "read_table"]
+
+AUTO = "auto"
+LAW, TABLE, PAGE, MIXTURE, PROPOSAL = "law.json", "runs.csv", "report.html", "mixture.yaml", "proposal.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class LawSettings:
+    """How laws are fitted and judged.
+
+    Attributes:
+        law: a name, or "auto": the law of the lowest out-of-fold error.
+        options: arguments of the law.
+        candidates: names that "auto" and `check` compare; None: all there are.
+        folds: of the judgement.
+        num_starts: random starts of every fit.
+        seed: of the split and the starts.
+        is_simplest: "auto" takes the fewest parameters within one standard error of the best.
+    """
+
+    law: str = AUTO
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    candidates: tuple[str, ...] | None = None
+    folds: int = 5
+    num_starts: int = 64
+    seed: int = 0
+    is_simplest: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedLaw:
+    """A law fitted to all runs of a table, and how all compared laws did.
+
+    Attributes:
+        fit: the law with its parameters.
+        table: the runs.
+        name: of the law.
+        options: its arguments.
+        diagnoses: by name, best first; {} when loaded or not judged.
+        left_out: laws that could not be judged, and why.
+        folder: where it was written, or None.
+    """
+
+    fit: LawFit
+    table: RunTable
+    name: str
+    options: Mapping[str, Any]
+    diagnoses: Mapping[str, Diagnosis]
+    left_out: Mapping[str, str]
+    folder: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "law": self.name,
+            "options": dict(self.options),
+            "num_params": self.fit.num_params,
+            "converged": self.fit.converged,
+            "diagnoses": {name: diagnosis_json(found, self.table) for name, found in self.diagnoses.items()},
+            "left_out": dict(self.left_out),
+            "folder": None if self.folder is None else str(self.folder),
+        }
+
+
+def read_table(path: str, *, renormalise: bool = False) -> RunTable:
+    """The runs of a CSV file; of a folder, those of its runs.csv or table.csv."""
+    from jaxmix.data.run_tables import read_run_table
+
+    place = Path(path)
+    if place.is_dir():
+        found = next((place / name for name in (TABLE, "table.csv") if (place / name).is_file()), None)
+        if found is None:
+            raise ConfigError(
+                f"the folder {path!r} holds no table of runs ({TABLE} or table.csv)", where="command line"
+            )
+        place = found
+    return read_run_table(place, renormalise=renormalise)
+
+
+def check_settings(settings: LawSettings) -> None:
+    """Raises `ConfigError` for unknown laws and numbers out of range, before anything is fitted."""
+    from jaxmix.laws import make, registry
+
+    known = [AUTO, *(name for name in registry if name != AUTO)]
+    if settings.law not in known:
+        raise ConfigError(f"unknown law {settings.law!r}", where="--law", fix=nearest(settings.law, known))
+    for name in settings.candidates or ():
+        if name not in known[1:]:
+            raise ConfigError(f"unknown law {name!r}", where="--laws", fix=nearest(name, known[1:]))
+    if settings.options and settings.law == AUTO:
+        raise ConfigError("options belong to one law", where="--options", fix="Name it with --law.")
+    if settings.law != AUTO:
+        make(settings.law, where="--options", **settings.options)
+    for name, value, least in (("--folds", settings.folds, 2), ("--starts", settings.num_starts, 1)):
+        if value < least:
+            raise ConfigError(f"{name} must be >= {least}, got {value}", where="command line")
+
+
+def check_laws(
+    table: RunTable, settings: LawSettings, *, say: Any = None
+) -> tuple[dict[str, Diagnosis], dict[str, str]]:
+    """Judges laws out of fold; returns diagnoses, best first, and why others were left out."""
+    from jaxmix.laws import registry
+
+    names = settings.candidates or tuple(name for name in registry if name != AUTO)
+    laws = _laws({name: {} for name in names})
+    return _judged(table, laws, settings, say)[1:]
+
+
+def fit_law(
+    table: RunTable, settings: LawSettings, *, out: str | None, command: str, source: str, say: Any = None
+) -> FittedLaw:
+    """Fits a law to all runs after judging it out of fold, and writes its folder.
+
+    Args:
+        table: runs.
+        settings: which law, and how.
+        out: folder to write; None writes nothing.
+        command: what was typed, for law.json.
+        source: where the table came from, for the page.
+        say: called with lines of progress.
+
+    Returns:
+        The fitted law. The folder gets law.json (parameters, versions, hash of the table), runs.csv and report.html.
+    """
+    import jax
+
+    from jaxmix.laws import fit, registry
+
+    check_settings(settings)
+    if settings.law == AUTO:
+        names = settings.candidates or tuple(name for name in registry if name != AUTO)
+        laws = _laws({name: {} for name in names})
+    else:
+        laws = _laws({settings.law: settings.options})
+    name, diagnoses, left_out = _judged(table, laws, settings, say)
+    law = laws[name]
+    found = fit(law, table, key=jax.random.key(settings.seed), num_starts=settings.num_starts)
+    folder = None if out is None else Path(out)
+    fitted = FittedLaw(found, table, name, dict(settings.options), diagnoses, left_out, folder)
+    if folder is not None:
+        _write(fitted, settings, folder, command, source)
+    return fitted
+
+
+def load_law(folder: str) -> FittedLaw:
+    """A law that `fit_law` has written. Laws without parameters (trees) are fitted again to the stored runs.
+
+    Raises:
+        ConfigError: no such folder or file, or runs that are not those the law was fitted to.
+    """
+    import jax
+
+    from jaxmix.laws import LawFit, fit, make
+
+    path = Path(folder) / LAW
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no fitted law in {folder!r}",
+            where="command line",
+            fix="Write one with jaxmix law fit TABLE --out.",
+        ) from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error}", where="command line") from None
+    table = read_table(folder)
+    if _hash(table) != about.get("table_hash"):
+        raise ConfigError(
+            f"{TABLE} is not the table the law was fitted to", where=folder, fix="Fit the law again: jaxmix law fit."
+        )
+    law = make(about["law"], where=str(path), **about["options"])
+    if law.build is None:
+        found = fit(law, table, key=jax.random.key(about["seed"]))
+    else:
+        params = {name: np.asarray(value, np.float64) for name, value in about["params"].items()}
+        found = LawFit(
+            params=params,
+            objective=about["objective"],
+            num_params=about["num_params"],
+            converged=about["converged"],
+            law=law,
+            shape=table.shape,
+            objectives=np.asarray([about["objective"]]),
+            at_bounds=tuple(about["at_bounds"]),
+        )
+    return FittedLaw(found, table, about["law"], about["options"], {}, {}, Path(folder))
+
+
+def make_proposal(
+    fitted: FittedLaw, *, model_size: float, tokens: float, out: str | None, command: str, **options: Any
+) -> tuple[Proposal, dict[str, Any]]:
+    """Proposes a mixture and writes mixture.yaml and proposal.json.
+
+    Args:
+        fitted: the law.
+        model_size: of the run to come, millions.
+        tokens: billions.
+        out: folder to write; None writes nothing.
+        command: what was typed.
+        **options: of `jaxmix.laws.propose`, arrays in the order of the table.
+
+    Returns:
+        The proposal, and all of it as plain values by name.
+    """
+    from jaxmix.laws.diagnose import extrapolation
+    from jaxmix.laws.propose import propose
+
+    table = fitted.table
+    found = propose(fitted.fit, model_size=model_size, tokens=tokens, **options)
+    flags = extrapolation(table, found.weights, model_size=model_size, tokens=tokens)
+    average = table.weights.mean(axis=0)
+    before = fitted.fit.predict(average, model_size, tokens)[0]
+    named = lambda names, values: {name: float(value) for name, value in zip(names, values, strict=True)}
+    about: dict[str, Any] = {
+        "law": fitted.name,
+        "model_size": model_size,
+        "tokens": tokens,
+        "weights": named(table.domain_names, found.weights),
+        "unconstrained_weights": named(table.domain_names, found.unconstrained_weights),
+        "predicted": named(table.metric_names, found.predicted),
+        "predicted_of_average_mixture": named(table.metric_names, before),
+        "objective": found.objective,
+        "unconstrained_objective": found.unconstrained_objective,
+        "converged": found.converged,
+        "warnings": warnings(fitted, flags),
+    }
+    if out is not None:
+        write_json(Path(out) / PROPOSAL, {**about, "command": command, "versions": versions(), "made": now()})
+        head = [
+            f"# Proposed by {fitted.name} for {model_size:g} million parameters and {tokens:g} billion tokens.",
+            f"# Predicted objective: {found.objective:.4f}. Copy the section, or complete this file:",
+            "# jaxmix train mixture.yaml --sources ... --train.steps ...",
+            *(f"# {line}" for line in about["warnings"]),
+        ]
+        section = dump_yaml({"mixture": {"weights": about["weights"]}})
+        write_text(Path(out) / MIXTURE, "\n".join(head) + "\n" + section)
+    return found, about
+
+
+def warnings(fitted: FittedLaw, flags: Any) -> list[str]:
+    """What a reader must know before using a proposal."""
+    lines = []
+    if flags.is_far.any():
+        lines.append(
+            f"The mixture lies outside of the runs: {100 * flags.distance[0]:.0f} % of its tokens would have to change "
+            "domain to reach the nearest."
+        )
+    names = [fitted.table.domain_names[i] for i in flags.unseen]
+    if names:
+        lines.append(f"No run has drawn {', '.join(names)}.")
+    for what, factor in (("The model size", flags.size_factor), ("The number of tokens", flags.tokens_factor)):
+        if factor > 1:
+            can = "" if fitted.fit.law.extrapolates else ", which this law must not be asked for"
+            lines.append(f"{what} is {factor:.3g} times outside of the range of the runs{can}.")
+    shape = fitted.fit.shape
+    if flags.size_factor > 1 and not shape.model_size_varies:
+        lines.append("All runs have one model size, so that the table says little of others.")
+    if fitted.fit.law.build is not None and not fitted.fit.converged:
+        lines.append("The fit had not converged.")
+    return lines
+
+
+def by_name(text: str | None, names: Sequence[str], where: str, *, missing: float | None = None) -> np.ndarray | None:
+    """Numbers given as YAML, one for all or by name, in the order of `names`; `missing` fills those left out."""
+    if text is None:
+        return None
+    value = parse_yaml(text, where=where)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return np.full(len(names), float(value))
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"must be one number or numbers by name, got {text!r}", where=where, fix="Write '{name: number, …}'."
+        )
+    for name, number in value.items():
+        if name not in names:
+            raise ConfigError(f"unknown name {name!r}", where=where, fix=nearest(str(name), names))
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ConfigError(f"{name!r} must be a number, got {number!r}", where=where)
+    if missing is None:
+        check_weights(value, tuple(names), where)
+    return np.asarray([float(value.get(name, missing)) for name in names])
+
+
+def diagnosis_json(found: Diagnosis, table: RunTable) -> dict[str, Any]:
+    """A diagnosis as plain values; what is not a number is None."""
+    plain = {
+        name: _number(getattr(found, name))
+        for name in (
+            "mre", "mre_positive", "mae", "spearman_mean", "regret", "optimism", "mean_mre", "mean_mre_positive",
+            "standard_error",
+        )
+    }  # fmt: skip
+    by_metric = lambda values: {n: _number(v) for n, v in zip(table.metric_names, values, strict=True)}
+    return {
+        "num_params": found.num_params,
+        **plain,
+        "mre_per_metric": by_metric(found.mre_per_metric),
+        "spearman": by_metric(found.spearman),
+        "at_bounds": list(found.at_bounds),
+    }
+
+
+def _laws(named: Mapping[str, Mapping[str, Any]]) -> dict[str, Law]:
+    from jaxmix.laws import make
+
+    return {name: make(name, **options) for name, options in named.items()}
+
+
+def _judged(
+    table: RunTable, laws: Mapping[str, Law], settings: LawSettings, say: Any
+) -> tuple[str, dict[str, Diagnosis], dict[str, str]]:
+    """The chosen name, diagnoses best first, and why others were left out."""
+    import jax
+
+    from jaxmix.laws.diagnose import select
+
+    if say is not None:
+        say(f"{len(laws)} laws, {settings.folds} folds, {len(table)} runs" if len(laws) > 1 else f"{next(iter(laws))}")
+    found = select(
+        laws,
+        table,
+        key=jax.random.key(settings.seed),
+        folds=settings.folds,
+        one_standard_error=settings.is_simplest,
+        num_starts=settings.num_starts,
+    )
+    return found.name, found.diagnoses, found.left_out
+
+
+def _write(fitted: FittedLaw, settings: LawSettings, folder: Path, command: str, source: str) -> None:
+    from jaxmix.data.run_tables import write_run_table
+    from jaxmix.report.laws import law_page
+
+    found, table = fitted.fit, fitted.table
+    write_run_table(folder / TABLE, table)
+    origin = {"command": command, "table": source, "table_hash": _hash(table), "seed": settings.seed, "made": now()}
+    write_json(
+        folder / LAW,
+        {
+            "law": fitted.name,
+            "options": dict(fitted.options),
+            "params": {name: value.tolist() for name, value in found.params.items()},
+            "objective": found.objective,
+            "num_params": found.num_params,
+            "converged": found.converged,
+            "at_bounds": list(found.at_bounds),
+            "domains": list(table.domain_names),
+            "metrics": list(table.metric_names),
+            "diagnoses": {name: diagnosis_json(d, table) for name, d in fitted.diagnoses.items()},
+            "left_out": dict(fitted.left_out),
+            **origin,
+            "commit": git_commit(),
+            "versions": versions(),
+        },
+    )
+    shares = np.full(len(table.metric_names), 1.0 / len(table.metric_names))
+    page = law_page(
+        found, table, fitted.diagnoses, fitted.name, title=f"Law of {Path(source).stem}", shares=shares,
+        origin={**origin, "versions": ", ".join(f"{k} {v}" for k, v in versions().items())},
+    )  # fmt: skip
+    write_text(folder / PAGE, page)
+
+
+def _hash(table: RunTable) -> str:
+    """SHA-256 of all numbers and names of a table."""
+    digest = hashlib.sha256(json.dumps([table.domain_names, table.metric_names]).encode())
+    for name in ("weights", "losses", "model_size", "tokens", "seed", "metric_domain"):
+        digest.update(np.ascontiguousarray(getattr(table, name)).tobytes())
+    return digest.hexdigest()
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
