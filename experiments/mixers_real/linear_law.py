@@ -1,4 +1,6 @@
-"""Does the linear dynamic law hold? One checkpoint, many mixtures for 100 steps, drops regressed on the mixtures.
+"""Does the linear dynamic law hold, and does it help to follow it?
+
+One checkpoint, many mixtures for 100 steps, drops regressed on the mixtures; then whole runs on what that says.
 
 python experiments/mixers_real/linear_law.py --set bundled --out runs/mixers_real
 """
@@ -14,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import base
+from cells import SEEDS
+from run import base, load, run_cell
+from summarise import interval
 
 START, LENGTH, MIXTURES = 500, 100, 32
+EXPONENTS = (0.5, 1.0)
 
 
 def main() -> None:
@@ -28,8 +33,8 @@ def main() -> None:
     parser.add_argument("--texts", help="folder of DOMAIN.jsonl files, for --set collected")
     parser.add_argument("--out", default="runs/mixers_real")
     arguments = parser.parse_args()
-    plan = base(arguments)
-    plan["data"] = plan["data"] | {"validation_rows": 256, "test_rows": 0, "control_rows": None}
+    whole = base(arguments.set, texts=arguments.texts, out=arguments.out)
+    plan = whole | {"data": whole["data"] | {"validation_rows": 256, "test_rows": 0, "control_rows": None}}
     folder = Path(arguments.out) / arguments.set / "linear_law"
     data = prepare_and_open(from_mapping(plan | {"out": "unused"}, file="experiment"))
     names = list(data.train)
@@ -43,6 +48,7 @@ def main() -> None:
         drops.append(before - after)
         print(f"{index + 1}/{MIXTURES}", flush=True)
     result = regression(np.stack(mixtures), np.stack(drops), names)
+    result["followed"] = {str(e): followed(folder, whole, names, result, e) for e in EXPONENTS}
     path = folder / "result.json"
     path.write_text(json.dumps(result, indent=1))
     print(json.dumps(result["r_squared"], indent=1), "mean", result["mean_r_squared"])
@@ -66,6 +72,27 @@ def losses_after(run_dir: Path, start: Path | None, plan: dict[str, Any], data: 
             outcome = run_train(config, command="experiments/mixers_real", data=data, has_page=False)
         done.write_text(json.dumps(list(outcome.result.final_eval.values())))
     return np.asarray(json.loads(done.read_text()))
+
+
+def followed(folder: Path, plan: dict[str, Any], names: list[str], result: dict[str, Any], exponent: float) -> Any:
+    """Test loss of whole runs on the static mixture `p ∝ exp(exponent · column sums)`, against the stratified runs."""
+    sums = np.asarray([result["column_sums"][name] for name in names])
+    mixture = np.exp(exponent * (sums - sums.mean()))
+    changes = {"mixer": {"name": "static", "weights": (mixture / mixture.sum()).tolist()}}
+    data = programs = None
+    differences = []
+    for seed in SEEDS:
+        name = f"follow{exponent:g}-seed{seed}"
+        run = load(folder / name)
+        if run is None:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                run, data, programs = run_cell(name, seed, changes, plan, folder, data, programs)
+        stratified = load(folder.parent / f"stratified-seed{seed}")
+        if stratified is None:
+            raise SystemExit("Run the stratified cells first: run.py --methods stratified")
+        differences.append(np.mean(list(run["test"].values())) - np.mean(list(stratified["test"].values())))
+        print(f"{name}: {differences[-1]:+.4f}", flush=True)
+    return interval(differences)
 
 
 def regression(mixtures: Any, drops: Any, names: list[str]) -> dict[str, Any]:

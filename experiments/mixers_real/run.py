@@ -26,11 +26,11 @@ MODELS = {
 CANDIDATES = 12
 
 
-def base(arguments: argparse.Namespace) -> dict[str, Any]:
+def base(name: str, *, texts: str | None, out: str, model: str = "small") -> dict[str, Any]:
     """The configuration that all cells share."""
     sources: Any = "bundled"
-    if arguments.set == "collected":
-        files = sorted(Path(arguments.texts).glob("*.jsonl"))
+    if name == "collected":
+        files = sorted(Path(texts or ".").glob("*.jsonl"))
         sources = {file.stem: {"path": str(file)} for file in files}
     return {
         "sources": sources,
@@ -43,10 +43,10 @@ def base(arguments: argparse.Namespace) -> dict[str, Any]:
             "validation_rows": 128,
             "control_rows": 16,
             "test_rows": 1024,
-            "prepared": str(Path(arguments.out) / arguments.set / "prepared"),
+            "prepared": str(Path(out) / name / "prepared"),
         },
         "mixture": {"weights": "uniform"},
-        "model": MODELS[arguments.model],
+        "model": MODELS[model],
         "train": {"steps": STEPS, "learning_rate": 2e-3, "log_every": 25, "eval_every": STEPS, "gradient_rows": 1},
         "checkpoint": {"every": 10**6, "keep": 1},
     }
@@ -66,7 +66,7 @@ def main() -> None:
     small = Path(arguments.out) / arguments.set
     folder = small if arguments.model == "small" else small.with_name(f"{small.name}_large")
     folder.mkdir(parents=True, exist_ok=True)
-    plan = base(arguments)
+    plan = base(arguments.set, texts=arguments.texts, out=arguments.out, model=arguments.model)
     names = domain_names(plan)
     rng = np.random.default_rng(0)
     candidates = [rng.dirichlet(np.full(len(names), 4.0)).round(4).tolist() for _ in range(CANDIDATES)]

@@ -15,7 +15,7 @@ import numpy as np
 from cells import STEPS, cells
 from scipy.stats import t as student
 
-SETS = ("bundled", "collected")
+SETS = ("bundled", "collected", "bundled_large")
 
 
 def main() -> None:
@@ -42,6 +42,7 @@ def summary(folder: Path) -> dict[str, Any]:
         runs[method][int(seed)] = json.loads(path.read_text())
     domains = list(runs["stratified"][0]["test"])
     about = {cell.method: cell for cell in cells(domains, [[1.0 / len(domains)] * len(domains)] * 12)}
+    own_method = {s: np.mean(list(run["test"].values())) for s, run in runs["foresight"].items()}
     rows = {}
     for method, by_seed in runs.items():
         if about[method].role == "tool":
@@ -51,6 +52,7 @@ def summary(folder: Path) -> dict[str, Any]:
         base = {s: np.asarray(list(runs["stratified"][s]["test"].values())) for s in seeds}
         difference = np.asarray([losses[s].mean() - base[s].mean() for s in seeds])
         perplexity = np.asarray([np.exp(losses[s]).mean() - np.exp(base[s]).mean() for s in seeds])
+        to_foresight = [losses[s].mean() - own_method[s] for s in seeds if s in own_method]
         rows[method] = {
             "role": about[method].role,
             "seeds": len(seeds),
@@ -58,6 +60,7 @@ def summary(folder: Path) -> dict[str, Any]:
             "perplexity": float(np.mean([np.exp(losses[s]).mean() for s in seeds])),
             "loss_difference": interval(difference),
             "perplexity_difference": interval(perplexity),
+            "loss_against_foresight": interval(to_foresight) if to_foresight else None,
             "per_domain": dict(zip(domains, np.mean([losses[s] - base[s] for s in seeds], 0).tolist(), strict=True)),
             "extra_runs": about[method].extra_runs,
             "evaluations": float(np.mean([by_seed[s]["evaluations"] for s in seeds])),
@@ -94,19 +97,22 @@ def interval(differences: Any) -> dict[str, float | None]:
 def text_table(result: dict[str, Any]) -> str:
     lines = [
         f"noise: sd of one run {result['noise_sd_of_a_run']:.4f} nats",
-        f"{'method':22} {'role':10} {'n':>2} {'loss':>7} {'difference':>20} {'perplexity':>20} "
+        f"{'method':22} {'role':10} {'n':>2} {'loss':>7} {'difference':>20} {'perplexity':>20} {'to foresight':>17} "
         f"{'runs':>5} {'evals':>5}",
     ]
     for method, row in result["methods"].items():
-        cells_of_row = [_signed(row["loss_difference"]), _signed(row["perplexity_difference"])]
+        figures = ("loss_difference", "perplexity_difference", "loss_against_foresight")
+        shown = [_signed(row[figure]) for figure in figures]
         lines.append(
-            f"{method:22} {row['role']:10} {row['seeds']:2} {row['loss']:7.4f} {cells_of_row[0]:>20} "
-            f"{cells_of_row[1]:>20} {row['extra_runs']:5.2f} {row['evaluations']:5.0f}"
+            f"{method:22} {row['role']:10} {row['seeds']:2} {row['loss']:7.4f} {shown[0]:>20} "
+            f"{shown[1]:>20} {shown[2]:>17} {row['extra_runs']:5.2f} {row['evaluations']:5.0f}"
         )
     return "\n".join(lines)
 
 
-def _signed(difference: dict[str, Any]) -> str:
+def _signed(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return "-"
     half = difference["half_width"]
     return f"{difference['mean']:+.4f}" + ("" if half is None else f" ± {half:.4f}")
 
