@@ -30,6 +30,7 @@ BLIND = {"mean"}
 NAMES = sorted(laws.registry)
 
 
+@functools.cache  # one law object, so that fits of the same outline share a compiled solver
 def make(name):
     if name == "lightgbm" and importlib.util.find_spec("lightgbm") is None:
         pytest.skip("the extra `trees` is not installed")
