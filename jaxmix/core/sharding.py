@@ -11,7 +11,9 @@ The same code serves one CPU, eight emulated devices, GPUs and a TPU pod slice. 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -31,7 +33,9 @@ __all__ = [
     "global_batch",
     "initialize_distributed",
     "named_shardings",
+    "one_device_per_core",
     "process_shard",
+    "proxy_mesh",
     "replicated",
     "shard_map",
     "sum_over",
@@ -83,6 +87,26 @@ def build_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Seque
         return jax.make_mesh(shape, AXES, axis_types=types)
     # An explicit list keeps its order: tests and two-process runs rely on who holds which rows.
     return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES, axis_types=types)
+
+
+def proxy_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the one axis `proxy`: independent models side by side, see `jaxmix.train.swarm`.
+
+    Args:
+        devices: which devices; all of this process by default.
+    """
+    chosen = jax.local_devices() if devices is None else devices
+    return Mesh(np.asarray(chosen, dtype=object), ("proxy",), axis_types=(AxisType.Auto,))
+
+
+def one_device_per_core() -> None:
+    """Lets the CPU count as one device per core that this process may use. No effect once a device was touched.
+
+    Several small programs side by side, each on one core, waste less than one program on all cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", cores or 1)
 
 
 def batch_spec() -> PartitionSpec:
@@ -244,13 +268,15 @@ def _check_processes(coordinator: str | None, num_processes: int | None, process
         )
 
 
-def shard_map(function: Callable[..., Any], mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+def shard_map(
+    function: Callable[..., Any], mesh: Mesh, *, in_specs: Any, out_specs: Any, is_checked: bool = True
+) -> Callable[..., Any]:
     """Maps `function` over the shards of its arguments on `mesh`.
 
-    The check of varying axes stays on: it proves that what `out_specs` calls replicated is replicated, and
-    `sum_over` relies on it.
+    The check of varying axes stays on by default: it proves that what `out_specs` calls replicated is replicated, and
+    `sum_over` relies on it. A function whose shards never meet does not need it.
     """
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=is_checked)
 
 
 def sum_over(tree: Any, axes: Sequence[str] = _ROW_AXES) -> Any:

@@ -172,13 +172,27 @@ class MixtureStream:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        block = self._block_in_progress()
-        if self._position >= len(block.domain):
-            self._raise_end(block)
+        block = self._block_with_a_batch()
         batch = self._batch(block, self._position)
         self._position += 1
         self._read_ahead(block)
         return batch
+
+    def next_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Goes on by one batch without reading it: its rows over all processes, in order.
+
+        Returns:
+            domain i32[b] and row number within its source i64[b], for a reader that keeps the tokens elsewhere.
+        """
+        block = self._block_with_a_batch()
+        self._position += 1
+        return block.domain[self._position - 1], block.row[self._position - 1]
+
+    def _block_with_a_batch(self) -> _Block:
+        block = self._block_in_progress()
+        if self._position >= len(block.domain):
+            self._raise_end(block)
+        return block
 
     def _block_in_progress(self) -> _Block:
         if self._current is None:

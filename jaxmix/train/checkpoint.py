@@ -1,8 +1,8 @@
 """Atomic, asynchronous checkpoints of a whole run, each verified by checksums when it is read.
 
-One step folder holds the arrays of a `RunState` and a JSON object with what is not an array: the stream's cursors,
-domain names, state versions, configuration hash. Orbax writes to a temporary folder and renames it, so a kill
-leaves either a whole step or none.
+One step folder holds the arrays of a state (a `RunState`, or that of a swarm) and a JSON object with what is not an
+array: the stream's cursors, domain names, state versions, configuration hash. Orbax writes to a temporary folder and
+renames it, so a kill leaves either a whole step or none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import orbax.checkpoint as ocp
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.pytree import from_nested, state_versions, to_nested
-from jaxmix.train.state import RunState
 
 __all__ = ["Checkpointer", "Restored", "checksums", "read_params"]
 
@@ -32,7 +31,7 @@ class Restored(NamedTuple):
     """A checkpoint read back: its step, the arrays, and the JSON part as it was given to `save`."""
 
     step: int
-    state: RunState
+    state: Any
     meta: dict[str, Any]
 
 
@@ -61,7 +60,7 @@ class Checkpointer:
         """Steps on disk, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: RunState, meta: dict[str, Any]) -> float:
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> float:
         """Starts a save and returns the seconds it blocked; writing goes on in the background."""
         started = time.perf_counter()
         nested = to_nested(state)
@@ -93,14 +92,14 @@ class Checkpointer:
                 continue
         return None
 
-    def restore(self, template: RunState, *, only_train: bool = False) -> Restored | None:
+    def restore(self, template: Any, *, only_train: bool = False) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
         A checkpoint that cannot be read, or whose arrays do not have the checksums they were saved with, is reported,
         set aside under another name, and the one before it is tried.
 
         Args:
-            template: a run state of the wanted shapes on the wanted mesh, whatever mesh wrote the checkpoint.
+            template: a state of the wanted shapes on the wanted mesh, whatever mesh wrote the checkpoint.
             only_train: take the model's half and leave the template's mixer: the domains have changed.
 
         Returns:
@@ -132,7 +131,7 @@ class Checkpointer:
     def _read_meta(self, step: int) -> dict[str, Any]:
         return dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
 
-    def _read(self, step: int, template: RunState, only_train: bool) -> Restored:
+    def _read(self, step: int, template: Any, only_train: bool) -> Restored:
         meta = self._read_meta(step)
         if meta["format"] > FORMAT:
             raise RunError(f"checkpoint {step} has format {meta['format']}", fix="Upgrade jaxmix to read it.")

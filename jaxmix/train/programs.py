@@ -23,7 +23,7 @@ from jaxmix.train.signals import GRADIENT_SIGNALS, build_gradient_signals
 from jaxmix.train.state import RunState, step_sums, train_state_shardings
 from jaxmix.train.step import build_train_step
 
-__all__ = ["MixerPrograms", "Programs", "build_mixer_programs", "build_programs"]
+__all__ = ["MixerPrograms", "Programs", "build_mixer_programs", "build_programs", "optimizer_of"]
 
 
 class Programs(NamedTuple):
@@ -46,6 +46,22 @@ class Programs(NamedTuple):
 
 def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, mesh: Mesh) -> Programs:
     """Builds the train step, the evaluation and the optimizer for one model, mesh and number of domains."""
+    optimizer, schedule = optimizer_of(settings)
+    train_step = build_train_step(
+        model.apply,
+        optimizer,
+        num_domains=num_domains,
+        normalisation=settings.loss_normalisation,
+        accumulate=settings.accumulate,
+        out_shardings=(train_state_shardings(model, optimizer, mesh), replicated(mesh)),
+    )
+    return Programs(
+        train_step, build_evaluate(model.apply, num_domains=num_domains, mesh=mesh), jax.jit(schedule), optimizer, mesh
+    )
+
+
+def optimizer_of(settings: TrainSettings) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer that `settings` describe, and its learning rate by step."""
     schedule = learning_rate_schedule(
         settings.schedule,
         peak=settings.learning_rate,
@@ -61,17 +77,7 @@ def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, m
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
     )
-    train_step = build_train_step(
-        model.apply,
-        optimizer,
-        num_domains=num_domains,
-        normalisation=settings.loss_normalisation,
-        accumulate=settings.accumulate,
-        out_shardings=(train_state_shardings(model, optimizer, mesh), replicated(mesh)),
-    )
-    return Programs(
-        train_step, build_evaluate(model.apply, num_domains=num_domains, mesh=mesh), jax.jit(schedule), optimizer, mesh
-    )
+    return optimizer, schedule
 
 
 class MixerPrograms(NamedTuple):
