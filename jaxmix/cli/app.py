@@ -87,6 +87,25 @@ COMMANDS: tuple[Command, ...] = (
         sections=_SECTIONS,
     ),
     Command(
+        "swarm",
+        "Train many small models at once on a design of mixtures, for mixing laws",
+        """generate draws the mixtures and writes design.csv; run trains a proxy on each, all at once, and collects the
+        table; status says how far it is; collect writes table.csv, which `jaxmix law fit` reads, from what is finished.
+        CONFIG names a base, model sizes, a design and seeds, see configs/swarm/. Stopped or killed, `run` continues
+        exactly.
+
+        doremi trains a reference and a proxy that weighs domains by its excess loss, and writes their average weights
+        as mixture.yaml, see configs/doremi/.""",
+        positional=(("ACTION", "generate, run, status, collect or doremi"), _CONFIG),
+        flags=(
+            Flag("--out", "folder to write to (runs/<name of the file>)", "FOLDER"),
+            _DRY_RUN,
+            _JSON,
+        ),
+        sections=(*_SECTIONS, "design", "swarm", "seeds", "sizes"),
+        home="swarm",
+    ),
+    Command(
         "law",
         "Fit mixing laws to a table of runs, compare them, propose the best mixture",
         """check compares all laws on mixtures they have not seen; fit judges and fits one, or with auto the best of all,

@@ -9,6 +9,8 @@ from jaxmix.cli import main
 from jaxmix.train import latest_by_step, read_records
 from jaxmix.workflows.compare import load_comparison
 from jaxmix.workflows.config import load_config
+from jaxmix.workflows.doremi import load_doremi
+from jaxmix.workflows.swarm_config import load_swarm
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = ["--data.seq_len", "16", "--data.batch_size", "16", "--data.validation_rows", "2", "--data.block", "1"]
@@ -16,8 +18,8 @@ TINY = ["--data.seq_len", "16", "--data.batch_size", "16", "--data.validation_ro
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_a_config_loads_and_its_head_says_what_it_does(path):
-    load = load_comparison if path.parent.name == "compare" else load_config
-    load(str(path))
+    loaders = {"compare": load_comparison, "swarm": load_swarm, "doremi": load_doremi}
+    loaders.get(path.parent.name, load_config)(str(path))
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = " ".join(head)
     for word in ("jaxmix ", "Hardware:", "Time:", "Expected:"):
