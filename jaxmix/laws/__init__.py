@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxmix.laws.additive import additive, joint
 from jaxmix.laws.autoscale import autoscale
-from jaxmix.laws.base import Form, Law, Parameter, RunTable, Shape, make, registry
+from jaxmix.laws.base import Estimate, Form, Law, Parameter, RunTable, Shape, make, registry
 from jaxmix.laws.bimix import bimix
 from jaxmix.laws.bootstrap import Bootstrap, bootstrap
 from jaxmix.laws.capacity import allocate_capacity
@@ -14,6 +14,7 @@ from jaxmix.laws.design import d_optimal, dirichlet_designs, law_features, sampl
 from jaxmix.laws.diagnose import Diagnosis, Extrapolation, Selection, cross_validate, extrapolation, select
 from jaxmix.laws.fit import LawFit, fit
 from jaxmix.laws.gaussian_process import gaussian_process
+from jaxmix.laws.hierarchical import hierarchical
 from jaxmix.laws.linear import linear, mean, quadratic
 from jaxmix.laws.loglinear import loglinear
 from jaxmix.laws.power import power
@@ -28,6 +29,7 @@ from jaxmix.laws.trees import lightgbm
 __all__ = [
     "Bootstrap",
     "Diagnosis",
+    "Estimate",
     "Extrapolation",
     "Form",
     "Law",
@@ -55,6 +57,7 @@ __all__ = [
     "extrapolation",
     "fit",
     "gaussian_process",
+    "hierarchical",
     "joint",
     "law_features",
     "lightgbm",

@@ -16,7 +16,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
 from jaxmix.core.types import Array
 
-__all__ = ["Form", "Law", "Parameter", "Params", "Predict", "RunTable", "Shape", "make", "registry"]
+__all__ = ["Estimate", "Form", "Law", "Parameter", "Params", "Predict", "RunTable", "Shape", "make", "registry"]
 
 registry = Registry("law")
 """All laws by name. Register a factory of your own with `@jaxmix.laws.registry.register`."""
@@ -157,16 +157,37 @@ class Form(NamedTuple):
         predict: see `Predict`. Where every parameter is per metric, metric i is a function of row i of each alone.
         penalty: `(params) -> scalar` added to the mean squared relative error, or None. Natural for priors that keep
             weakly identified parameters apart from nonsense.
+        jacobian: `(params, weights, model_size, tokens) -> (losses [r, e], columns)`, for laws whose derivatives by
+            hand are much cheaper than `predict`'s by forward mode, or None. `columns` has by name the derivative of
+            the losses by each number in its search coordinate, [e, k, r]: k numbers in order for a parameter that
+            metrics share; for one per metric, the k numbers of each metric, by its own.
     """
 
     parameters: Mapping[str, Parameter]
     predict: Predict
     penalty: Callable[[Params], Array] | None = None
+    jacobian: Callable[[Params, Array, Array, Array], tuple[Array, Mapping[str, Array]]] | None = None
 
     @property
     def num_params(self) -> int:
         """Free numbers over all metrics."""
         return sum(int(np.prod(p.shape, dtype=np.int64)) for p in self.parameters.values())
+
+
+class Estimate(NamedTuple):
+    """Parameters that a law has found for itself.
+
+    Attributes:
+        params: by name, those of the law's form, float64.
+        objective: mean over measured cells of the squared relative error, by the weights of runs.
+        converged: whether the search stopped by itself.
+        effective_params: numbers that the runs determine, where a prior holds the others; None if all are free.
+    """
+
+    params: dict[str, np.ndarray]
+    objective: float
+    converged: bool
+    effective_params: float | None = None
 
 
 class Law(NamedTuple):
@@ -179,12 +200,18 @@ class Law(NamedTuple):
             `predict(weights, model_size, tokens) -> float64[r, e]` runs on the host; None for the others. `key` is a
             typed JAX key.
         extrapolates: whether the law may be asked for model sizes and tokens outside those fitted.
+        estimate: `(table, key, row_weights) -> Estimate` for laws with `build` that find their parameters by a way of
+            their own (priors learned from the table); None: the search of `fit` is used.
+        choose: `(table, key, row_weights, options) -> LawFit` for laws that stand for others and fit the one that
+            suits the table, `options` being those of `fit`; None for the others. Without `build` and `regress`.
     """
 
     name: str
     build: Callable[[Shape], Form] | None = None
     regress: Callable[[RunTable, Any], tuple[Callable[..., np.ndarray], int]] | None = None
     extrapolates: bool = True
+    estimate: Callable[[RunTable, Any, np.ndarray], Estimate] | None = None
+    choose: Callable[[RunTable, Any, np.ndarray, Mapping[str, Any]], Any] | None = None
 
 
 def _check_shapes(table: RunTable) -> None:

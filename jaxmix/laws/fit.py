@@ -23,9 +23,11 @@ __all__ = ["LawFit", "fit", "on_host"]
 LOSSES = ("relative", "huber")
 METHODS = ("levenberg_marquardt", "lbfgs")
 _LANES = 16
+_FEWEST_LANES = 4
+_CACHE_BYTES = 2**23
 _LANE_BYTES = 2**28
 _BLOCK = 4096
-_SCREENING = {"levenberg_marquardt": 25, "lbfgs": 100}
+_SCREENING = {"levenberg_marquardt": (25, 60), "lbfgs": (100, 300)}
 _SHAKE = 0.3
 
 
@@ -40,9 +42,12 @@ class LawFit:
         converged: whether the best start stopped by itself and not by the limit of steps.
         law: the law.
         shape: the outline of the table it was laid out for.
-        objectives: float64[s], reached by every start, ascending order of neither; starts that were given up early
-            have the value they had then. Where metrics are fitted one by one: the sum over metrics.
+        objectives: float64[s], where every start stood after the first steps: how much the starts differ. Where
+            metrics are fitted one by one: the sum over metrics.
         at_bounds: names of numbers that lie on a bound, such as `irreducible[3]`: the table does not determine them.
+        effective_params: how many numbers the table determines, for laws whose priors hold the others; None for laws
+            without priors, where it is `num_params`.
+        selection: the ranking by which "auto" chose the law (`jaxmix.laws.Selection`); None for laws given by name.
     """
 
     params: dict[str, np.ndarray]
@@ -53,6 +58,8 @@ class LawFit:
     shape: Shape
     objectives: np.ndarray
     at_bounds: tuple[str, ...] = ()
+    effective_params: float | None = None
+    selection: Any = None
     _predict: Callable[..., np.ndarray] | None = dataclasses.field(default=None, repr=False)
 
     def predict(self, weights: Any, model_size: Any, tokens: Any) -> np.ndarray:
@@ -96,9 +103,10 @@ def fit(
 
     with ρ(z) = z², or Huber's function, which is z² up to `huber_delta` and 2 `huber_delta` |z| − `huber_delta`²
     beyond. Parameters are searched in their logarithms, within their bounds, from `num_starts` random starts that
-    advance together; after a few steps the best 16 go on to the end; the best of them is shaken (its logarithms by a
-    normal of deviation 0.3) into 16 more starts, `restarts` times. A law all of whose parameters belong to one metric
-    each, and that has no penalty, is fitted metric by metric: each metric keeps its own best start.
+    advance together; after a few steps the best 16, and of these on large tables soon the best four, go on to the
+    end; the best is shaken (its logarithms by a normal of deviation 0.3) into 16 more starts, `restarts` times. A law
+    all of whose parameters belong to one metric each, and that has no penalty, is fitted metric by metric: each
+    metric keeps its own best start.
 
     Args:
         law: from `jaxmix.laws.make`.
@@ -115,7 +123,8 @@ def fit(
         start: an earlier fit of the same law and outline, to start from beside the random starts.
 
     Returns:
-        The fit. Laws with `regress` are called, and only `key` and `table` matter to them.
+        The fit. Laws with `regress` are called, and only `key` and `table` matter to them; so are laws with `estimate`,
+        and only `key`, `table` and `row_weights` do. "auto" returns the fit of the law it has chosen.
 
     Raises:
         ConfigError: unknown option, number out of range, weights of runs that fit no table, a start of another law.
@@ -139,8 +148,14 @@ def fit(
     shape = table.shape
     if law.regress is not None:
         return _regressed(law, table, key, row_weights)
+    if law.choose is not None:
+        given = {"num_starts": num_starts, "loss": loss, "huber_delta": huber_delta, "method": method,
+                 "restarts": restarts, "max_steps": max_steps, "tolerance": tolerance}  # fmt: skip
+        return law.choose(table, key, row_weights, given)
     if law.build is None:
         raise ConfigError(f"law {law.name!r} has neither `build` nor `regress`", where="fit(law)")
+    if law.estimate is not None:
+        return _estimated(law, table, key, row_weights)
     with on_host():
         key = jax.device_put(key, jax.devices("cpu")[0])
         layout = compiled(law, shape).layout
@@ -148,12 +163,14 @@ def fit(
         delta = huber_delta if loss == "huber" else None
         program = solver_of(law, shape, delta, method, tolerance)
         cells, row_weights = cells_of(table, row_weights)
-        run = functools.partial(solve_all, program, cells, row_weights, lanes_for(layout, cells))
+        lanes = lanes_for(layout, cells)
+        run = functools.partial(solve_all, program, cells, row_weights, lanes)
+        few, some = (min(steps, max_steps) for steps in _SCREENING[method])
         draw, *shakes = jax.random.split(key, restarts + 1)
         points = layout.draw(draw, num_starts)
         if first is not None:
             points = Point(*(np.concatenate([f[None], p[:-1]]) for f, p in zip(first, points, strict=True)))
-        solution = run(points, min(_SCREENING[method], max_steps))
+        solution = run(points, few)
         objectives = solution.cost.sum(axis=1)
         if not np.isfinite(solution.cost).any(axis=0).all():
             raise RunError(
@@ -161,12 +178,13 @@ def fit(
                 where="fit",
                 fix="Leave out (as nan) the cells it cannot express, such as those of zero own weight.",
             )
-        if not solution.is_converged.all():
-            chosen = _best(solution, min(_LANES, num_starts), layout)
-            solution = run(chosen.point, max_steps)
-        best = _best(solution, 1, layout)
+        if lanes < _LANES < num_starts:
+            solution = run(_best(solution, _LANES, layout).point, some)
+        best = _best(run(_best(solution, min(lanes, num_starts), layout).point, max_steps), 1, layout)
         for shake in shakes:
-            again = run(_shaken(shake, best.point, layout), max_steps)
+            again = run(_shaken(shake, best.point, layout), some if lanes < _LANES else max_steps)
+            if lanes < _LANES:
+                again = run(_best(again, lanes, layout).point, max_steps)
             best = _best(_joined(best, again), 1, layout)
         point = Point(*(jnp.asarray(value[0]) for value in best.point))
         params = {name: np.asarray(value) for name, value in layout.params(point).items()}
@@ -259,9 +277,10 @@ def cells_of(table: RunTable, row_weights: np.ndarray) -> tuple[Cells, np.ndarra
 
 
 def lanes_for(layout: Layout, cells: Cells) -> int:
-    """How many starts advance at once: 16, fewer where their derivatives would not fit."""
-    columns = layout.low.shared.size + layout.low.local.shape[1]
-    return max(1, min(_LANES, _LANE_BYTES // (16 * max(1, columns) * cells.losses.size)))
+    """How many starts advance at once: 16, down to 4 where their derivatives would leave the processor's caches."""
+    size = 8 * (layout.low.shared.size + layout.low.local.shape[1]) * cells.losses.size
+    wanted = max(_FEWEST_LANES, _CACHE_BYTES // max(1, size))
+    return max(1, min(_LANES, wanted, _LANE_BYTES // max(1, size)))
 
 
 def solve_all(
@@ -331,6 +350,23 @@ def _regressed(law: Law, table: RunTable, key: Any, row_weights: np.ndarray) -> 
         shape=table.shape,
         objectives=np.array([objective]),
         _predict=predict,
+    )
+
+
+def _estimated(law: Law, table: RunTable, key: Any, row_weights: np.ndarray) -> LawFit:
+    """A law that has parameters and finds them itself."""
+    found = law.estimate(table, key, row_weights)  # type: ignore[misc]
+    layout = compiled(law, table.shape).layout
+    return LawFit(
+        params=found.params,
+        objective=found.objective,
+        num_params=layout.form.num_params,
+        converged=found.converged,
+        law=law,
+        shape=table.shape,
+        objectives=np.array([found.objective]),
+        at_bounds=layout.at_bounds(found.params),
+        effective_params=found.effective_params,
     )
 
 
