@@ -6,6 +6,7 @@ Dai, Zheng: "Explaining Data Mixing Scaling Laws", arXiv 2606.08167.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
 from jaxmix.laws.capacity import log_capacity
+from jaxmix.laws.capacity_jacobian import noise_columns, size_columns
 
 __all__ = ["capacity", "capacity_only"]
 
@@ -98,25 +100,14 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, 
             parameters["transfer_out"] = Parameter((e, rank), 1e-6, 1e2, (1e-2, 0.5))
             parameters["transfer_in"] = Parameter((rank, m), 1e-6, 1e2, (1e-2, 1.0), per_metric=False)
 
-        own = np.asarray(shape.metric_domain)
-
-        def predict(params: Params, weights: Array, model_size: Array, tokens: Array) -> Array:
-            constant = jnp.broadcast_to(params["irreducible"][None, :], (weights.shape[0], e))
-            if has_size_term:
-                relative = model_size / shape.model_size
-                size_term, exponent = _size_term(params, weights, relative, shape, competition=competition)
-                constant = constant + size_term
-            noise_exponent = exponent / (1.0 + exponent) if exponents == "tied" else params["noise_exponent"]
-            seen = jnp.where(own[None, :] >= 0, weights[:, own], 0.0)
-            if offset != "none":
-                seen = seen + params["offset"][None, :]
-            if rank:
-                seen = seen + (weights @ params["transfer_in"].T) @ params["transfer_out"].T
-            amount = (tokens / shape.tokens)[:, None] * seen
-            noise = params["noise_scale"][None, :] * amount ** -noise_exponent[None, :]
-            return constant + noise
-
-        return Form(parameters, predict)
+        options = _Options(offset, exponents, rank, competition, has_size_term)
+        predict = lambda params, weights, model_size, tokens: _losses(
+            options, shape, params, weights, model_size, tokens
+        )
+        jacobian = lambda params, weights, model_size, tokens: _columns(
+            options, shape, params, weights, model_size, tokens
+        )
+        return Form(parameters, predict, jacobian=jacobian if competition else None)
 
     return Law("capacity", build=build)
 
@@ -162,9 +153,97 @@ def capacity_only(exponents: str = "free") -> Law:
             size_term, _ = _size_term(params, weights, relative, shape, competition=True)
             return size_term + params["irreducible"][None, :]
 
-        return Form(parameters, predict)
+        def jacobian(
+            params: Params, weights: Array, model_size: Array, tokens: Array
+        ) -> tuple[Array, dict[str, Array]]:
+            del tokens
+            exponent, log_scale, log_size, head = _competition(params, weights, model_size / shape.model_size, shape)
+            own = np.asarray(shape.metric_domain)
+            term, columns = size_columns(log_size, exponent, log_scale, jnp.log(head)[:, None], own)
+            if exponents == "shared":
+                columns["exponent"] = jnp.sum(columns["exponent"], axis=1, keepdims=True)
+            constant = jnp.broadcast_to(params["irreducible"][None, :], term.shape)
+            columns["irreducible"] = constant.T[:, None, :]
+            return term + constant, columns
+
+        return Form(parameters, predict, jacobian=jacobian)
 
     return Law("capacity_only", build=build)
+
+
+class _Options(NamedTuple):
+    """Arguments of `capacity`."""
+
+    offset: str
+    exponents: str
+    rank: int
+    competition: bool
+    has_size_term: bool
+
+
+def _losses(options: _Options, shape: Shape, params: Params, weights: Array, model_size: Array, tokens: Array) -> Array:
+    """Equation 3 with its extensions, [r, e]."""
+    losses = jnp.broadcast_to(params["irreducible"][None, :], (weights.shape[0], shape.num_metrics))
+    exponent = None
+    if options.has_size_term:
+        relative = model_size / shape.model_size
+        term, exponent = _size_term(params, weights, relative, shape, competition=options.competition)
+        losses = losses + term
+    noise_exponent = _noise_exponent(options, params, exponent)
+    amount = _amount(options, shape, params, weights, tokens)
+    return losses + params["noise_scale"][None, :] * amount ** -noise_exponent[None, :]
+
+
+def _amount(options: _Options, shape: Shape, params: Params, weights: Array, tokens: Array) -> Array:
+    """D m, what each metric was shown, [r, e]."""
+    own = np.asarray(shape.metric_domain)
+    seen = jnp.where(own[None, :] >= 0, weights[:, own], 0.0)
+    if options.offset != "none":
+        seen = seen + params["offset"][None, :]
+    if options.rank:
+        seen = seen + (weights @ params["transfer_in"].T) @ params["transfer_out"].T
+    return (tokens / shape.tokens)[:, None] * seen
+
+
+def _noise_exponent(options: _Options, params: Params, exponent: Array | None) -> Array:
+    if options.exponents == "tied" and exponent is not None:
+        return exponent / (1.0 + exponent)
+    return params["noise_exponent"]
+
+
+def _columns(
+    options: _Options, shape: Shape, params: Params, weights: Array, model_size: Array, tokens: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The losses with competition and their derivatives by the logarithms of all parameters (see `Form.jacobian`)."""
+    own = np.asarray(shape.metric_domain)
+    exponent, log_scale, log_size, head = _competition(params, weights, model_size / shape.model_size, shape)
+    term, columns = size_columns(log_size, exponent, log_scale, jnp.log(head)[:, None], own)
+    noise_exponent = _noise_exponent(options, params, exponent[own])
+    amount = _amount(options, shape, params, weights, tokens)
+    noise = params["noise_scale"][None, :] * amount ** -noise_exponent[None, :]
+    by = noise_columns(noise, amount, noise_exponent)
+    column = lambda values: values.T[:, None, :]
+    if options.exponents == "tied":
+        is_own = jnp.asarray(own[:, None] == np.arange(shape.num_domains)[None, :], noise.dtype)[:, :, None]
+        bent = exponent[own] / (1.0 + exponent[own]) ** 2
+        columns["exponent"] = columns["exponent"] + is_own * column(by["exponent"] * bent[None, :])
+    else:
+        columns["noise_exponent"] = column(by["exponent"] * noise_exponent[None, :])
+    if options.exponents == "shared":
+        columns["exponent"] = jnp.sum(columns["exponent"], axis=1, keepdims=True)
+    columns["noise_scale"] = column(by["log_scale"])
+    columns["irreducible"] = column(jnp.broadcast_to(params["irreducible"][None, :], noise.shape))
+    # What one unit of the own weight does: m is the amount over D.
+    by_seen = by["log_amount"] / amount * (tokens / shape.tokens)[:, None]
+    if options.offset != "none":
+        columns["offset"] = column(by_seen * params["offset"][None, :])
+    if options.rank:
+        out, into = params["transfer_out"], params["transfer_in"]
+        columns["transfer_out"] = column(by_seen) * (out[:, :, None] * (weights @ into.T).T[None])
+        drawn = (into[:, :, None] * weights.T[None])[None]
+        whole = drawn * out[:, :, None, None] * by_seen.T[:, None, None, :]
+        columns["transfer_in"] = whole.reshape(noise.shape[1], -1, noise.shape[0])
+    return term + noise + params["irreducible"][None, :], columns
 
 
 def _size_parameters(shape: Shape, *, competition: bool, is_shared: bool) -> dict[str, Parameter]:
@@ -185,17 +264,24 @@ def _size_term(
 ) -> tuple[Array, Array]:
     """`c x^{−b}` [r, e], 0 for metrics of no domain, and b per metric [e]; `model_size` in units of the table's."""
     own = np.asarray(shape.metric_domain)
-    exponent = jnp.broadcast_to(params["exponent"], params["scale"].shape)
-    log_scale = jnp.log(params["scale"])
     if competition:
-        smallest = shape.smallest_model_size / shape.model_size
-        head = jnp.minimum(params["head"][0] * smallest, model_size)
-        log_size = log_capacity(weights, exponent, log_scale, head, model_size)[:, own]
-        exponent, log_scale = exponent[own], log_scale[own]
+        exponent, log_scale, log_size, _ = _competition(params, weights, model_size, shape)
+        exponent, log_scale, log_size = exponent[own], log_scale[own], log_size[:, own]
     else:
-        log_size = jnp.log(model_size)[:, None]
+        exponent = jnp.broadcast_to(params["exponent"], params["scale"].shape)
+        log_scale, log_size = jnp.log(params["scale"]), jnp.log(model_size)[:, None]
     term = jnp.exp(log_scale[None, :] - exponent[None, :] * log_size)
     return jnp.where(own[None, :] >= 0, term, 0.0), exponent
+
+
+def _competition(
+    params: Mapping[str, Array], weights: Array, model_size: Array, shape: Shape
+) -> tuple[Array, Array, Array, Array]:
+    """b and log c per domain [m], log x [r, m], and H [r]; sizes in units of the table's."""
+    exponent = jnp.broadcast_to(params["exponent"], params["scale"].shape)
+    log_scale = jnp.log(params["scale"])
+    head = jnp.minimum(params["head"][0] * (shape.smallest_model_size / shape.model_size), model_size)
+    return exponent, log_scale, log_capacity(weights, exponent, log_scale, head, model_size), head
 
 
 def _check_metrics(shape: Shape, *, exponents: str, rank: int) -> None:

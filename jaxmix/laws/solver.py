@@ -111,13 +111,13 @@ def build_solver(
     gather = lambda per_metric, common: per_metric if is_separable else jnp.sum(per_metric)[None] + common
 
     def model(point: Point, cells: Cells, row_weights: Array) -> _Model:
-        residual, columns_shared, columns_local = _jacobian(layout, point, cells)
+        residual, columns = _jacobian(layout, point, cells)
         shares = _shares(cells, row_weights)
         value, influence = _rho(residual, huber_delta)
         pull = shares * influence
-        columns = jnp.concatenate([columns_shared, columns_local]) * jnp.sqrt(pull)[None]
-        whole = jnp.einsum("kre,lre->ekl", columns, columns)
-        slope = jnp.einsum("kre,re->ek", columns, jnp.sqrt(pull) * residual)
+        columns = columns * jnp.sqrt(pull).T[:, None, :]
+        whole = jnp.einsum("ekr,elr->ekl", columns, columns)
+        slope = jnp.einsum("ekr,er->ek", columns, (jnp.sqrt(pull) * residual).T)
         ps = point.shared.shape[0]
         made = _Model(
             cost=jnp.sum(shares * value, axis=0),
@@ -204,16 +204,31 @@ def _residuals(layout: Layout, point: Point, cells: Cells) -> Array:
     return jnp.where(is_measured, predicted / cells.losses - 1.0, 0.0)
 
 
-def _jacobian(layout: Layout, point: Point, cells: Cells) -> tuple[Array, Array, Array]:
-    """Residuals [r, e] and their derivatives by the shared numbers [ps, r, e] and by the columns [pl, r, e]."""
+def _jacobian(layout: Layout, point: Point, cells: Cells) -> tuple[Array, Array]:
+    """Residuals [r, e] and their derivatives [e, ps + pl, r] by the shared numbers and each metric's own."""
+    if layout.form.jacobian is not None:
+        return _jacobian_by_hand(layout, point, cells)
     residual, push = jax.linearize(lambda point: _residuals(layout, point, cells), point)
     ps, (e, pl) = point.shared.shape[0], point.local.shape
     total = ps + pl
     basis = jnp.eye(total)
     shared = basis[:, :ps]
+    # One direction moves the same column of every metric: no metric feels the others' columns.
     local = jnp.broadcast_to(basis[:, None, ps:], (total, e, pl))
     columns = jax.vmap(lambda s, c: push(Point(s, c)))(shared, local)
-    return residual, columns[:ps], columns[ps:]
+    return residual, jnp.transpose(columns, (2, 0, 1))
+
+
+def _jacobian_by_hand(layout: Layout, point: Point, cells: Cells) -> tuple[Array, Array]:
+    """The same from `Form.jacobian`."""
+    losses, columns = layout.form.jacobian(  # type: ignore[misc]
+        layout.params(point), cells.weights, cells.model_size, cells.tokens
+    )
+    is_measured = cells.is_measured > 0
+    residual = jnp.where(is_measured, losses / cells.losses - 1.0, 0.0)
+    share = jnp.where(is_measured, 1.0 / cells.losses, 0.0).T[:, None, :]
+    whole = [jnp.where(share > 0, columns[name] * share, 0.0) for name in (*layout.shared, *layout.local)]
+    return residual, jnp.concatenate(whole, axis=1)
 
 
 def _shares(cells: Cells, row_weights: Array) -> Array:

@@ -145,6 +145,40 @@ def test_variants_equal_the_oracle(options, count):
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("capacity", {}),
+        ("capacity", {"offset": "per_domain", "exponents": "shared"}),
+        ("capacity", {"offset": "none", "rank": 2, "exponents": "tied"}),
+        ("capacity", {"rank": 1}),
+        ("capacity_only", {"exponents": "shared"}),
+    ],
+)
+def test_columns_are_the_derivatives(name, options):
+    """By hand against forward mode, on weights of which some leave domains at the head."""
+    shape = SHAPE if options.get("rank") != 1 else SHAPE._replace(metric_domain=(2, 0, -1, 3))
+    rng = np.random.default_rng(7)
+    form = make(name, **options).build(shape)
+    params = random_params(form, rng) | {"head": jnp.array([0.3])}
+    weights = rng.dirichlet(np.full(4, 0.3), 12)
+    weights[:3, 1] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    rows = jnp.asarray(weights), jnp.asarray(rng.uniform(10, 200, 12)), jnp.asarray(rng.uniform(1, 9, 12))
+    losses, columns = jax.jit(form.jacobian)(params, *rows)
+    np.testing.assert_allclose(losses, form.predict(params, *rows), rtol=1e-12)
+    logs = {key: jnp.log(value) for key, value in params.items()}
+    whole = jax.jit(jax.jacfwd(lambda logs: form.predict(jax.tree.map(jnp.exp, logs), *rows)))(logs)
+    assert set(columns) == set(whole) == set(form.parameters)
+    for key, parameter in form.parameters.items():
+        found, expected = np.asarray(columns[key]), np.asarray(whole[key])
+        if parameter.per_metric:
+            expected = np.stack([expected[:, i, i].reshape(12, -1) for i in range(4)], axis=1)
+        else:
+            expected = expected.reshape(12, 4, -1)
+        np.testing.assert_allclose(np.transpose(found, (2, 0, 1)), expected, atol=1e-10, err_msg=key)
+
+
 def test_reference_parameter_counts():
     regmix = Shape(17, tuple(range(13)))
     assert make("capacity").build(regmix).num_params == 75
