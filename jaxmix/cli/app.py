@@ -108,10 +108,11 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "law",
         "Fit mixing laws to a table of runs, compare them, propose the best mixture",
-        """check compares all laws on mixtures they have not seen; fit judges and fits one, or with auto the best of all,
-        and writes law.json, runs.csv and report.html; propose writes mixture.yaml, which `jaxmix train` takes. TABLE is
-        a CSV file with columns model_size (millions), tokens (billions), weight/<domain> and loss/<metric>, or the
-        folder of a fitted law or swarm. Numbers by name are written as YAML: '{web: 0.3, code: 0.1}'.""",
+        """check compares all laws on mixtures they have not seen; fit judges and fits one, or with auto
+        the best of all, and writes law.json, runs.csv and report.html; propose writes mixture.yaml, which
+        `jaxmix train` takes. TABLE is a CSV file with columns model_size (millions), tokens (billions),
+        weight/<domain> and loss/<metric>, or the folder of a fitted law or swarm. Numbers by name are
+        written as YAML: '{web: 0.3, code: 0.1}'.""",
         positional=(("ACTION", "fit, propose or check"), ("TABLE", "a CSV file of runs, or a folder that holds one")),
         flags=(
             Flag("--out", "folder to write to (runs/law-<name of the table>, or the law's own)", "FOLDER"),

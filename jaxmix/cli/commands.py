@@ -29,8 +29,8 @@ def _load(arguments: Arguments, *, out: str | None = None) -> Any:
 
 
 def quickstart(arguments: Arguments) -> int:
-    """Prepares, trains six runs, prints the table, names the page."""
-    from jaxmix.workflows.quickstart import DEFAULT_OUT, quickstart_members
+    """Prepares, finds a mixture by proxies and a law, trains eight runs, prints the table, names the page."""
+    from jaxmix.workflows.quickstart import DEFAULT_OUT, propose_mixture, quickstart_members
 
     out = arguments.out or DEFAULT_OUT
     overrides = list(arguments.overrides)
@@ -39,9 +39,13 @@ def quickstart(arguments: Arguments) -> int:
     runs = quickstart_members(overrides, out=out, seeds=arguments.seeds)
     if arguments.dry_run:
         return _dry_run_comparison(arguments, runs, out, "the bundled texts")
+    note = (lambda line: None) if arguments.json else say
+    with _continued_by(_command(arguments)):
+        cost = propose_mixture(runs[0].config, overrides, out=out, command=_command(arguments), say=note)
+    runs = quickstart_members(overrides, out=out, seeds=arguments.seeds)
     outcome = _run_comparison(arguments, runs, out)
     if arguments.json:
-        say_json(outcome.summary)
+        say_json({**outcome.summary, "notes": [cost]})
         return 0
     from jaxmix.report import load_run
     from jaxmix.report.tables import comparison_table
@@ -50,7 +54,7 @@ def quickstart(arguments: Arguments) -> int:
     say()
     say_table(table.columns, table.rows, title="Validation loss (nats per token), realised share, epochs; seed means")
     say()
-    for sentence in outcome.sentences:
+    for sentence in (*outcome.sentences, cost):
         say(sentence)
     say(f"\nPage: {outcome.report}")
     return 0

@@ -79,7 +79,7 @@ def _fit(arguments: Arguments) -> int:
         say_json(fitted.as_json())
         return 0
     _print_laws(laws_table(fitted.diagnoses), fitted.left_out)
-    say(" ".join(verdict(fitted.name, fitted.diagnoses[fitted.name])))
+    say(" ".join(verdict(fitted.label, fitted.diagnoses[fitted.label])))
     if not fitted.fit.converged:
         say("The fit had not converged: try more starts.")
     say(f"\nLaw: {out}/law.json. Page: {out}/report.html")

@@ -148,13 +148,17 @@ def test_quickstart_compares_and_is_not_repeated(tmp_path, capsys):
     assert main([*arguments, *small]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert {(r["variant"], r["seed"]) for r in summary["runs"]} == {
-        (v, s) for v in ("natural", "uniform", "odm") for s in (0, 1)
+        (v, s) for v in ("natural", "uniform", "odm", "law") for s in (0, 1)
     }
+    assert "proxies" in summary["notes"][0]
+    proposed = yaml.safe_load((tmp_path / "q" / "law" / "mixture.yaml").read_text())["mixture"]["weights"]
+    trained = yaml.safe_load((tmp_path / "q" / "law-seed0" / "config.yaml").read_text())["mixture"]["weights"]
+    assert trained == proposed
     tokens = [r["tokens"] for r in summary["runs"]]
     assert min(tokens) > 0.99 * 3 * 8 * 32  # the last row of a source has fewer targets
     assert max(tokens) <= 3 * 8 * 32
     page = (tmp_path / "q" / "report.html").read_text()
-    for word in ("natural", "uniform", "odm", "novel", "jaxmix quickstart"):
+    for word in ("natural", "uniform", "odm", "law", "novel", "jaxmix quickstart"):
         assert word in page
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("metrics.jsonl")}
     assert main([*arguments, *small]) == 0
