@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxmix.laws.additive import additive, joint
+from jaxmix.laws.auto import CANDIDATES, auto, parse
 from jaxmix.laws.autoscale import autoscale
 from jaxmix.laws.base import Estimate, Form, Law, Parameter, RunTable, Shape, make, registry
 from jaxmix.laws.bimix import bimix
@@ -27,6 +28,7 @@ from jaxmix.laws.transfer import transfer
 from jaxmix.laws.trees import lightgbm
 
 __all__ = [
+    "CANDIDATES",
     "Bootstrap",
     "Diagnosis",
     "Estimate",
@@ -42,6 +44,7 @@ __all__ = [
     "Shape",
     "additive",
     "allocate_capacity",
+    "auto",
     "autoscale",
     "bimix",
     "bootstrap",
@@ -65,6 +68,7 @@ __all__ = [
     "loglinear",
     "make",
     "mean",
+    "parse",
     "power",
     "propose",
     "propose_regmix",

@@ -61,7 +61,8 @@ def bootstrap(
 
     Mixtures are drawn, not runs: runs of one mixture at several sizes, budgets and seeds come and go together, since
     they say the same about the mixture. All resamples advance together, each from the fit, by the squared relative
-    error. The intervals therefore say how far the fitted optimum moves with the data; they do not cover other optima.
+    error; laws that find their parameters themselves (`Law.estimate`) do so for every resample. The intervals
+    therefore say how far the fitted optimum moves with the data; they do not cover other optima.
 
     Args:
         fit: of a law with parameters, to this table.
@@ -108,6 +109,8 @@ def bootstrap(
         count = int(mixture.max()) + 1
         drawn = np.asarray(jax.random.randint(key, (num_resamples, count), 0, count))
         times = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float64)
+        if fit.law.estimate is not None:
+            return _estimated(fit, table, key, times[:, mixture])
         layout = compiled(fit.law, fit.shape).layout
         cells, _ = cells_of(table, np.ones(len(table)))
         weights = np.zeros((num_resamples, cells.losses.shape[0]))
@@ -118,6 +121,13 @@ def bootstrap(
         solution = solve_all(program, cells, weights, lanes_for(layout, cells), points, max_steps)
         params = jax.device_get(jax.vmap(layout.params)(Point(*map(jax.numpy.asarray, solution.point))))
     return Bootstrap(fit, params, solution.cost.sum(axis=1), solution.is_converged.all(axis=1))
+
+
+def _estimated(fit: LawFit, table: RunTable, key: Any, row_weights: np.ndarray) -> Bootstrap:
+    """Every resample [s, r] fitted by the law itself."""
+    found = [fit.law.estimate(table, key, weights) for weights in row_weights]  # type: ignore[misc]
+    params = {name: np.stack([estimate.params[name] for estimate in found]) for name in fit.params}
+    return Bootstrap(fit, params, np.array([f.objective for f in found]), np.array([f.converged for f in found]))
 
 
 def _ends(level: float) -> tuple[float, float]:

@@ -119,6 +119,16 @@ class Selection(NamedTuple):
     diagnoses: dict[str, Diagnosis]
     left_out: dict[str, str]
 
+    def __str__(self) -> str:
+        """The ranking, one law a line, the chosen one marked."""
+        width = max(len(name) for name in (*self.diagnoses, *self.left_out))
+        lines = [
+            f"{'*' if name == self.name else ' '} {name:{width}}  {100 * found.mre:7.3f} %  "
+            f"± {100 * found.standard_error:.3f}  {found.num_params} parameters"
+            for name, found in self.diagnoses.items()
+        ]
+        return "\n".join([*lines, *(f"  {name:{width}}  left out: {why}" for name, why in self.left_out.items())])
+
 
 def cross_validate(
     law: Law,

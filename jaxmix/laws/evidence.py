@@ -15,7 +15,7 @@ import numpy as np
 from jaxmix.core.types import Array
 from jaxmix.laws.posterior import NUM_SCALARS, Mode, Prior, Rows, find_mode
 
-__all__ = ["GROUPS", "MEAN", "Evidence", "Switches", "deviations", "fit_hierarchy"]
+__all__ = ["GROUPS", "MEAN", "Evidence", "Switches", "deviations", "fit_hierarchy", "learn_noise", "learn_prior"]
 
 GROUPS = (
     "irreducible", "reducible", "exponent", "exponent_growth", "floor_share", "size_exponent", "token_exponent",
@@ -109,14 +109,11 @@ def fit_hierarchy(
     m, e = rows.weights.shape[1], len(metric_domain)
     is_own = np.asarray(metric_domain)[:, None] == np.arange(m)[None, :]
     group = _groups(is_own)
-    size = jnp.asarray(np.bincount(group.reshape(-1), minlength=len(GROUPS)).astype(np.float64))
-    total = lambda values: jax.ops.segment_sum(values.reshape(-1), group.reshape(-1), len(GROUPS))
     centre = jnp.asarray([MEAN[name] for name in GROUPS])
     rows = rows._replace(competing=jnp.where(switches.competition, rows.competing, 0.0))
     counts, logs = counts.T, jnp.log(losses).T
     lowest = jnp.exp(jnp.min(jnp.where(counts > 0, logs, jnp.inf), axis=1))
     lowest = jnp.where(jnp.isfinite(lowest), lowest, 1.0)
-    num_runs = jnp.sum(counts, axis=1)
 
     def mode(hyper: _Hyper, max_steps: int) -> tuple[Mode, Array, Array]:
         prior = Prior(hyper.mean, 1.0 / hyper.deviation[group] ** 2)
@@ -126,16 +123,9 @@ def fit_hierarchy(
 
     def one_round(_: Array, hyper: _Hyper) -> _Hyper:
         found, variance, effective = mode(hyper, _STEPS)
-        noise = _noise(found, hyper.noise, counts, num_runs, effective, switches.robust)
-        mean = (total(found.theta) + _MEAN_COUNT * centre) / (size + _MEAN_COUNT)
-        mean = mean.at[_COMPETITION].set(0.0)
-        means = mean[group]
-        rates = slice(NUM_SCALARS, NUM_SCALARS + m)
-        shaped = _transfer_means(found.theta[:, rates], mean[_OTHER_RATE], hyper.deviation[_OTHER_RATE], is_own)
-        means = means.at[:, rates].set(jnp.where(switches.structure & jnp.asarray(~is_own), shaped, means[:, rates]))
-        spread = total((found.theta - means) ** 2 + variance)
-        found_deviation = jnp.sqrt((spread + _DEVIATION_COUNT * deviation**2) / (size + _DEVIATION_COUNT))
-        return _Hyper(found.theta, means, found_deviation, noise)
+        noise = learn_noise(found, hyper.noise, counts, effective, switches.robust)
+        mean, spread = learn_prior(found.theta, variance, hyper.deviation, deviation, is_own, switches.structure)
+        return _Hyper(found.theta, mean, spread, noise)
 
     start = centre[group]
     hyper = jax.lax.fori_loop(0, _ROUNDS, one_round, _Hyper(start, start, deviation, jnp.full(e, _NOISE)))
@@ -172,14 +162,42 @@ def _variance(information: Array, precision: Array) -> Array:
     return jnp.clip(jnp.sum(inverse**2, axis=0), 1e-12, 1.0 / precision)
 
 
-def _noise(found: Mode, noise: Array, counts: Array, num_runs: Array, effective: Array, robust: Array) -> Array:
-    """σ from the residuals left by the numbers spent, drawn to the geometric mean over metrics."""
+def learn_noise(found: Mode, noise: Array, counts: Array, effective: Array, robust: Array) -> Array:
+    """σ [e] from the residuals left by the numbers spent, drawn to the geometric mean over metrics."""
+    num_runs = jnp.sum(counts, axis=1)
     used = jnp.where(robust, found.pull * noise[:, None] ** 2, counts)
     free = jnp.maximum(num_runs - effective, _LEAST_FREE * num_runs)
     is_seen = num_runs > 0
     squared = jnp.sum(used * found.residual**2, axis=1) / jnp.where(is_seen, free, 1.0) + _LEAST_NOISE**2
     mean_log = jnp.sum(jnp.where(is_seen, jnp.log(squared), 0.0)) / jnp.sum(is_seen, dtype=jnp.float64)
     return jnp.sqrt((free * squared + _POOLED_RUNS * jnp.exp(mean_log)) / (free + _POOLED_RUNS))
+
+
+def learn_prior(
+    theta: Array, variance: Array, deviation: Array, start: Array, is_own: np.ndarray, structure: Array
+) -> tuple[Array, Array]:
+    """μ [e, p] and τ [12] from where a mode lies and how wide it is.
+
+    Args:
+        theta: [e, p].
+        variance: [e, p], V.
+        deviation: [12], τ of the round before.
+        start: [12], τ₀.
+        is_own: bool[e, m].
+        structure: whether metrics, domains and swapped pairs shape the prior of C.
+    """
+    group, m = _groups(is_own), is_own.shape[1]
+    size = jnp.asarray(np.bincount(group.reshape(-1), minlength=len(GROUPS)).astype(np.float64))
+    total = lambda values: jax.ops.segment_sum(values.reshape(-1), group.reshape(-1), len(GROUPS))
+    centre = jnp.asarray([MEAN[name] for name in GROUPS])
+    mean = (total(theta) + _MEAN_COUNT * centre) / (size + _MEAN_COUNT)
+    mean = mean.at[_COMPETITION].set(0.0)
+    means = mean[group]
+    rates = slice(NUM_SCALARS, NUM_SCALARS + m)
+    shaped = _transfer_means(theta[:, rates], mean[_OTHER_RATE], deviation[_OTHER_RATE], is_own)
+    means = means.at[:, rates].set(jnp.where(structure & jnp.asarray(~is_own), shaped, means[:, rates]))
+    spread = total((theta - means) ** 2 + variance)
+    return means, jnp.sqrt((spread + _DEVIATION_COUNT * start**2) / (size + _DEVIATION_COUNT))
 
 
 def _transfer_means(rates: Array, mean: Array, deviation: Array, is_own: np.ndarray) -> Array:

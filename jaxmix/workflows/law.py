@@ -36,7 +36,8 @@ class LawSettings:
     Attributes:
         law: a name, or "auto": the law of the lowest out-of-fold error.
         options: arguments of the law.
-        candidates: names that "auto" and `check` compare; None: all there are.
+        candidates: laws that "auto" and `check` compare; None: `jaxmix.laws.CANDIDATES` for "auto", and all there are
+            for `check`.
         folds: of the judgement.
         num_starts: random starts of every fit.
         seed: of the split and the starts.
@@ -64,6 +65,7 @@ class FittedLaw:
         diagnoses: by name, best first; {} when loaded or not judged.
         left_out: laws that could not be judged, and why.
         folder: where it was written, or None.
+        label: its key in `diagnoses`; the name unless "auto" has compared variants of one law.
     """
 
     fit: LawFit
@@ -73,12 +75,14 @@ class FittedLaw:
     diagnoses: Mapping[str, Diagnosis]
     left_out: Mapping[str, str]
     folder: Path | None = None
+    label: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return {
             "law": self.name,
             "options": dict(self.options),
             "num_params": self.fit.num_params,
+            "effective_params": self.fit.effective_params,
             "converged": self.fit.converged,
             "diagnoses": {name: diagnosis_json(found, self.table) for name, found in self.diagnoses.items()},
             "left_out": dict(self.left_out),
@@ -149,19 +153,24 @@ def fit_law(
     """
     import jax
 
-    from jaxmix.laws import fit, registry
+    from jaxmix.laws import CANDIDATES, fit, make, parse
 
     check_settings(settings)
+    key, name, options = jax.random.key(settings.seed), settings.law, dict(settings.options)
     if settings.law == AUTO:
-        names = settings.candidates or tuple(name for name in registry if name != AUTO)
-        laws = _laws({name: {} for name in names})
+        labels = settings.candidates or CANDIDATES
+        if say is not None:
+            say(f"{len(labels)} laws, {settings.folds} folds, {len(table)} runs")
+        law = make(AUTO, candidates=labels, folds=settings.folds, one_standard_error=settings.is_simplest)
+        found = fit(law, table, key=key, num_starts=settings.num_starts)
+        label, diagnoses, left_out = found.selection.name, found.selection.diagnoses, found.selection.left_out
+        name, options = parse(label)
     else:
-        laws = _laws({settings.law: settings.options})
-    name, diagnoses, left_out = _judged(table, laws, settings, say)
-    law = laws[name]
-    found = fit(law, table, key=jax.random.key(settings.seed), num_starts=settings.num_starts)
+        laws = _laws({name: options})
+        label, diagnoses, left_out = _judged(table, laws, settings, say)
+        found = fit(laws[name], table, key=key, num_starts=settings.num_starts)
     folder = None if out is None else Path(out)
-    fitted = FittedLaw(found, table, name, dict(settings.options), diagnoses, left_out, folder)
+    fitted = FittedLaw(found, table, name, options, diagnoses, left_out, folder, label)
     if folder is not None:
         _write(fitted, settings, folder, command, source)
     return fitted
@@ -207,8 +216,9 @@ def load_law(folder: str) -> FittedLaw:
             shape=table.shape,
             objectives=np.asarray([about["objective"]]),
             at_bounds=tuple(about["at_bounds"]),
+            effective_params=about.get("effective_params"),
         )
-    return FittedLaw(found, table, about["law"], about["options"], {}, {}, Path(folder))
+    return FittedLaw(found, table, about["law"], about["options"], {}, {}, Path(folder), about["law"])
 
 
 def make_proposal(
@@ -367,6 +377,7 @@ def _write(fitted: FittedLaw, settings: LawSettings, folder: Path, command: str,
             "params": {name: value.tolist() for name, value in found.params.items()},
             "objective": found.objective,
             "num_params": found.num_params,
+            "effective_params": found.effective_params,
             "converged": found.converged,
             "at_bounds": list(found.at_bounds),
             "domains": list(table.domain_names),
@@ -380,7 +391,7 @@ def _write(fitted: FittedLaw, settings: LawSettings, folder: Path, command: str,
     )
     shares = np.full(len(table.metric_names), 1.0 / len(table.metric_names))
     page = law_page(
-        found, table, fitted.diagnoses, fitted.name, title=f"Law of {Path(source).stem}", shares=shares,
+        found, table, fitted.diagnoses, fitted.label, title=f"Law of {Path(source).stem}", shares=shares,
         origin={**origin, "versions": ", ".join(f"{k} {v}" for k, v in versions().items())},
     )  # fmt: skip
     write_text(folder / PAGE, page)

@@ -20,7 +20,10 @@ VARYING = Shape(3, (0, 2, 1), model_size_varies=True, tokens_vary=True, model_si
 SHAPES = {"constant": CONSTANT, "varying": VARYING}
 KEY = jax.random.key(0)
 FIT = {"num_starts": 4, "restarts": 0, "max_steps": 40}
-FASTER = {"lightgbm": {"rounds": 60, "learning_rate": 0.1}}
+FASTER = {
+    "lightgbm": {"rounds": 60, "learning_rate": 0.1},
+    "auto": {"candidates": ("loglinear", "hierarchical:competition=False", "mean"), "folds": 3},
+}
 OWN_WEIGHT_ONLY = {"bimix", "capacity", "capacity_only", "dcpt", "power"}
 """Laws that can say nothing of a metric of no domain, with their usual settings."""
 
