@@ -8,13 +8,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.terms import check_range, safe_power, scale_parameters, scale_terms
 
 __all__ = ["additive", "joint"]
 
 
 @registry.register
+@one_object
 def additive(*, ridge: float = 1e-5) -> Law:
     r"""The additive law: one over a sum of powers of the weights, beside terms in size and tokens.
 
@@ -54,6 +55,7 @@ def additive(*, ridge: float = 1e-5) -> Law:
 
 
 @registry.register
+@one_object
 def joint(*, ridge: float = 1e-5) -> Law:
     r"""The joint law: the additive law whose terms in size and tokens depend on the mixture too.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.terms import check_range
 
 __all__ = ["autoscale"]
 
 
 @registry.register
+@one_object
 def autoscale(unit: float = 1e-3) -> Law:
     r"""AutoScale: every domain lowers every loss by a power law in its own tokens, beside what others are worth.
 

@@ -7,8 +7,9 @@ where it has terms in them. `fit` (jaxmix.laws.fit) finds the parameters; a law 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 
@@ -16,13 +17,42 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
 from jaxmix.core.types import Array
 
-__all__ = ["Estimate", "Form", "Law", "Parameter", "Params", "Predict", "RunTable", "Shape", "make", "registry"]
+__all__ = [
+    "Estimate",
+    "Form",
+    "Law",
+    "Parameter",
+    "Params",
+    "Predict",
+    "RunTable",
+    "Shape",
+    "make",
+    "one_object",
+    "registry",
+]
+
+P = ParamSpec("P")
 
 registry = Registry("law")
 """All laws by name. Register a factory of your own with `@jaxmix.laws.registry.register`."""
 
 make = registry.make
 """`make("capacity", **kwargs)`: the law of that name; unknown names and arguments list the nearest known one."""
+
+
+def one_object(factory: Callable[P, Law]) -> Callable[P, Law]:
+    """Makes the factory return the same law for the same arguments, so that all fits of it share what was compiled."""
+    cached = functools.cache(factory)
+
+    @functools.wraps(factory)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Law:
+        try:
+            return cached(*args, **kwargs)  # type: ignore[arg-type]
+        except TypeError:  # arguments without a hash, which the factory refuses in words
+            return factory(*args, **kwargs)
+
+    return made
+
 
 Params = dict[str, Array]
 

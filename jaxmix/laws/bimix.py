@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.terms import check_range, own_weights, require_own_domains
 
 __all__ = ["bimix"]
 
 
 @registry.register
+@one_object
 def bimix(floor: float = 1e-4) -> Law:
     r"""BiMix: each domain's loss is a power law in its own weight, with a factor that falls with the tokens.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.capacity import log_capacity
 from jaxmix.laws.capacity_jacobian import noise_columns, size_columns
 
@@ -24,6 +24,7 @@ EXPONENTS = ("free", "shared", "tied")
 
 
 @registry.register
+@one_object
 def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, competition: bool = True) -> Law:
     r"""The capacity-and-noise law of Dai and Zheng (their Equation 3), with its extensions to weights of zero.
 
@@ -113,6 +114,7 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, 
 
 
 @registry.register
+@one_object
 def capacity_only(exponents: str = "free") -> Law:
     r"""Capacity competition alone (Equation 1 of Dai and Zheng).
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.terms import own_weights, require_own_domains, safe_power, scale_parameters, scale_terms
 
 __all__ = ["dcpt"]
 
 
 @registry.register
+@one_object
 def dcpt() -> Law:
     r"""D-CPT: a term that grows with the own weight and falls with tokens, and one that falls with the own weight.
 

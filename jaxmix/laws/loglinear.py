@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.terms import check_choice, check_range, scale_parameters, scale_terms
 
 __all__ = ["loglinear"]
@@ -17,6 +17,7 @@ VARIANTS = ("olmix", "ye", "aioli")
 
 
 @registry.register
+@one_object
 def loglinear(variant: str = "olmix", *, ridge: float = 0.0) -> Law:
     r"""The exponential law: losses fall log-linearly in the mixture down to an irreducible part.
 

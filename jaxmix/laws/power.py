@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.terms import check_range, own_weights, require_own_domains, scale_parameters, scale_terms
 
 __all__ = ["power"]
 
 
 @registry.register
+@one_object
 def power(floor: float = 1e-4) -> Law:
     r"""Each domain's loss is a power law in the tokens of its own that were trained on, and one in model size.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.terms import check_range, scale_parameters, scale_terms
 
 __all__ = ["transfer"]
 
 
 @registry.register
+@one_object
 def transfer(*, ridge: float = 0.0) -> Law:
     r"""Each metric's loss is a power law in the effective data it is given: all domains, each at a rate of exchange.
 
