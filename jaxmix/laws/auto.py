@@ -63,11 +63,12 @@ def auto(
         ConfigError: unknown law or argument; when fitted, no candidate that suits the table, or runs of one mixture.
 
     Numerics: laws that are searched from random starts have 4 starts of 60 steps in the folds, without shaken
-    restarts, and the options given to `fit` in the last fit. A candidate without priors is left out where it has more
-    numbers than the runs of the smallest training fold have measured cells: it could only reproduce them. Runs of
-    weight 0 are left out of the choice; other weights of runs only enter the last fit. With the default candidates,
-    17 domains and 13 metrics it takes 66 s of one processor's time for 64 runs and 80 s for 512, most of it to
-    compile, which later fits of the same law object to tables of the same outline do not repeat.
+    restarts, and the options given to `fit` in the last fit. A candidate without prior or penalty is left out where it
+    has more numbers than the runs of the smallest training fold have measured cells: it could only reproduce them.
+    Runs of weight 0 are left out of the choice; other weights of runs only enter the last fit. With the default
+    candidates, 17 domains and 13 metrics it takes 66 s of one processor's time for 64 runs and 80 s for 512 (measured
+    beside other work), most of it to compile, which later fits of the same law object to tables of the same outline do
+    not repeat.
 
     Example:
         >>> import jax
@@ -156,12 +157,14 @@ def _sensible(named: Mapping[str, Law], table: RunTable, folds: int) -> tuple[di
     for label, law in named.items():
         if law.build is not None and law.estimate is None:
             try:
-                count = law.build(table.shape).num_params
+                form = law.build(table.shape)
             except ConfigError as error:
                 left_out[label] = str(error)
                 continue
-            if count > cells:
-                left_out[label] = f"it has {count} numbers and no prior, and a fold teaches it by {cells} cells"
+            if form.penalty is None and form.num_params > cells:
+                left_out[label] = (
+                    f"it has {form.num_params} numbers and no prior, and a fold teaches it by {cells} cells"
+                )
                 continue
         kept[label] = law
     if not kept:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Estimate, Form, Law, Parameter, Params, RunTable, Shape, registry
+from jaxmix.laws.base import Estimate, Form, Law, Parameter, Params, RunTable, Shape, one_object, registry
 from jaxmix.laws.evidence import MEAN, Switches, deviations, fit_hierarchy
 from jaxmix.laws.fit import cells_of, on_host
 from jaxmix.laws.posterior import LEAST_WEIGHT, Coordinates, Rows, split
@@ -23,6 +23,7 @@ _MAX_LOG = 30.0
 
 
 @registry.register
+@one_object
 def hierarchical(competition: bool = True, *, structure: bool = True, robust: bool = False) -> Law:
     r"""Each metric learns from every domain at a rate and a power of its own, both shrunk to what the others show.
 
