@@ -134,6 +134,16 @@ def loss_driven(unit: int) -> dict[str, Row]:
         rows[f"dynamic_batch_loading {eta:g}"] = lambda p, mixer=sheared: p.run(mixer, **above_even(p))
     velocitune = mixers.make("velocitune", 0.0, initial_losses=1.0, every=unit)
     rows["velocitune"] = lambda p: p.run(velocitune, **share_of_the_way(p))
+    ado = mixers.make(
+        "ado",
+        refit_every=4 * unit,
+        ignore=2 * unit,
+        start=8 * unit,
+        min_irreducible=0.0,
+        subsample=unit // 20,
+        window=11,
+    )
+    rows["ado"] = lambda p: p.run(ado)
     rows["foresight"] = lambda p: p.run(mixers.make("foresight", p.num_steps))
     rows["foresight, horizon 0"] = lambda p: p.run(mixers.make("foresight", p.num_steps, least_horizon=0.0))
     rows["loss_proportional"] = lambda p: p.run(mixers.make("loss_proportional"))
