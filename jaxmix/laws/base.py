@@ -42,7 +42,7 @@ make = registry.make
 
 def one_object(factory: Callable[P, Law]) -> Callable[P, Law]:
     """Makes the factory return the same law for the same arguments, so that all fits of it share what was compiled."""
-    cached = functools.cache(factory)
+    cached = functools.lru_cache(maxsize=None, typed=True)(factory)  # typed: True is not 1
 
     @functools.wraps(factory)
     def made(*args: P.args, **kwargs: P.kwargs) -> Law:
@@ -77,10 +77,10 @@ class RunTable:
             judging, whatever their seeds.
     """
 
-    weights: np.ndarray
-    losses: np.ndarray
-    model_size: np.ndarray
-    tokens: np.ndarray
+    weights: Any
+    losses: Any
+    model_size: Any
+    tokens: Any
     domain_names: Sequence[str]
     metric_names: Sequence[str]
     metric_domain: Any = None
