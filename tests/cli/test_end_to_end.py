@@ -143,12 +143,12 @@ def test_doctor_names_a_known_bad_pair(monkeypatch, capsys):
 
 
 def test_quickstart_compares_and_is_not_repeated(tmp_path, capsys):
-    arguments = ["quickstart", "--steps", "3", "--seeds", "2", "--out", str(tmp_path / "q"), "--json"]
+    arguments = ["quickstart", "--steps", "3", "--seeds", "1", "--out", str(tmp_path / "q"), "--json"]
     small = ["--data.seq_len", "32", "--data.batch_size", "8", "--data.validation_rows", "4", "--train.log_every", "1"]
     assert main([*arguments, *small]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert {(r["variant"], r["seed"]) for r in summary["runs"]} == {
-        (v, s) for v in ("natural", "uniform", "odm", "law") for s in (0, 1)
+        (v, s) for v in ("natural", "uniform", "odm", "law") for s in (0,)
     }
     assert "proxies" in summary["notes"][0]
     proposed = yaml.safe_load((tmp_path / "q" / "law" / "mixture.yaml").read_text())["mixture"]["weights"]

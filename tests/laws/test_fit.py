@@ -105,7 +105,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = ("tied", "transfer")
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in LONG else ()) for c in CASES])
 def test_no_worse_than_scipy(case):
     law, delta = CASES[case]
     table, _ = noisy_table(law)
