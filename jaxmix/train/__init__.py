@@ -7,13 +7,17 @@ from typing import Any
 
 _HOMES = {
     "RunResult": "loop",
+    "SelectionCost": "selection_cost",
     "TrainSettings": "settings",
     "ValidationSet": "evaluate",
     "build_programs": "programs",
     "build_train_step": "step",
+    "describe_cost": "selection_cost",
     "latest_by_step": "records",
     "read_records": "records",
+    "relative_step_cost": "selection_cost",
     "run_training": "loop",
+    "training_cost": "selection_cost",
     "validation_set": "evaluate",
 }
 
