@@ -6,25 +6,51 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "ImageTowerConfig": "towers_config",
     "Model": "base",
     "PRESETS": "presets",
+    "TOWER_PRESETS": "tower_presets",
+    "TextTowerConfig": "towers_config",
     "TransformerConfig": "config",
+    "TwoTowers": "towers",
+    "TwoTowersConfig": "towers_config",
+    "caption_tokens": "captions",
     "count_params": "accounting",
+    "embed_mixed": "mixed_resolution",
     "fit_partition": "partition",
     "flops_per_token": "accounting",
+    "mean_flops_per_image": "mixed_resolution",
     "preset": "presets",
+    "sharded_loss": "contrastive_loss",
+    "sigmoid_loss": "contrastive_loss",
+    "softmax_loss": "contrastive_loss",
+    "tower_preset": "tower_presets",
     "transformer": "decoder",
+    "two_towers": "towers",
 }
 
 __all__ = [
     "PRESETS",
+    "TOWER_PRESETS",
+    "ImageTowerConfig",
     "Model",
+    "TextTowerConfig",
     "TransformerConfig",
+    "TwoTowers",
+    "TwoTowersConfig",
+    "caption_tokens",
     "count_params",
+    "embed_mixed",
     "fit_partition",
     "flops_per_token",
+    "mean_flops_per_image",
     "preset",
+    "sharded_loss",
+    "sigmoid_loss",
+    "softmax_loss",
+    "tower_preset",
     "transformer",
+    "two_towers",
 ]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from jaxmix.models.config import TransformerConfig
 
-__all__ = ["count_params", "flops_per_token"]
+__all__ = ["block_matrices", "count_params", "flops_per_token"]
 
 
 def count_params(config: TransformerConfig) -> int:
     """Number of parameters, embedding table (and output matrix, if not tied) included."""
     norms = (2 * config.num_layers + 1) * config.width
     tables = (1 if config.tie_embeddings else 2) * config.vocab_size * config.width
-    return config.num_layers * _block_matrices(config) + norms + tables
+    return config.num_layers * block_matrices(config) + norms + tables
 
 
 def flops_per_token(config: TransformerConfig) -> float:
@@ -28,11 +28,12 @@ def flops_per_token(config: TransformerConfig) -> float:
     activations, softmax, the embedding look-up and anything computed a second time (remat, loss chunks) are left
     out, as is usual for "model FLOPs".
     """
-    matrices = config.num_layers * _block_matrices(config) + config.width * config.vocab_size
+    matrices = config.num_layers * block_matrices(config) + config.width * config.vocab_size
     attention = config.num_layers * (config.seq_len + 1) * config.query_heads * config.size_of_head
     return float(6 * matrices + 6 * attention)
 
 
-def _block_matrices(config: TransformerConfig) -> int:
+def block_matrices(config: TransformerConfig) -> int:
+    """Parameters of one block's matrices, its norms left out."""
     attention = 2 * config.width * (config.query_heads + config.key_heads) * config.size_of_head
     return attention + (1 + config.mlp_inputs) * config.width * config.hidden_units

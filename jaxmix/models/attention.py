@@ -1,4 +1,4 @@
-"""Rotary positions and causal attention.
+"""Rotary positions, causal attention and attention in both directions.
 
 Letters: b rows, t tokens, h query heads, g key-value heads (h = g · r), k size of a head.
 """
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.types import Array, Float
+from jaxmix.core.types import Array, Bool, Float
 from jaxmix.models.precision import wide_dtype
 
-__all__ = ["apply_rotary", "blocked_causal_attention", "causal_attention", "rotary_table"]
+__all__ = ["apply_rotary", "blocked_causal_attention", "causal_attention", "full_attention", "rotary_table"]
 
 _MOST_BLOCKS = 16
 
@@ -100,3 +100,43 @@ def blocked_causal_attention(
         outputs.append((mixed.reshape(*scores.shape[:-1], size) / total).astype(value.dtype))
     joined = jnp.concatenate(outputs, axis=3)
     return joined.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, size)
+
+
+def full_attention(
+    query: Float[Array, "b t h k"],
+    key: Float[Array, "b s g k"],
+    value: Float[Array, "b s g k"],
+    valid: Bool[Array, "b s"] | None = None,
+    *,
+    kind: str = "auto",
+) -> Float[Array, "b t h k"]:
+    """softmax(q kᵀ / √k over the valid positions) v; a row with no valid position averages over all of them.
+
+    Args:
+        query, key, value: after rotation, if any; the head h attends with the key-value head ⌊h / r⌋.
+        valid: which positions are tokens; None: all.
+        kind: "dense" (scores of all heads at once, softmax in float32), "dot_product"
+            (`jax.nn.dot_product_attention`: cuDNN on GPU in bfloat16 where nothing is masked), or "auto": dense on CPU.
+    """
+    backend = jax.default_backend()
+    if kind == "dot_product" or (kind == "auto" and backend != "cpu"):
+        mask = None if valid is None else valid[:, None, None, :]
+        is_suited = valid is None and key.shape[1] == query.shape[1] and _suits_cudnn(query, backend)
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, implementation="cudnn" if is_suited else "xla"
+        )
+    rows, length, heads, size = query.shape
+    groups = key.shape[2]
+    wide = wide_dtype(query.dtype)
+    queries = (query * (size**-0.5)).reshape(rows, length, groups, heads // groups, size)
+    queries = queries.transpose(0, 2, 3, 1, 4).reshape(rows, groups, -1, size)
+    keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bgqk,bgsk->bgqs", queries, keys, preferred_element_type=wide)
+    if valid is not None:
+        # The least finite number and not −∞: a row without tokens must not become 0 / 0.
+        scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(wide).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.einsum("bgqs,bgsk->bgqk", weights.astype(value.dtype), values, preferred_element_type=wide)
+    mixed = (mixed / total).astype(value.dtype).reshape(rows, groups, heads // groups, length, size)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, size)

@@ -6,7 +6,7 @@ import dataclasses
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["TransformerConfig"]
+__all__ = ["TransformerConfig", "check_at_least", "check_choice"]
 
 ACTIVATIONS = ("swiglu", "relu2", "gelu")
 ATTENTION = ("auto", "blocked", "dot_product")
@@ -78,20 +78,20 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "width", "vocab_size", "seq_len", "attention_block"):
-            _check_at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1)
         for name in ("num_heads", "num_kv_heads", "head_dim", "mlp_width"):
             if getattr(self, name) is not None:
-                _check_at_least(name, getattr(self, name), 1)
-        _check_at_least("z_loss", self.z_loss, 0)
+                check_at_least(name, getattr(self, name), 1)
+        check_at_least("z_loss", self.z_loss, 0)
         if self.loss_chunk is not None:
-            _check_at_least("loss_chunk", self.loss_chunk, 0)
+            check_at_least("loss_chunk", self.loss_chunk, 0)
         for name in ("rope_base", "norm_epsilon"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}", where=f"model.{name}")
-        _check_choice("activation", self.activation, ACTIVATIONS)
-        _check_choice("attention", self.attention, ATTENTION)
-        _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
-        _check_choice("remat", self.remat, REMAT)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("attention", self.attention, ATTENTION)
+        check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        check_choice("remat", self.remat, REMAT)
         self._check_heads()
 
     def _check_heads(self) -> None:
@@ -162,11 +162,13 @@ class TransformerConfig:
         return _POSITIONS_PER_LOSS_CHUNK if self.vocab_size >= _LARGE_VOCABULARY else 0
 
 
-def _check_at_least(name: str, value: int | float, least: int) -> None:
+def check_at_least(name: str, value: int | float, least: int) -> None:
+    """Raises ConfigError unless value ≥ least; `name` as in the configuration, after `model.`."""
     if not value >= least:
         raise ConfigError(f"{name} must be at least {least}, got {value}", where=f"model.{name}")
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises ConfigError unless value is one of the known ones."""
     if value not in known:
         raise ConfigError(f"unknown {name} {value!r}", where=f"model.{name}", fix=nearest(value, known))

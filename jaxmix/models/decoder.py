@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.models.accounting import count_params, flops_per_token
 from jaxmix.models.attention import rotary_table
 from jaxmix.models.base import Model
+from jaxmix.models.blocks import add_blocks, parameters, run_blocks
 from jaxmix.models.config import TransformerConfig
 from jaxmix.models.layers import Block, RMSNorm, matrix
 from jaxmix.models.loss import token_losses
 from jaxmix.models.partition import constrain_rows, parameter_partition
+from jaxmix.models.precision import check_compute_dtype, compute_dtype
 
 __all__ = ["Decoder", "transformer"]
 
@@ -43,48 +44,20 @@ class Decoder(nnx.Module):
         if not config.tie_embeddings:
             self.readout = matrix(nnx.Rngs(params=readout_key), shape, _TABLE_SCALE)
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
-        keys = jax.random.split(blocks_key, config.num_layers)
-        if config.is_scanned:
-            parameters = jax.vmap(lambda k: _parameters(Block(config, nnx.Rngs(params=k))))(keys)
-            self.blocks = nnx.merge(_block_definition(config), parameters)
-        else:
-            for i in range(config.num_layers):
-                setattr(self, _block_name(i), Block(config, nnx.Rngs(params=keys[i])))
+        add_blocks(self, Block, config, blocks_key)
 
     def __call__(self, tokens: Array, targets: Array, readout: Array | None = None) -> tuple[Array, Array]:
         """Tokens and targets i32[b, t] → (loss, log normaliser), both f32[b, t]; `readout` replaces the own one."""
         config = self.config
-        dtype = _compute_dtype(config.compute_dtype)
+        dtype = compute_dtype(config.compute_dtype)
         table = self.table[...].astype(dtype)
         rotary = rotary_table(tokens.shape[1], config.size_of_head, config.rope_base)
         x = constrain_rows(jnp.take(table, tokens, axis=0, mode="clip"))
-        x = self._run_blocks(x, rotary)
+        x = run_blocks(self, Block, config, x, rotary)
         if readout is None:
             readout = self.table[...] if config.tie_embeddings else self.readout[...]
         readout = self.final_norm.fold(readout.T).T.astype(dtype)
         return token_losses(self.final_norm(x), readout, targets, chunk=config.positions_per_loss_chunk)
-
-    def _run_blocks(self, x: Array, rotary: tuple[Array, Array]) -> Array:
-        config = self.config
-        definition = _block_definition(config)
-
-        def run(x: Array, parameters: Any) -> tuple[Array, None]:
-            return constrain_rows(nnx.merge(definition, parameters)(x, rotary)), None
-
-        if config.remat != "none":
-            # In a scan XLA cannot merge the second computation with the first; unrolled it could and must not.
-            run = jax.checkpoint(run, prevent_cse=not config.is_scanned, policy=_REMAT_POLICIES[config.remat])
-        if config.is_scanned:
-            return jax.lax.scan(run, x, _parameters(self.blocks))[0]
-        for i in range(config.num_layers):
-            x, _ = run(x, _parameters(getattr(self, _block_name(i))))
-        return x
-
-
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "block": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def transformer(config: TransformerConfig) -> Model:
@@ -117,15 +90,10 @@ def transformer(config: TransformerConfig) -> Model:
     >>> model.apply(model.init(jax.random.key(0)), {"tokens": tokens, "targets": jnp.array([[2, 3, -1]])}).shape
     (1, 3)
     """
-    if config.compute_dtype == "float64" and jax.dtypes.canonicalize_dtype("float64") != jnp.float64:
-        raise ConfigError(
-            "compute dtype 'float64' needs JAX's 64-bit mode",
-            where="model.compute_dtype",
-            fix="Set jax_enable_x64, or choose 'float32'.",
-        )
+    check_compute_dtype(config.compute_dtype)
 
     def init(key: Array) -> Any:
-        return _parameters(Decoder(config, key))
+        return parameters(Decoder(config, key))
 
     abstract_key = jax.eval_shape(lambda: jax.random.key(0))
     definition = nnx.graphdef(nnx.eval_shape(lambda key: Decoder(config, key), abstract_key))
@@ -149,22 +117,3 @@ def transformer(config: TransformerConfig) -> Model:
         readout=lambda params: params["table" if config.tie_embeddings else "readout"],
         apply_readout=apply_readout,
     )
-
-
-def _parameters(module: nnx.Module) -> Any:
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
-
-
-def _block_definition(config: TransformerConfig) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
-
-
-def _block_name(index: int) -> str:
-    return f"block_{index:02d}"
-
-
-def _compute_dtype(name: str) -> Any:
-    """ "auto" is looked up when a step is traced, so that building a model touches no device."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)

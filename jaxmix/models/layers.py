@@ -11,7 +11,7 @@ from jaxmix.models.attention import apply_rotary, causal_attention
 from jaxmix.models.config import TransformerConfig
 from jaxmix.models.precision import wide_dtype
 
-__all__ = ["Attention", "Block", "FeedForward", "RMSNorm", "matrix"]
+__all__ = ["Attention", "Block", "FeedForward", "Heads", "RMSNorm", "matrix"]
 
 
 def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> nnx.Param:
@@ -41,8 +41,8 @@ class RMSNorm(nnx.Module):
         return kernel * self.scale[...].reshape(-1, *(1,) * (kernel.ndim - 1))
 
 
-class Attention(nnx.Module):
-    """Causal self-attention with rotary positions and grouped key-value heads, without biases.
+class Heads(nnx.Module):
+    """The products around an attention: normalised tokens into heads, heads back into tokens; without biases.
 
     Each of the g groups holds, in this order, its r query heads, its key head and its value head: one product makes
     all three, and a split over groups keeps together what belongs together.
@@ -56,21 +56,34 @@ class Attention(nnx.Module):
         # Every block adds twice to the residual stream; this keeps its size at 1 at any depth.
         self.output = matrix(rngs, (heads, size, width), (heads * size * 2 * config.num_layers) ** -0.5)
 
-    def __call__(self, x: Array, rotary: tuple[Array, Array]) -> Array:
+    def split(self, x: Array) -> tuple[Array, Array, Array]:
+        """x [b, t, d] → query [b, t, h, k], key and value [b, t, g, k]."""
         rows, length, _ = x.shape
         heads, size = self.config.query_heads, self.config.size_of_head
         # Turned around while it is still a small matrix, so that query, key and value lie apart in the result.
         kernel = jnp.swapaxes(self.norm.fold(self.input[...]), 1, 2).astype(x.dtype)
         joint = jnp.einsum("btd,djgk->btjgk", self.norm(x), kernel)
         query = jnp.swapaxes(joint[:, :, :-2], 2, 3).reshape(rows, length, heads, size)
+        return query, joint[:, :, -2], joint[:, :, -1]
+
+    def join(self, mixed: Array) -> Array:
+        """The heads' results [b, t, h, k] → [b, t, d]."""
+        return jnp.einsum("bthk,hkd->btd", mixed, self.output[...].astype(mixed.dtype))
+
+
+class Attention(Heads):
+    """Causal self-attention with rotary positions and grouped key-value heads."""
+
+    def __call__(self, x: Array, rotary: tuple[Array, Array]) -> Array:
+        query, key, value = self.split(x)
         mixed = causal_attention(
             apply_rotary(query, rotary),
-            apply_rotary(joint[:, :, -2], rotary),
-            joint[:, :, -1],
+            apply_rotary(key, rotary),
+            value,
             kind=self.config.attention,
             block=self.config.attention_block,
         )
-        return jnp.einsum("bthk,hkd->btd", mixed, self.output[...].astype(x.dtype))
+        return self.join(mixed)
 
 
 class FeedForward(nnx.Module):

@@ -24,6 +24,16 @@ _SPECS: dict[str, PartitionSpec] = {
     "attention/output": PartitionSpec("tensor", None, "fsdp"),  # [h, k, d]
     "feed_forward/input": PartitionSpec("fsdp", None, "tensor"),  # [d, i, f]
     "feed_forward/output": PartitionSpec("tensor", "fsdp"),  # [f, d]
+    "image/patch": PartitionSpec(None, None, None, "fsdp"),  # [p, p, c, d]
+    "image/position": PartitionSpec(None, None, "fsdp"),  # [g, g, d]
+    "image/projection": PartitionSpec("fsdp", "tensor"),  # [d, e]
+    "text/table": PartitionSpec("tensor", "fsdp"),  # [v, d]
+    "text/projection": PartitionSpec("fsdp", "tensor"),  # [d, e]
+    "pool/query": PartitionSpec("tensor", None),  # [h, k]
+    "pool/input": PartitionSpec("fsdp", "tensor", None, None),  # [d, h, 2, k]
+    "pool/output": PartitionSpec("tensor", None, "fsdp"),  # [h, k, d]
+    "log_temperature": PartitionSpec(),
+    "bias": PartitionSpec(),
     "norm/scale": PartitionSpec(None),  # [d]
     "final_norm/scale": PartitionSpec(None),  # [d]
 }

@@ -1,0 +1,68 @@
+"""From captions to rows of tokens of one length, 0 being padding."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.models.config import check_at_least, check_choice
+
+__all__ = ["caption_tokens"]
+
+UNITS = ("byte", "word")
+_BYTES = 256
+
+
+def caption_tokens(
+    texts: Sequence[str], length: int, *, unit: str = "byte", vocab_size: int = _BYTES
+) -> Int32[np.ndarray, "b t"]:
+    """Tokens of every text for `embed_text` of a `TwoTowers`, cut or padded with 0 to `length`.
+
+    Args:
+        texts: captions. What follows `length` tokens is left out.
+        length: t, ≥ 1.
+        unit: "byte": UTF-8 bytes, as `jaxmix.data.byte_tokenizer` (a NUL byte would read as padding and is refused).
+            "word": maximal runs of letters and digits, in lower case, hashed to 1 … vocab_size − 1: fewer tokens and
+            thus a cheaper tower, but a word that training never saw says nothing, and words may collide.
+        vocab_size: 256 for bytes; for words a few times the number of frequent ones.
+
+    Returns:
+        i32[b, t], the same in every process and on every machine.
+
+    Raises:
+        ConfigError: unknown unit, a length below 1, a vocabulary that does not suit, a NUL byte in a text.
+
+    >>> caption_tokens(["ab", "é"], 4).tolist()
+    [[97, 98, 0, 0], [195, 169, 0, 0]]
+    >>> rows = caption_tokens(["arrow-left", "Left arrow!"], 3, unit="word", vocab_size=4096)
+    >>> rows[0, :2].tolist() == rows[1, 1::-1].tolist(), rows[:, 2].tolist()
+    (True, [0, 0])
+    """
+    check_at_least("text.length", length, 1)
+    check_choice("text.unit", unit, UNITS)
+    if (unit == "byte" and vocab_size != _BYTES) or vocab_size < 2:
+        raise ConfigError(
+            f"a vocabulary of {vocab_size} does not suit tokens of unit {unit!r}",
+            where="model.text.vocab_size",
+            fix="Bytes have 256; words need at least 2.",
+        )
+    rows = np.zeros((len(texts), length), np.int32)
+    for row, text in zip(rows, texts, strict=True):
+        if unit == "byte":
+            ids = np.frombuffer(text.encode("utf-8")[:length], np.uint8)
+            if (ids == 0).any():
+                raise ConfigError(f"a caption has a NUL byte: {text!r}", where="texts", fix="Remove it.")
+        else:
+            words = list(_words(text))[:length]
+            ids = np.array([1 + zlib.crc32(word.encode("utf-8")) % (vocab_size - 1) for word in words], np.int32)
+        row[: len(ids)] = ids
+    return rows
+
+
+def _words(text: str) -> Iterable[str]:
+    """Runs of letters and digits in lower case."""
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
