@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("cli", "core", "data", "laws", "mixers", "models", "report", "train", "workflows")
+_SUBPACKAGES = ("cli", "core", "data", "laws", "mixers", "models", "report", "selection", "train", "workflows")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

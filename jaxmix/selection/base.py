@@ -1,0 +1,174 @@
+"""What a selector is: a pure function that picks, from a super-batch of candidates, the examples to train on.
+
+    selector(key, learner, reference, valid=None) -> Selection
+
+What a selector looks at are embeddings, losses, or scores and features; what it returns is the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.types import Array, Float, Int
+
+__all__ = [
+    "LOSSES",
+    "SCORES",
+    "Embeddings",
+    "Selection",
+    "SelectionInfo",
+    "Selector",
+    "check_choice",
+    "check_chunks",
+    "check_number",
+    "check_sizes",
+    "check_super_batch",
+    "needs_of",
+]
+
+LOSSES = ("sigmoid", "softmax")
+SCORES = ("learnability", "easy_reference", "hard_learner")
+"""Loss of the learner less that of the reference; less the reference's loss; the learner's loss."""
+
+
+class Embeddings(NamedTuple):
+    """What one two-tower model makes of a super-batch. A pytree; its rows may be sharded.
+
+    Attributes:
+        image: f[c, d], unit-norm rows; float32, bfloat16 (products are then accumulated in float32) or float64.
+        text: f[c, d], the same; row i belongs to row i of `image`.
+        temperature: f[], the factor t of the logits `t ⟨image_i, text_j⟩ + bias`, already exponentiated, > 0.
+        bias: f[], added to the logits of the sigmoid loss; without effect in the softmax loss.
+    """
+
+    image: Float[Array, "c d"]
+    text: Float[Array, "c d"]
+    temperature: Any
+    bias: Any = 0.0
+
+
+class SelectionInfo(NamedTuple):
+    """What a selection shows for diagnosis; logged and forgotten. Means run over the examples drawn.
+
+    Every example has, at the moment it is drawn, a score: what it adds to the selection given the chunks drawn
+    before. The score is the sum of two parts: the example's own (with a contrastive loss that of its positive pair),
+    and what it shares with those already drawn (its negative pairs).
+
+    Attributes:
+        num_selected: i32[], how many examples were drawn; less than b only where candidates run out.
+        score: f[], mean score.
+        positive: f[], mean of the own part.
+        negative: f[], mean of the shared part; 0 for selectors without interaction.
+        chunk_score: f[j], mean score of each chunk.
+        chunk_share: f[j], share of the shared part in each chunk, `Σ|shared| / (Σ|own| + Σ|shared|)`. Near 1, the
+            negative pairs outvote the positive ones: look at temperature and bias of both models.
+        overlap: f[], share of the examples drawn that the b best by their own part alone would contain too.
+        domain_count: i32[m], examples drawn from each domain; `None` without domains.
+    """
+
+    num_selected: Int[Array, ""]
+    score: Float[Array, ""]
+    positive: Float[Array, ""]
+    negative: Float[Array, ""]
+    chunk_score: Float[Array, " j"]
+    chunk_share: Float[Array, " j"]
+    overlap: Float[Array, ""]
+    domain_count: Int[Array, " m"] | None = None
+
+
+class Selection(NamedTuple):
+    """Attributes:
+    indices: i32[b], rows of the super-batch, all different, in the order they were drawn: chunk after chunk. Shuffle
+        before splitting them. Where fewer than b candidates are valid (or quotas leave room for fewer), the last
+        entries are −1, never an invalid row and never a row twice; mask them out of the training batch.
+    info: see `SelectionInfo`.
+    """
+
+    indices: Int[Array, " b"]
+    info: SelectionInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Selector:
+    """A selector as a bundle; calling it is calling `select`. A dataclass and not a tuple, so that `jax.jit` takes it.
+
+    Attributes:
+        select: `(key, *data, valid=None, *, domain=None, quota=None, gain=None, …) -> Selection`. Pure and jitted, to
+            be called as it is or from a larger program; gradients do not flow through it. Beside the data it takes
+
+            - valid: bool[c], False for rows that must never be drawn (padding); they may hold anything, nan too;
+            - domain: i32[c], the domain of each row, and quota: i32[m], the largest number of examples from each.
+              Rows whose domain is below 0 or ≥ m are then never drawn;
+            - gain: f[], in the place of the factory's, for a ramp that does not recompile.
+        name: for logs and error messages.
+        num_select: b.
+        num_chunks: N; 1 for selectors without interaction.
+        needs: out of "learner" and "reference": whose figures it reads; the other may be passed as `None`.
+    """
+
+    select: Callable[..., Selection]
+    name: str
+    num_select: int
+    num_chunks: int = 1
+    needs: frozenset[str] = frozenset({"learner", "reference"})
+
+    def __call__(self, key: Any, *data: Any, **options: Any) -> Selection:
+        return self.select(key, *data, **options)
+
+
+def needs_of(score: str) -> frozenset[str]:
+    """Whose loss a score reads."""
+    return frozenset({"learner", "reference"} - {{"easy_reference": "learner", "hard_learner": "reference"}.get(score)})
+
+
+def check_choice(name: str, argument: str, value: str, known: Sequence[str]) -> None:
+    """Raises `ConfigError` with the nearest known word unless `value` is one of them."""
+    if value not in known:
+        raise ConfigError(f"unknown {argument} {value!r}", where=f"{name}({argument})", fix=nearest(str(value), known))
+
+
+def check_number(name: str, argument: str, value: float, *, is_open: bool = False) -> None:
+    """Raises `ConfigError` unless `value` is finite and ≥ 0, or > 0 if open."""
+    if not math.isfinite(value) or value < 0 or (is_open and value == 0):
+        raise ConfigError(
+            f"{argument} must be finite and {'>' if is_open else '≥'} 0, got {value}", where=f"{name}({argument})"
+        )
+
+
+def check_sizes(name: str, *, least: int = 1, **sizes: int | None) -> None:
+    """Raises `ConfigError` unless every size that is given is a whole number ≥ `least`."""
+    for argument, value in sizes.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConfigError(
+                f"{argument} must be a whole number ≥ {least}, got {value!r}", where=f"{name}({argument})"
+            )
+
+
+def check_chunks(name: str, num_select: int, num_chunks: int) -> None:
+    """Raises `ConfigError` unless the selection divides into chunks."""
+    check_sizes(name, num_select=num_select, num_chunks=num_chunks)
+    if num_select % num_chunks:
+        raise ConfigError(
+            f"num_select {num_select} is not a multiple of num_chunks {num_chunks}",
+            where=f"{name}(num_chunks)",
+            fix=f"The nearest above is num_select={-(-num_select // num_chunks) * num_chunks}.",
+        )
+
+
+def check_super_batch(name: str, num_select: int, candidates: int, **per_row: Any) -> None:
+    """Raises `ConfigError` where there are fewer candidates than examples to pick, or an array of another length."""
+    if candidates < num_select:
+        raise ConfigError(
+            f"{candidates} candidates are fewer than the {num_select} to select",
+            where=f"{name}(num_select)",
+            fix="Give a super-batch at least as large as the batch to train on.",
+        )
+    for argument, value in per_row.items():
+        if value is not None and value.shape != (candidates,):
+            raise ConfigError(
+                f"{argument} has shape {value.shape}, expected ({candidates},)", where=f"{name}: {argument}"
+            )
