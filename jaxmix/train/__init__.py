@@ -6,19 +6,32 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "EmbeddingCache": "embedding_cache",
+    "OnlineReference": "pair_step",
+    "PairPool": "pairs",
+    "PairSettings": "pair_step",
+    "PairStream": "pairs",
     "RunResult": "loop",
     "SelectionCost": "selection_cost",
+    "SelectionSettings": "selection_settings",
     "TrainSettings": "settings",
     "ValidationSet": "evaluate",
+    "build_pair_programs": "pair_step",
     "build_programs": "programs",
     "build_train_step": "step",
+    "cache_key": "embedding_cache",
     "describe_cost": "selection_cost",
     "latest_by_step": "records",
+    "open_embeddings": "embedding_cache",
+    "random_shift": "pairs",
     "read_records": "records",
+    "recall": "retrieval",
     "relative_step_cost": "selection_cost",
+    "run_pairs": "pair_loop",
     "run_training": "loop",
     "training_cost": "selection_cost",
     "validation_set": "evaluate",
+    "write_embeddings": "embedding_cache",
 }
 
 __all__ = list(_HOMES)

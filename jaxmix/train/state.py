@@ -12,7 +12,6 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxmix.core.pytree import state
 from jaxmix.core.sharding import named_shardings, replicated
 from jaxmix.mixers.base import REFERENCE_SIGNALS, Feedback, Mixer
-from jaxmix.models.base import Model
 from jaxmix.models.partition import fit_partition
 
 __all__ = ["RunState", "TrainState", "init_run_state", "init_train_state", "step_sums", "train_state_shardings"]
@@ -61,8 +60,11 @@ def step_sums(needs: frozenset[str]) -> tuple[str, ...]:
     return ("loss_sum", "token_count", *(REFERENCE_SIGNALS if needs & set(REFERENCE_SIGNALS) else ()))
 
 
-def init_train_state(key: jax.Array, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Initialises parameters and optimizer straight into their shardings: no device ever holds the whole model."""
+def init_train_state(key: jax.Array, model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Initialises parameters and optimizer straight into their shardings: no device ever holds the whole model.
+
+    Of `model`, a `Model` or a bundle like it, only `init` and `partition` are used.
+    """
 
     def init(key: jax.Array) -> TrainState:
         params = model.init(key)
@@ -72,7 +74,7 @@ def init_train_state(key: jax.Array, model: Model, optimizer: optax.GradientTran
     return jax.jit(init, out_shardings=train_state_shardings(model, optimizer, mesh))(key)
 
 
-def train_state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def train_state_shardings(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """A `TrainState` of shardings: moments are laid out as their parameters, scalars are replicated."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     specs = fit_partition(model.partition, params, mesh.shape)
