@@ -20,7 +20,7 @@ class Cost(NamedTuple):
     """What one run, or the mean run of a variant, took.
 
     Attributes:
-        tokens: trained on.
+        tokens: trained on: with selection, those in the loss.
         seconds: of all steps, evaluations included, at the pace after the first log interval (which holds
             compilation); None without timing records.
         evaluations: of held-out rows during the run, all of them.
@@ -62,9 +62,10 @@ def cost_of(run: RunRecord) -> Cost:
     elif every:
         extra = float(sum(int(r["step"]) % every != 0 and r["step"] != run.steps for r in run.eval))
     rows = (data.get("control_rows") if run.control else None) or data.get("validation_rows")
-    tokens = float(rows * data["seq_len"] * len(run.domains)) if rows and data.get("seq_len") else None
+    per_evaluation = float(rows * data["seq_len"] * len(run.domains)) if rows and data.get("seq_len") else None
     evaluations = float(len(run.eval) + len(run.control))
-    return Cost(float(run.tokens), _seconds(run), evaluations, extra, tokens, _gradient_measurements(run))
+    tokens = run.final("train", "select/tokens") or float(run.tokens)
+    return Cost(tokens, _seconds(run), evaluations, extra, per_evaluation, _gradient_measurements(run))
 
 
 def cost_sentence(run: RunRecord) -> str:

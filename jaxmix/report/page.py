@@ -13,6 +13,7 @@ from jaxmix.report.diagnosis import is_near_one_hot, warnings
 from jaxmix.report.pieces import curve, domains_shown, figure_html, moves, note_shown, table_html, trained
 from jaxmix.report.runs import RunRecord, find_runs, load_run
 from jaxmix.report.sections import mixer_section, paired_section
+from jaxmix.report.selection import axes_section, selection_section
 from jaxmix.report.skeleton import html_page, write_page
 from jaxmix.report.tables import (
     by_variant,
@@ -155,7 +156,7 @@ def _single(run: RunRecord) -> list[str]:
         if len(domains) == len(run.domains):
             bands = charts.stacked(weights, name="stacked", x_label="step", y_label="share of the mixture")
             parts.append(figure_html(bands, "The same weights, stacked: they add up to 1."))
-    parts += mixer_section(run)
+    parts += mixer_section(run) + selection_section(run)
     for kind, prefix, heading in (
         ("eval", "eval/loss/", "Validation loss"),
         ("train", "train/loss/", "Training loss"),
@@ -172,7 +173,7 @@ def _several(runs: Sequence[RunRecord]) -> list[str]:
     heading = f"{_judged_by(runs).capitalize()} loss, realised share, epochs (means over seeds)"
     parts = [table_html(comparison_table(runs), heading)]
     parts.append('<p class="note">Bold: the lowest loss of a row. Losses are in nats per token.</p>')
-    parts += paired_section(runs)
+    parts += paired_section(runs) + axes_section(runs)
     groups = by_variant(runs)
     style = {variant: i for i, variant in enumerate(groups)}
     domains = domains_shown(runs[0])
@@ -223,6 +224,7 @@ def _several(runs: Sequence[RunRecord]) -> list[str]:
                 figure_html(bands, f"The weights of {group[0].name}, stacked."),
                 *mixer_section(group[0], prefix=f"mixer{style[variant]}", level=3),
             ]
+        parts += selection_section(group[0], prefix=f"selection{style[variant]}", level=3)
     training = [
         curve(r, "train", "train/loss", v, style[v])._replace(is_thin=len(g) > 1) for v, g in groups.items() for r in g
     ]

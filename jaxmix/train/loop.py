@@ -23,8 +23,11 @@ from jaxmix.models.base import Model
 from jaxmix.train.checkpoint import Checkpointer
 from jaxmix.train.evaluate import ValidationSet, place
 from jaxmix.train.interrupt import Interruption
-from jaxmix.train.programs import Programs, build_mixer_programs, build_programs
+from jaxmix.train.programs import Programs, build_mixer_programs, build_programs, with_selecting
 from jaxmix.train.run_log import RunLog
+from jaxmix.train.selecting import Scanned, Selecting
+from jaxmix.train.selection_log import SelectionLog
+from jaxmix.train.selection_settings import SelectionSettings, check_rows, check_selection
 from jaxmix.train.settings import TrainSettings
 from jaxmix.train.signals import Reference, check_gradients, check_mixer, held_out_rows
 from jaxmix.train.state import RunState, init_run_state, init_train_state
@@ -76,6 +79,7 @@ class _Pending(NamedTuple):
     weights: jax.Array
     weight_lag: int
     realised: dict[str, dict[str, Any]] | None
+    scanned: Scanned | None
 
 
 def run_training(
@@ -90,6 +94,8 @@ def run_training(
     control: ValidationSet | None = None,
     test: ValidationSet | None = None,
     reference: Reference | None = None,
+    selection: SelectionSettings | None = None,
+    batch_size: int | None = None,
     mesh: Mesh | None = None,
     programs: Programs | None = None,
     trackers: Sequence[Tracker] = (),
@@ -115,7 +121,11 @@ def run_training(
         control: held-out rows that the mixer's own evaluations use; `validation` if None. A smaller set makes frequent
             evaluations cheap.
         test: held-out rows that nothing is decided by, evaluated once, at the end.
-        reference: a frozen model's losses, for mixers that measure the excess over it.
+        reference: a frozen model's losses, for mixers and selections that measure the excess over it.
+        selection: trains on part of what the stream draws; `metrics.jsonl` then counts as `tokens` what was drawn, and
+            `select/…` holds what was trained on, see `SelectionLog`.
+        batch_size: rows trained on in a step with `selection`; the stream then draws `selection.candidates(batch_size)`
+            rows. Without: those that the stream draws.
         mesh: all devices along "data" by default.
         programs: from `build_programs` with the same model, settings, number of domains and mesh, to share compiled
             code between runs.
@@ -133,6 +143,10 @@ def run_training(
     names = tuple(stream.names)
     check_mixer(mixer, has_reference=reference is not None, loss_normalisation=settings.loss_normalisation)
     check_gradients(mixer, model)
+    batch_size = check_rows(selection, drawn=stream.batch_size, batch_size=batch_size)
+    if selection is not None:
+        kind = None if reference is None else "model"
+        check_selection(selection, mixer, reference=kind, batch_size=batch_size)
     for where, rows in (("validation", validation), ("control", control), ("test", test)):
         if rows is not None and tuple(rows.names) != names:
             raise ConfigError(
@@ -142,6 +156,9 @@ def run_training(
             )
     mesh = programs.mesh if programs is not None else mesh if mesh is not None else build_mesh()
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
+    programs = with_selecting(
+        programs, model, settings, selection, mixer=mixer, batch_size=batch_size, num_domains=len(names)
+    )
     prior = np.full(len(names), 1.0 / len(names)) if prior is None else np.asarray(prior, np.float64)
     prior = (prior / prior.sum()).astype(np.float32)
     held_out = (validation, control, test)
@@ -183,6 +200,12 @@ class _Run:
         self.evaluated_at: int | None = None
         self.window = LogWindow(len(self.names))
         self.pending: _Pending | None = None
+        self.batch_size: int = stream.batch_size
+        self.selecting: Selecting | None = None
+        if programs.selecting is not None:
+            self.batch_size = programs.selecting.batch_size
+            self.selecting = Selecting(programs.selecting, reference=reference, seed=settings.seed, mesh=self.mesh)
+        self.selection_log = SelectionLog(len(self.names))
         self.losses = np.full(len(self.names), np.nan, np.float32)
         self.skipped = 0
         # Which step's mixer state each version of the stream's weights came from, for the weight lag.
@@ -260,6 +283,8 @@ class _Run:
             self._set_weights(self.mixer_programs.weights(state.mixer), step=restored.step)
         else:
             self.window = LogWindow.from_json(meta["window"])
+            if meta.get("selection") is not None:
+                self.selection_log = SelectionLog.from_json(meta["selection"])
             self.computed_at = {int(version): step for version, step in meta["computed_at"]}
         self.losses = np.asarray(jax.device_get(state.validation_loss))
         return state, restored.step, restored.step
@@ -302,7 +327,7 @@ class _Run:
         return self._result(step, resumed_from, ended_early, test)
 
     def _place_rows(self) -> None:
-        place_rows = partial(place, batch_size=self.stream.batch_size, mesh=self.mesh)
+        place_rows = partial(place, batch_size=self.batch_size, mesh=self.mesh)
         self.validation_batches = place_rows(self.validation)
         self.control_batches = None if self.control is None else place_rows(self.control)
 
@@ -338,7 +363,7 @@ class _Run:
     def _test(self, step: int) -> np.ndarray | None:
         if self.test is None:
             return None
-        batches = place(self.test, batch_size=self.stream.batch_size, mesh=self.mesh)
+        batches = place(self.test, batch_size=self.batch_size, mesh=self.mesh)
         losses = np.asarray(jax.device_get(self.programs.evaluate(self.state.train.params, batches)))
         self.log.losses("test", step, self._tokens(), losses)
         return losses
@@ -352,6 +377,7 @@ class _Run:
             "config_hash": self.config_hash,
             "stream": self.stream.get_state(),
             "window": self.window.to_json(),
+            "selection": None if self.selecting is None else self.selection_log.to_json(),
             "computed_at": sorted(self.computed_at.items()),
         }
         self.log.save_blocked += self.checkpointer.save(step, self.state, meta)
@@ -367,8 +393,7 @@ class _Run:
         lag = step - self.computed_at.get(int(batch["weights_version"].max()), step)
         on_mesh = global_batch(self.mesh, {name: batch[name] for name in ("tokens", "targets", "domain")})
         known = self.weights
-        if self.reference is not None:
-            on_mesh = {**on_mesh, "reference_loss": self.reference(on_mesh)}
+        on_mesh, scanned = self._chosen(step, on_mesh)
         signals = self._signals(step, on_mesh)
         loss_weights = self.mixer_programs.loss_weights
         weighting = () if loss_weights is None else (loss_weights(self.state.mixer),)
@@ -378,15 +403,25 @@ class _Run:
         self._evaluate_if_due(done)
         if "validation_loss" in self.mixer.needs:
             signals["validation_loss"] = self.state.validation_loss
-        feedback = dataclasses.replace(info.feedback, **signals)
+        learned = info.feedback if self.selecting is None else self.selecting.feedback(info, scanned)
+        feedback = dataclasses.replace(learned, **signals)
         mixer_state, pending, mixer_info = self.mixer_programs.advance(self.state, feedback, step)
         self.state = dataclasses.replace(self.state, mixer=mixer_state, pending=pending)
         realised = self.stream.realised() if self._is_logged(done) else None
         self._flush()
         self.weights = self.mixer_programs.weights(mixer_state)
-        self.pending = _Pending(done, info, mixer_info, self.weights, lag, realised)
+        self.pending = _Pending(done, info, mixer_info, self.weights, lag, realised, scanned)
         if not self.mixer_programs.is_blind:
             self._set_weights(known, step=step)
+
+    def _chosen(self, step: int, batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], Scanned | None]:
+        """What to train on out of what was drawn, with the reference's losses where something measures against it."""
+        if self.selecting is not None:
+            number = jax.device_put(np.uint32(step), replicated(self.mesh))
+            return self.selecting(self.state.train.params, batch, number)
+        if self.reference is not None:
+            batch = {**batch, "reference_loss": self.reference(batch)}
+        return batch, None
 
     def _signals(self, step: int, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What the mixer needs of this step besides the sums of the train step, measured before it."""
@@ -424,9 +459,11 @@ class _Run:
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        info, mixer_info = jax.device_get((pending.info, pending.mixer_info))
+        info, mixer_info, scanned = jax.device_get((pending.info, pending.mixer_info, pending.scanned))
         extras = {} if mixer_info is None else {"score": mixer_info.score, **mixer_info.extra}
         self.window.add(info.feedback.loss_sum, info.feedback.token_count, extras)
+        if scanned is not None:
+            self.selection_log.add(scanned)
         self._report_skipped(pending.step, info)
         if pending.realised is not None:
             self._log(pending, info)
@@ -458,6 +495,7 @@ class _Run:
             weights=np.asarray(jax.device_get(pending.weights), np.float64),
             realised=pending.realised,
             weight_lag=pending.weight_lag,
+            selection={} if pending.scanned is None else self.selection_log.take(self.names),
         )
 
     def _tokens(self) -> int:

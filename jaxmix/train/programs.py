@@ -18,12 +18,14 @@ from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.models.base import Model
 from jaxmix.train.evaluate import build_evaluate
 from jaxmix.train.optimizer import build_optimizer, learning_rate_schedule
+from jaxmix.train.selecting import SelectingProgram, build_selecting
+from jaxmix.train.selection_settings import SelectionSettings, scan_of
 from jaxmix.train.settings import TrainSettings
 from jaxmix.train.signals import GRADIENT_SIGNALS, build_gradient_signals
 from jaxmix.train.state import RunState, step_sums, train_state_shardings
 from jaxmix.train.step import build_train_step
 
-__all__ = ["MixerPrograms", "Programs", "build_mixer_programs", "build_programs", "optimizer_of"]
+__all__ = ["MixerPrograms", "Programs", "build_mixer_programs", "build_programs", "optimizer_of", "with_selecting"]
 
 
 class Programs(NamedTuple):
@@ -35,6 +37,7 @@ class Programs(NamedTuple):
         learning_rate: step → rate, jitted.
         optimizer: the transformation inside `train_step`.
         mesh: where it all runs.
+        selecting: chooses what the train step trains on, see `build_selecting`; None: all that is drawn.
     """
 
     train_step: Callable[..., Any]
@@ -42,6 +45,7 @@ class Programs(NamedTuple):
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     mesh: Mesh
+    selecting: SelectingProgram | None = None
 
 
 def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, mesh: Mesh) -> Programs:
@@ -58,6 +62,44 @@ def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, m
     return Programs(
         train_step, build_evaluate(model.apply, num_domains=num_domains, mesh=mesh), jax.jit(schedule), optimizer, mesh
     )
+
+
+def with_selecting(
+    programs: Programs,
+    model: Model,
+    settings: TrainSettings,
+    selection: SelectionSettings | None,
+    *,
+    mixer: Mixer,
+    batch_size: int,
+    num_domains: int,
+) -> Programs:
+    """`programs` with the selection that a run asks for; what is there stays where it is the one.
+
+    Args:
+        programs: from `build_programs` with the same model, settings and number of domains.
+        model: scores the candidates.
+        settings: of the loop.
+        selection: None for none.
+        mixer: decides which losses the selection has to measure.
+        batch_size: rows trained on in a step.
+        num_domains: m.
+    """
+    if selection is None:
+        return programs._replace(selecting=None)
+    scan, there = scan_of(selection, mixer.needs), programs.selecting
+    if there is not None and (there.settings, there.scan, there.batch_size) == (selection, scan, batch_size):
+        return programs
+    selecting = build_selecting(
+        model.apply,
+        selection,
+        scan=scan,
+        batch_size=batch_size,
+        num_domains=num_domains,
+        mesh=programs.mesh,
+        accumulate=settings.accumulate,
+    )
+    return programs._replace(selecting=selecting)
 
 
 def optimizer_of(settings: TrainSettings) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -81,8 +81,9 @@ class RunLog:
         weights: np.ndarray,
         realised: Mapping[str, Mapping[str, Any]],
         weight_lag: int,
+        selection: Mapping[str, float],
     ) -> None:
-        """The record of the steps since the last one, and the progress line."""
+        """The record of the steps since the last one, and the progress line; `selection` holds further fields."""
         tokens = int(sum(r["tokens"] for r in realised.values()))
         record: dict[str, Any] = {"kind": "train", "step": step, "tokens": tokens}
         record |= self.window.take(self._names)
@@ -98,6 +99,7 @@ class RunLog:
             record[f"data/asked/{name}"] = drawn["asked_share"]
             record[f"data/epochs/{name}"] = drawn["epochs"]
         record["data/weight_lag"] = weight_lag
+        record |= selection
         self._write(record)
         self._time(step, tokens, loss=record.get("train/loss", float("nan")), weights=weights)
 

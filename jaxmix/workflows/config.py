@@ -26,6 +26,7 @@ __all__ = [
     "ModelConfig",
     "ReferenceConfig",
     "RunConfig",
+    "SelectionConfig",
     "SourceConfig",
     "TrainConfig",
     "check_weights",
@@ -96,10 +97,20 @@ class MixerConfig:
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """What mixers measure the excess loss against: a frozen model, or a known loss for every source."""
+    """What mixers and selection measure the excess loss against: a frozen model, or a known loss for every source."""
 
     run: str | None = setting(None, help="folder of a finished run with the same tokenizer: its last parameters")
     losses: dict[str, float] | None = setting(None, help="nats per token, for every source")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which of the drawn rows or tokens are trained on. Further keys are the fields of `SelectionSettings`."""
+
+    method: Literal["learnability", "easy_reference", "hard_learner", "uniform"] | None = setting(
+        None, help="learnability, easy_reference, hard_learner or uniform; empty: train on all that is drawn"
+    )
+    settings: dict[str, Any] = setting(factory=dict, rest=True, help="fields of SelectionSettings")
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,7 @@ class RunConfig:
     mixture: MixtureConfig = setting(factory=MixtureConfig)
     mixer: MixerConfig = setting(factory=MixerConfig)
     reference: ReferenceConfig = setting(factory=ReferenceConfig)
+    selection: SelectionConfig = setting(factory=SelectionConfig)
     model: ModelConfig = setting(factory=ModelConfig)
     track: tuple[str, ...] = setting(("jsonl",), help="jsonl (always on), tensorboard, wandb")
     checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
@@ -237,6 +249,8 @@ def config_hash(config: Any) -> str:
     plain = to_plain(config)
     for key in ("out", "track", "checkpoint"):
         plain.pop(key, None)
+    if plain.get("selection", {}).get("method") is None:  # as before there was such a section
+        plain.pop("selection", None)
     for key in ("prepared", "workers"):
         plain.get("data", {}).pop(key, None)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -19,6 +19,7 @@ from jaxmix.workflows.resolve import (
     resolve_model_config,
     resolve_settings,
 )
+from jaxmix.workflows.selection import compute_of, drawn_rows, known_pace, resolve_selection
 
 if TYPE_CHECKING:
     from jaxmix.mixers.base import Mixer
@@ -77,7 +78,11 @@ class Plan:
         sources: one entry per source.
         mixer: its name; a learned mixture leaves the prior during the run.
         num_params: parameters of the model.
-        flops: floating-point operations of the whole run.
+        flops: floating-point operations of the whole run: of training, and with selection of scoring too.
+        rows_trained, rows_scanned: of the whole run; equal without selection.
+        relative_flops: of a step, over those of training on its rows alone.
+        wall_seconds: at the pace of `paced_by`, a run folder; None where nothing has been timed yet.
+        selection: what is selected, None for nothing.
         memory: per device.
         devices: data × fsdp × tensor, None along an axis that takes what is there.
         evaluations, checkpoints: how many of each.
@@ -93,6 +98,12 @@ class Plan:
     mixer: str
     num_params: int
     flops: float
+    rows_trained: int
+    rows_scanned: int
+    relative_flops: float
+    wall_seconds: float | None
+    paced_by: str | None
+    selection: str | None
     memory: Memory
     devices: dict[str, int | None]
     evaluations: int
@@ -153,17 +164,18 @@ def estimate_memory(
 
 def make_plan(config: RunConfig) -> Plan:
     """Works the plan out. Reads at most the index of a folder that `prepare` has finished."""
-    from jaxmix.models.accounting import count_params, flops_per_token
+    from jaxmix.models.accounting import count_params
 
     settings, data = resolve_settings(config), config.data
     mixer = resolve_mixer(config)
     sizes = known_sizes(config)
     unknown = list(sizes.unknown)
     model = resolve_model_config(config, vocab_size=sizes.vocab_size)
-    tokens_per_step = data.batch_size * data.seq_len
+    drawn = drawn_rows(config)
+    tokens_per_step = drawn * data.seq_len
     weights = prior_weights(config, sizes.tokens if data.unit == "tokens" else sizes.counts)
     limits = resolve_max_epochs(config, tuple(sizes.tokens))
-    sources = _sources(config, settings.steps * data.batch_size, sizes, weights, limits)
+    sources = _sources(config, settings.steps * drawn, sizes, weights, limits)
     if weights is None and sizes.tokens:
         unknown.append("natural weights need the size of every source: run `jaxmix prepare`, or give `tokens:`")
     notes = [
@@ -189,6 +201,12 @@ def make_plan(config: RunConfig) -> Plan:
         parameter_shards=_fixed(devices, "fsdp", "tensor"),
         is_accumulating=settings.accumulate > 1,
     )
+    compute = compute_of(config, mixer, model)
+    cost = compute.cost(settings.steps)
+    pace = known_pace(config)
+    selection = resolve_selection(config)
+    if not compute.is_reference_known:
+        notes.append("the reference's run is not there yet: it is counted as a model of the learner's size")
     return Plan(
         steps=settings.steps,
         tokens_per_step=tokens_per_step,
@@ -196,7 +214,13 @@ def make_plan(config: RunConfig) -> Plan:
         sources=sources,
         mixer=config.mixer.name,
         num_params=count_params(model),
-        flops=flops_per_token(model) * settings.steps * tokens_per_step,
+        flops=cost.flops,
+        rows_trained=int(cost.trained),
+        rows_scanned=int(cost.scanned),
+        relative_flops=compute.flops / compute.training,
+        wall_seconds=None if pace is None else cost.flops / pace[1],
+        paced_by=None if pace is None else pace[0],
+        selection=None if selection is None else f"{selection.method}, {selection.level} level",
         memory=memory,
         devices=devices,
         evaluations=-(-settings.steps // settings.eval_every) + 1,
@@ -308,6 +332,7 @@ def plan_lines(plan: Plan) -> list[str]:
     return [
         f"Steps: {plan.steps:,} of {plan.tokens_per_step:,} tokens, {plan.tokens:,} tokens in all",
         f"Model: {plan.num_params:,} parameters, {plan.flops:.3g} floating-point operations",
+        *_cost_lines(plan),
         f"Memory per device, roughly: {_bytes(memory.total)} ({sizes})",
         f"Devices: {mesh}",
         f"Mixer: {plan.mixer}",
@@ -315,6 +340,20 @@ def plan_lines(plan: Plan) -> list[str]:
         *(f"Unknown: {line}" for line in plan.unknown),
         *(f"Note: {line}" for line in plan.notes),
     ]
+
+
+def _cost_lines(plan: Plan) -> list[str]:
+    """All axes of the cost together: any one of them alone misleads about a run that selects."""
+    selects = plan.selection is not None
+    extra = f" ({plan.relative_flops:.2f}x those of training on its rows alone)" if plan.relative_flops > 1 else ""
+    wall = "wall time unknown until a run has been timed"
+    if plan.wall_seconds is not None:
+        wall = f"about {plan.wall_seconds / 60:,.1f} minutes at the pace of {plan.paced_by}"
+    cost = (
+        f"Cost: {plan.steps:,} steps, {plan.rows_trained:,} rows trained, {plan.rows_scanned:,} rows scanned, "
+        f"{plan.flops:.3g} floating-point operations{extra}, {wall}"
+    )
+    return [*([f"Selection: {plan.selection}"] if selects else []), cost]
 
 
 def _count(value: float | None) -> str:

@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["load_reference"]
 
 
-def load_reference(config: RunConfig, data: RunData, mesh: Mesh) -> Reference | None:
+def load_reference(config: RunConfig, data: RunData, mesh: Mesh, *, pieces: int = 1) -> Reference | None:
     """What `config.reference` names, on the mesh; None where it names nothing.
 
     The reference model may have another size than the one that is trained: it is built from its own run's
     configuration.
+
+    Args:
+        config: the run.
+        data: opened data of the run.
+        mesh: of the run.
+        pieces: into how many the rows of a batch are cut for the model, which bounds its memory.
 
     Raises:
         ConfigError: a source without a loss, no such run, or one with another tokenizer.
@@ -38,14 +44,15 @@ def load_reference(config: RunConfig, data: RunData, mesh: Mesh) -> Reference | 
         return reference_table(np.asarray(losses), mesh)
     if config.reference.run is None:
         return None
-    return _frozen_run(Path(config.reference.run), data, mesh)
+    return _frozen_run(Path(config.reference.run), data, mesh, pieces)
 
 
-def _frozen_run(run_dir: Path, data: RunData, mesh: Mesh) -> Reference:
+def _frozen_run(run_dir: Path, data: RunData, mesh: Mesh, pieces: int) -> Reference:
     import jax
 
     from jaxmix.models import transformer
     from jaxmix.models.partition import fit_partition
+    from jaxmix.train.candidates import in_pieces
     from jaxmix.train.checkpoint import read_params
     from jaxmix.train.signals import reference_model
     from jaxmix.workflows.config import load_config
@@ -66,7 +73,7 @@ def _frozen_run(run_dir: Path, data: RunData, mesh: Mesh) -> Reference:
     def placed(leaf: Any, spec: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
-    return reference_model(model.apply, read_params(run_dir, jax.tree.map(placed, shapes, specs)))
+    return reference_model(in_pieces(model.apply, pieces), read_params(run_dir, jax.tree.map(placed, shapes, specs)))
 
 
 def _provenance(run_dir: Path, where: str) -> dict[str, Any]:

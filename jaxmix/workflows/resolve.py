@@ -35,6 +35,7 @@ _MESH_AXES = ("data", "fsdp", "tensor")
 def check_config(config: RunConfig, origin: Origin) -> None:
     """Checks everything that can be checked without opening a file. Raises `ConfigError`."""
     from jaxmix.train.signals import check_mixer
+    from jaxmix.workflows.selection import check_selection_config
 
     _check_sources(config, origin)
     _check_mesh(config, origin)
@@ -53,6 +54,7 @@ def check_config(config: RunConfig, origin: Origin) -> None:
         loss_normalisation=settings.loss_normalisation,
         origin=origin,
     )
+    check_selection_config(config, mixer, origin)
     resolve_model_config(config, origin=origin)
     if config.data.batch_size % (accumulate := config.train.settings.get("accumulate", 1)):
         raise ConfigError(
@@ -222,6 +224,7 @@ def _complete_wrapper(
 ) -> dict[str, Any]:
     """One wrapper with named weights in order, and `epoch_cap` with the sizes that the run knows."""
     from jaxmix.mixers.wrappers import registry as wrappers
+    from jaxmix.workflows.selection import drawn_rows
 
     if len(entry) != 1:
         raise ConfigError(
@@ -243,7 +246,7 @@ def _complete_wrapper(
     is_known = bool(known) and len(known) == len(sizes)
     # For a check of the other arguments before the sizes are known, no source can be too small.
     options.setdefault("available_tokens", known if is_known else [1e18] * max(len(names or ()), 1))
-    options.setdefault("total_tokens", config.train.steps * config.data.batch_size * config.data.seq_len)
+    options.setdefault("total_tokens", config.train.steps * drawn_rows(config) * config.data.seq_len)
     return {name: options}
 
 

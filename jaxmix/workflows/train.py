@@ -24,6 +24,7 @@ from jaxmix.workflows.resolve import (
     resolve_on_exhaust,
     resolve_settings,
 )
+from jaxmix.workflows.selection import compute_of, drawn_rows, resolve_selection
 from jaxmix.workflows.strict import dump_yaml, parse_yaml, to_plain
 
 if TYPE_CHECKING:
@@ -77,7 +78,13 @@ def resolved(config: RunConfig) -> RunConfig:
     settings = dataclasses.asdict(resolve_settings(config))
     for key in ("steps", "checkpoint_every", "keep", "resume"):  # these have keys of their own
         del settings[key]
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, settings=settings))
+    selection = resolve_selection(config)
+    written = {} if selection is None else {k: v for k, v in selection.relevant.items() if k != "method"}
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, settings=settings),
+        selection=dataclasses.replace(config.selection, settings=written),
+    )
 
 
 def run_train(
@@ -111,6 +118,8 @@ def run_train(
     from jaxmix.data import MixtureStream
     from jaxmix.models import transformer
     from jaxmix.train import build_programs, run_training
+    from jaxmix.train.candidates import pieces_for
+    from jaxmix.train.programs import with_selecting
     from jaxmix.train.trackers import make_tracker
     from jaxmix.workflows.reference import load_reference
 
@@ -121,17 +130,20 @@ def run_train(
     settings = resolve_settings(config)
     axes: dict[str, Any] = dict(config.train.mesh)
     mesh = programs.mesh if programs is not None else build_mesh(**axes)
-    _check_rows(config, settings.accumulate * mesh.shape["data"] * mesh.shape["fsdp"])
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    _check_rows(config, settings.accumulate * shards)
+    selection, drawn = resolve_selection(config), drawn_rows(config, multiple=shards)
     data = data or prepare_and_open(config)
     names = tuple(data.train)
     prior = prior_weights(config, data.sizes if config.data.unit == "tokens" else data.counts)
     assert prior is not None
     mixer = resolve_drawing_mixer(config, prior, data.sizes)
-    model = transformer(resolve_model_config(config, vocab_size=data.vocab_size))
+    model_config = resolve_model_config(config, vocab_size=data.vocab_size)
+    model = transformer(model_config)
     limits = resolve_max_epochs(config, names)
     stream = MixtureStream(
         data.train,
-        batch_size=config.data.batch_size,
+        batch_size=drawn,
         seq_len=config.data.seq_len,
         seed=settings.seed,
         unit=config.data.unit,
@@ -144,13 +156,26 @@ def run_train(
     validation, control, test = _held_out(config, data)
     is_main = jax.process_index() == 0
     about = {"name": mixer.name, "needs": sorted(mixer.needs), "update_every": mixer.cadence.update}
-    provenance = _provenance(config, run_dir, data, prior, limits, command, {"mixer": about, **(extra or {})})
+    about_run = {"mixer": about, "compute": compute_of(config, mixer, model_config).as_json(), **(extra or {})}
+    provenance = _provenance(config, run_dir, data, prior, limits, command, about_run)
     if is_main:
         write_text(run_dir / "config.yaml", dump_yaml(to_plain(config)))
         write_json(run_dir / "provenance.json", provenance)
     trackers = [make_tracker(t, run_dir, to_plain(config)) for t in config.track if t != "jsonl" and is_main]
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
-    reference = load_reference(config, data, mesh)
+    programs = with_selecting(
+        programs,
+        model,
+        settings,
+        selection,
+        mixer=mixer,
+        batch_size=config.data.batch_size,
+        num_domains=len(names),
+    )
+    pieces = 1
+    if programs.selecting is not None and programs.selecting.scan.reference:
+        pieces = pieces_for(drawn, config.data.batch_size, accumulate=settings.accumulate, mesh=mesh)
+    reference = load_reference(config, data, mesh, pieces=pieces)
     result = run_training(
         run_dir,
         model=model,
@@ -162,6 +187,8 @@ def run_train(
         control=control,
         test=test,
         reference=reference,
+        selection=selection,
+        batch_size=config.data.batch_size,
         programs=programs,
         trackers=trackers,
         config_hash=provenance["config_hash"],
@@ -219,6 +246,8 @@ def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
     data, mixer = plain.get("data", {}), plain.get("mixer", {})
     fixed = {f"model.{k}": v for k, v in plain.get("model", {}).items()}
     fixed |= {f"data.{k}": data.get(k) for k in ("tokenizer", "seq_len", "batch_size", "block", "unit")}
+    # Rows drawn a step, of which cursors count the blocks.
+    fixed["selection.filter_ratio"] = (plain.get("selection") or {}).get("filter_ratio")
     fixed["mixer.name"] = mixer.get("name")
     fixed["mixer.wrap"] = [next(iter(entry)) for entry in mixer.get("wrap", ())]
     if mixer.get("name") not in ("static", "scheduled"):  # a mixer's state holds the drawn sources only

@@ -30,8 +30,21 @@ def token_sources(names=NAMES, seed=0, documents=12):
     return sources
 
 
-def small_run(run_dir, *, names=NAMES, steps=24, mixer=None, model=None, mesh=None, stream_options=None, **settings):
-    """Trains the bigram model with ODM; keyword arguments override `TrainSettings`. Returns (result, stream)."""
+def small_run(
+    run_dir,
+    *,
+    names=NAMES,
+    steps=24,
+    mixer=None,
+    model=None,
+    mesh=None,
+    stream_options=None,
+    selection=None,
+    reference=None,
+    programs=None,
+    **settings,
+):
+    """Trains the bigram model with ODM; keyword arguments override `TrainSettings`. Returns the result."""
     from bigram import bigram
 
     import jaxmix
@@ -47,7 +60,15 @@ def small_run(run_dir, *, names=NAMES, steps=24, mixer=None, model=None, mesh=No
         "checkpoint_every": 5,
         "warmup_steps": 2,
     }
-    options = {"batch_size": 8, "seq_len": 8, "seed": 3, "block": 2, "shard": process_shard(), **(stream_options or {})}
+    rows = 8 if selection is None else selection.candidates(8)
+    options = {
+        "batch_size": rows,
+        "seq_len": 8,
+        "seed": 3,
+        "block": 2,
+        "shard": process_shard(),
+        **(stream_options or {}),
+    }
     with MixtureStream(token_sources(names), **options) as stream:
         result = run_training(
             run_dir,
@@ -56,7 +77,11 @@ def small_run(run_dir, *, names=NAMES, steps=24, mixer=None, model=None, mesh=No
             stream=stream,
             validation=validation_set(token_sources(names, seed=1), seq_len=8, rows_per_domain=10),
             settings=TrainSettings(**{**defaults, **settings}),
+            selection=selection,
+            batch_size=None if selection is None else 8,
+            reference=reference,
             mesh=mesh,
+            programs=programs,
             show_progress=False,
         )
     return result

@@ -1,0 +1,300 @@
+"""The settings of training with selection, checked before anything is touched, and what they ask of a step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer
+
+__all__ = [
+    "FEEDBACKS",
+    "KERNELS",
+    "LEVELS",
+    "METHODS",
+    "REDUCTIONS",
+    "Scan",
+    "SelectionSettings",
+    "candidate_rows",
+    "check_rows",
+    "check_selection",
+    "scan_of",
+]
+
+METHODS = ("learnability", "easy_reference", "hard_learner", "uniform")
+LEVELS = ("sequence", "token")
+REDUCTIONS = ("mean", "sum", "top")
+KERNELS = ("linear", "squared", "near_duplicate")
+FEEDBACKS = ("scanned", "trained")
+_GRADIENTS = ("gradient_alignment", "validation_alignment", "gradient_noise")
+
+_OF_LEVEL = {
+    "sequence": (
+        "filter_ratio",
+        "gain",
+        "greedy",
+        "reduce",
+        "top",
+        "diversity",
+        "kernel",
+        "num_chunks",
+        "hold_shares",
+    ),
+    "token": ("keep",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionSettings:
+    """What a step trains on, out of what the mixture draws.
+
+    At the level of sequences the stream draws `B = b / (1 − filter_ratio)` rows a step (the super-batch), shared out
+    over the domains by the mixer's weights as ever, and b = batch_size of them are trained on. With ℓ the learner's and
+    ℓ* the reference's loss of a token, a row's score is the mean over its tokens (see `reduce`) of
+
+        learnability     ℓ − ℓ*       what is not learned yet, and can be
+        easy_reference      −ℓ*       what the reference finds easy
+        hard_learner     ℓ            what the learner finds hard: noise too
+        uniform          0            the control: the same scanning, picked at random
+
+    and rows are drawn without replacement in proportion to exp(gain · score), or the best taken (`greedy`). At the
+    level of tokens there is no super-batch: the best `keep` of the batch's tokens enter the loss, the others remain as
+    context only. `learnability` is then Rho-1; `hard_learner`, which needs no reference, is ESLM's rule on losses.
+
+    Attributes:
+        method: one of the above.
+        level: "sequence" or "token".
+        filter_ratio: share of the super-batch that is not trained on, in [0, 1). b / (1 − filter_ratio) must be whole.
+        gain: inverse temperature of the draw, ≥ 0, per nat of a row's mean loss. JEST's 1 is meant for sums over the
+            pairs of a batch; mean losses of rows differ by tenths of a nat, and a gain of 1 hardly selects.
+        greedy: take the best instead of drawing; gain then changes nothing.
+        reduce: a row's score out of its tokens': "mean" (so that long rows do not win), "sum" (gain is then
+            per nat of the whole row), or "top": the mean over the largest `top` of them.
+        top: in (0, 1].
+        diversity: λ ≥ 0; above 0 the rows are drawn in chunks, and a row that resembles those chosen already loses
+            score. Resemblance is that of hashed byte or token trigrams, see `row_features`.
+        kernel: of the resemblance: "linear", "squared" or "near_duplicate", see `jaxmix.selection.diverse`.
+        num_chunks: for `diversity`, a divisor of b.
+        hold_shares: select within every domain on its own, so that trained shares equal the drawn ones up to one row
+            a step. Otherwise selection shifts the mixture, and the report shows to what.
+        keep: share of the tokens that enter the loss, in (0, 1].
+        feedback: what mixers learn from. "scanned": the sums run over all rows that were drawn, an unbiased sample of
+            each domain, so that a mixer's estimates mean what they mean without selection. "trained": over the rows
+            (tokens) that were chosen, whose losses are biased by the choice. None: "scanned", but "trained" for
+            uniform, where both are unbiased and only the first costs a forward pass.
+    """
+
+    method: str
+    level: str = "sequence"
+    filter_ratio: float = 0.8
+    gain: float = 10.0
+    greedy: bool = False
+    reduce: str = "mean"
+    top: float = 0.2
+    diversity: float = 0.0
+    kernel: str = "near_duplicate"
+    num_chunks: int = 16
+    hold_shares: bool = False
+    keep: float = 0.6
+    feedback: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("method", METHODS),
+            ("level", LEVELS),
+            ("reduce", REDUCTIONS),
+            ("kernel", KERNELS),
+            ("feedback", FEEDBACKS),
+        ):
+            value = getattr(self, name)
+            if value not in known and not (name == "feedback" and value is None):
+                raise ConfigError(
+                    f"unknown {name} {value!r} of a selection",
+                    where=f"selection.{name}",
+                    fix=nearest(str(value), known),
+                )
+        for name, low, high, is_low_open, is_high_open in (
+            ("filter_ratio", 0.0, 1.0, False, True),
+            ("gain", 0.0, math.inf, False, False),
+            ("top", 0.0, 1.0, True, False),
+            ("diversity", 0.0, math.inf, False, False),
+            ("keep", 0.0, 1.0, True, False),
+        ):
+            value = getattr(self, name)
+            is_inside = (low < value if is_low_open else low <= value) and (
+                value < high if is_high_open else value <= high
+            )
+            if not (math.isfinite(value) and is_inside):
+                interval = f"{'(' if is_low_open else '['}{low:g}, {high:g}{')' if is_high_open else ']'}"
+                raise ConfigError(f"{name} must be finite and in {interval}, got {value}", where=f"selection.{name}")
+        if self.num_chunks < 1:
+            raise ConfigError(f"num_chunks must be at least 1, got {self.num_chunks}", where="selection.num_chunks")
+
+    @property
+    def feedback_from(self) -> str:
+        """`feedback` with its default resolved."""
+        return self.feedback or ("trained" if self.method == "uniform" else "scanned")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the scores measure against a reference."""
+        return self.method in ("learnability", "easy_reference")
+
+    @property
+    def relevant(self) -> dict[str, Any]:
+        """The settings that mean something at this level, by name: what a written configuration holds."""
+        names = ("method", "level", *_OF_LEVEL[self.level], "feedback")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @staticmethod
+    def foreign(level: str) -> tuple[str, ...]:
+        """The settings of the other level."""
+        return tuple(name for other, names in _OF_LEVEL.items() if other != level for name in names)
+
+    def candidates(self, batch_size: int, *, multiple: int = 1, where: str = "selection.filter_ratio") -> int:
+        """Rows that the stream draws in a step for `batch_size` trained ones; see `candidate_rows`."""
+        if self.level == "token":
+            return batch_size
+        return candidate_rows(batch_size, self.filter_ratio, multiple=multiple, where=where)
+
+
+def candidate_rows(
+    batch_size: int, filter_ratio: float, *, multiple: int = 1, where: str = "selection.filter_ratio"
+) -> int:
+    """`B = b / (1 − f)`, which must be a whole number of rows.
+
+    Args:
+        batch_size: b ≥ 1.
+        filter_ratio: f in [0, 1).
+        multiple: B must be a multiple of it: the devices and processes that rows are spread over. It divides b.
+        where: the setting, for the message.
+
+    Raises:
+        ConfigError: names the nearest ratios that would do.
+
+    Example:
+        >>> candidate_rows(32, 0.8)
+        160
+    """
+    exact = batch_size / (1.0 - filter_ratio)
+    rows = round(exact / multiple) * multiple
+    if abs(exact - rows) <= 1e-6 * exact:
+        return rows
+    below = max(math.floor(exact / multiple) * multiple, batch_size)
+    above = below + multiple
+    nearby = sorted({below, above}, key=lambda n: (abs(n - exact), n))
+    shown = " or ".join(f"{_ratio(batch_size, n)} ({n} rows)" for n in nearby)
+    kind = "" if multiple == 1 else f", to be spread over {multiple} devices"
+    raise ConfigError(
+        f"filter_ratio {filter_ratio:g} makes {exact:.6g} rows of a super-batch for a batch_size of {batch_size}{kind}",
+        where=where,
+        fix=f"Use {shown}, or another data.batch_size.",
+    )
+
+
+def _ratio(batch_size: int, rows: int) -> str:
+    """The ratio that makes `rows` of `batch_size`, in as few digits as `candidate_rows` takes for it."""
+    ratio = 1.0 - batch_size / rows
+    for digits in range(1, 16):
+        text = f"{ratio:.{digits}f}"
+        if abs(batch_size / (1.0 - float(text)) - rows) <= 1e-6 * rows:
+            return text
+    return repr(ratio)
+
+
+class Scan(NamedTuple):
+    """Which forward passes a step with selection makes besides the training of the chosen rows.
+
+    Attributes:
+        learner: the learner scores all rows that were drawn.
+        reference: the reference scores them.
+        trained_reference: the reference's losses of the chosen rows go into the step's own sums; where `reference` is
+            False that is a pass of its own over the chosen rows.
+    """
+
+    learner: bool
+    reference: bool
+    trained_reference: bool
+
+
+def scan_of(settings: SelectionSettings, needs: frozenset[str]) -> Scan:
+    """What is computed of the rows that were drawn, and no more.
+
+    Args:
+        settings: of the selection.
+        needs: signals of the mixer.
+    """
+    wants_reference = bool(needs & set(REFERENCE_SIGNALS))
+    is_scanned = settings.feedback_from == "scanned"
+    sums = bool(needs & {"loss_sum", *REFERENCE_SIGNALS})
+    return Scan(
+        learner=settings.method in ("learnability", "hard_learner") or (is_scanned and sums),
+        reference=settings.needs_reference or (is_scanned and wants_reference),
+        trained_reference=wants_reference and not is_scanned,
+    )
+
+
+def check_rows(selection: SelectionSettings | None, *, drawn: int, batch_size: int | None) -> int:
+    """Rows trained on in a step, checked against those that the stream draws.
+
+    Args:
+        selection: None for none: all that is drawn is trained on.
+        drawn: rows that the stream draws.
+        batch_size: what was asked for; None for `drawn`, which a selection of tokens allows.
+    """
+    rows = drawn if batch_size is None else batch_size
+    wanted = rows if selection is None else selection.candidates(rows)
+    if wanted != drawn:
+        raise ConfigError(
+            f"the stream draws {drawn} rows, and training on {rows} of them needs {wanted}",
+            where="batch_size",
+            fix="Give the rows to train on, and make the stream with batch_size=selection.candidates(batch_size).",
+        )
+    return rows
+
+
+def check_selection(
+    settings: SelectionSettings,
+    mixer: Mixer,
+    *,
+    reference: str | None,
+    batch_size: int,
+    origin: Callable[[str], str] = str,
+) -> None:
+    """Raises `ConfigError` for a selection that the run cannot make, or that would mean nothing.
+
+    Args:
+        settings: of the selection.
+        mixer: with its wrappers.
+        reference: "model", "table" (one loss per domain), or None.
+        batch_size: rows trained on in a step.
+        origin: where a setting was written, for the message.
+    """
+    if settings.needs_reference and reference is None:
+        raise ConfigError(
+            f"selection by {settings.method} measures the loss against a reference, and the run has none",
+            where=origin("reference"),
+            fix="Set reference.run to the folder of a run on clean text, or selection.method to hard_learner.",
+        )
+    if settings.method == "easy_reference" and reference == "table":
+        raise ConfigError(
+            "selection by easy_reference cannot tell rows apart by a table of one loss per source",
+            where=origin("reference.losses"),
+            fix="Set reference.run to the folder of a finished run.",
+        )
+    if gradients := sorted(mixer.needs & set(_GRADIENTS)):
+        raise ConfigError(
+            f"mixer {mixer.name!r} measures {gradients[0]} on the rows of a step, and selection chooses those rows",
+            where=origin("selection.method"),
+            fix="Use a mixer that works on losses, or leave selection out.",
+        )
+    settings.candidates(batch_size, where=origin("selection.filter_ratio"))
+    if settings.level == "sequence" and settings.diversity > 0 and batch_size % settings.num_chunks:
+        raise ConfigError(
+            f"data.batch_size {batch_size} cannot be cut into num_chunks {settings.num_chunks} equal chunks",
+            where=origin("selection.num_chunks"),
+            fix="Choose a divisor of data.batch_size.",
+        )
