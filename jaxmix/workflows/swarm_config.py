@@ -152,6 +152,12 @@ def _check_run(run: RunConfig, where: str) -> None:
             where=where,
             fix="Leave mixer out.",
         )
+    if run.selection.method is not None:
+        raise ConfigError(
+            "a swarm trains on all that its mixtures draw: it cannot have a selection",
+            where=f"{where}, selection",
+            fix="Leave selection out.",
+        )
     if run.data.test_rows:
         raise ConfigError("a swarm has no test rows", where=f"{where}, data.test_rows", fix="Use validation_rows.")
 
