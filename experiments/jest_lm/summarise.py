@@ -1,0 +1,144 @@
+"""Tables, results.json and figure.svg out of the cells that `run.py` left.
+
+python experiments/jest_lm/summarise.py --out runs/jest_lm
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from run import ARMS, STEPS
+from texts import NOISE, WEIGHTS
+
+HERE = Path(__file__).parent
+AXES = ("steps", "rows trained", "rows scanned", "operations", "seconds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="runs/jest_lm")
+    folder = Path(parser.parse_args().out)
+    cells = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))}
+    arms = {arm: _cells(cells, arm) for arm in ARMS}
+    arms = {arm: found for arm, found in arms.items() if found}
+    iid = arms["iid"]
+    middle, last = min(STEPS, iid[min(iid)]["steps"][-1]), iid[min(iid)]["steps"][-1]
+    result = {
+        "at": {"middle": middle, "last": last},
+        "arms": {arm: _summary(found, iid, middle, last) for arm, found in arms.items()},
+        "cells": cells,
+    }
+    (HERE / "results.json").write_text(json.dumps(result, indent=1))
+    for line in _tables(result):
+        print(line)
+    _figure(arms, HERE / "figure.svg")
+
+
+def _cells(cells: dict[str, Any], arm: str) -> dict[int, Any]:
+    prefix = f"{arm}-seed"
+    return {int(name[len(prefix) :]): cell for name, cell in cells.items() if name.startswith(prefix)}
+
+
+def axes_at(cell: dict[str, Any], step: float) -> list[float]:
+    compute = cell["compute"]
+    per_step = [1.0, compute["rows_trained_per_step"], compute["rows_scanned_per_step"], compute["flops_per_step"]]
+    return [step * x for x in (*per_step, cell["step_seconds"] or float("nan"))]
+
+
+def steps_to(cell: dict[str, Any], loss: float) -> float | None:
+    """Steps until the clean loss is first at or below `loss`, between evaluations in a straight line."""
+    for i, value in enumerate(cell["clean"]):
+        if value <= loss:
+            if i == 0:
+                return float(cell["steps"][0])
+            before, step, start = cell["clean"][i - 1], cell["steps"][i], cell["steps"][i - 1]
+            return start + (step - start) * (before - loss) / (before - value)
+    return None
+
+
+def _summary(found: dict[int, Any], iid: dict[int, Any], middle: int, last: int) -> dict[str, Any]:
+    seeds = sorted(set(found) & set(iid))
+    at_middle = [float(np.interp(middle, found[s]["steps"], found[s]["clean"])) for s in found]
+    summary: dict[str, Any] = {
+        "seeds": len(found),
+        "clean_at_middle": _spread(at_middle),
+        "clean_at_end": _spread([cell["clean"][-1] for cell in found.values()]),
+        "noise_share": statistics.fmean(sum(c["trained_share"][n] for n in NOISE) for c in found.values()),
+        "shares": {n: statistics.fmean(c["trained_share"][n] for c in found.values()) for n in WEIGHTS},
+        "step_cost": found[min(found)]["compute"]["flops_per_step"] / iid[min(iid)]["compute"]["flops_per_step"],
+    }  # fmt: skip
+    for key, at in (("middle", middle), ("last", last)):
+        ratios = []
+        for seed in seeds:
+            target = float(np.interp(at, iid[seed]["steps"], iid[seed]["clean"]))
+            step, of_iid = steps_to(found[seed], target), steps_to(iid[seed], target)
+            if step is not None and of_iid:
+                theirs = axes_at(iid[seed], of_iid)
+                ratios.append([x / y for x, y in zip(axes_at(found[seed], step), theirs, strict=True)])
+        summary[f"to_{key}"] = {
+            "reached": len(ratios),
+            "of": len(seeds),
+            "ratios": {axis: _spread([r[i] for r in ratios]) for i, axis in enumerate(AXES)} if ratios else None,
+        }
+    return summary
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds; no deviation of one seed."""
+    half = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "deviation": half}
+
+
+def _tables(result: dict[str, Any]) -> list[str]:
+    middle, last = result["at"]["middle"], result["at"]["last"]
+    lines = [f"| arm | seeds | clean loss at {middle} steps | noise in the trained tokens | operations of a step |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for arm, s in result["arms"].items():
+        loss = s["clean_at_middle"]
+        lines.append(f"| {arm} | {s['seeds']} | {loss['mean']:.4f} ± {loss['deviation'] or 0:.4f} | {s['noise_share']:.3f} "
+                     f"| {s['step_cost']:.2f}x |")  # fmt: skip
+    for key, at in (("middle", middle), ("last", last)):
+        lines += ["", f"To iid's clean loss after {at} steps, over what iid took:", "",
+                  "| arm | reached | " + " | ".join(AXES) + " |", "|---|---|" + "---|" * len(AXES)]  # fmt: skip
+        for arm, s in result["arms"].items():
+            to = s[f"to_{key}"]
+            ratios = to["ratios"]
+            cells = ["-"] * len(AXES) if ratios is None else [f"{ratios[a]['mean']:.2f}" for a in AXES]
+            lines.append(f"| {arm} | {to['reached']} of {to['of']} | " + " | ".join(cells) + " |")
+    lines += ["", "Shares of the trained tokens:", ""]
+    names = list(next(iter(result["arms"].values()))["shares"])
+    lines += ["| arm | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for arm, s in result["arms"].items():
+        lines.append(f"| {arm} | " + " | ".join(f"{s['shares'][n]:.3f}" for n in names) + " |")
+    return lines
+
+
+def _figure(arms: dict[str, dict[int, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [a for a in ("iid", "clean_only", "learnability", "learnability_greedy", "token_learnability",
+                         "easy_reference", "hard_learner") if a in arms]  # fmt: skip
+    figure, axes = pyplot.subplots(1, len(AXES), figsize=(3.2 * len(AXES), 3.2), sharey=True, layout="constrained")
+    for index, (title, panel) in enumerate(zip(AXES, axes, strict=True)):
+        for colour, arm in enumerate(shown):
+            for number, cell in enumerate(arms[arm].values()):
+                x = [axes_at(cell, step)[index] for step in cell["steps"]][2:]
+                panel.plot(x, cell["clean"][2:], color=f"C{colour}", linewidth=0.9, label=arm if number == 0 else None)
+        panel.set_xscale("log")
+        panel.set_xlabel(title)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("clean validation loss, nats per byte")
+    axes[-1].legend(fontsize=7, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
