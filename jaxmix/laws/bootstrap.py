@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.laws.base import RunTable
-from jaxmix.laws.fit import LawFit, cells_of, compiled, lanes_for, on_host, predict_rows, solve_all, solver_of
+from jaxmix.laws.fit import LawFit, cells_of, compiled, lanes_for, on_host, solve_all, solver_of
 from jaxmix.laws.layout import Point
 
 __all__ = ["Bootstrap", "bootstrap"]
@@ -39,12 +39,8 @@ class Bootstrap:
 
     def predict(self, weights: Any, model_size: Any, tokens: Any) -> np.ndarray:
         """Losses float64[s, r, e] by every resample; arguments as `LawFit.predict`."""
-        weights = np.atleast_2d(np.asarray(weights, np.float64))
-        size, budget = (np.broadcast_to(np.asarray(v, np.float64), (len(weights),)) for v in (model_size, tokens))
-        one = lambda i: predict_rows(
-            self.fit.law, self.fit.shape, {name: value[i] for name, value in self.params.items()}, weights, size, budget
-        )
-        return np.stack([one(i) for i in range(len(self.objectives))])
+        one = lambda i: dataclasses.replace(self.fit, params={name: value[i] for name, value in self.params.items()})
+        return np.stack([one(i).predict(weights, model_size, tokens) for i in range(len(self.objectives))])
 
     def predicted_interval(
         self, weights: Any, model_size: Any, tokens: Any, level: float = 0.9

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.capacity import log_capacity
 from jaxmix.laws.capacity_jacobian import noise_columns, size_columns
+from jaxmix.laws.checks import check_choice
 
 __all__ = ["capacity", "capacity_only"]
 
@@ -71,8 +72,8 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, 
     References:
         arXiv 2606.08167, Equation 3 and Theorem 4.1.
     """
-    _check_choice("capacity(offset)", offset, OFFSETS)
-    _check_choice("capacity(exponents)", exponents, EXPONENTS)
+    check_choice("capacity(offset)", offset, OFFSETS)
+    check_choice("capacity(exponents)", exponents, EXPONENTS)
     if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or rank < 0:
         raise ConfigError(f"rank must be a whole number >= 0, got {rank!r}", where="capacity(rank)")
 
@@ -137,7 +138,7 @@ def capacity_only(exponents: str = "free") -> Law:
     References:
         arXiv 2606.08167, Equation 1.
     """
-    _check_choice("capacity_only(exponents)", exponents, ("free", "shared"))
+    check_choice("capacity_only(exponents)", exponents, ("free", "shared"))
 
     def build(shape: Shape) -> Form:
         if -1 in shape.metric_domain:
@@ -302,8 +303,3 @@ def _check_metrics(shape: Shape, *, exponents: str, rank: int) -> None:
             where="capacity(exponents)",
             fix='Use exponents="free".',
         )
-
-
-def _check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"unknown option {value!r}", where=where, fix=nearest(str(value), known))

@@ -1,4 +1,4 @@
-"""Checks of arguments that proposals, designs and diagnosis share."""
+"""Checks of arguments that laws, proposals, designs and diagnosis share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.core.errors import ConfigError
+from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.laws.base import Shape
 
-__all__ = ["check_positive", "metric_shares", "on_simplex"]
+__all__ = ["check_choice", "check_positive", "check_range", "metric_shares", "on_simplex"]
 
 
 def metric_shares(metric_weights: Any, shape: Shape, where: str) -> np.ndarray:
@@ -32,3 +32,17 @@ def check_positive(function: str, **numbers: float) -> None:
     for name, value in numbers.items():
         if not (np.isfinite(value) and value > 0):
             raise ConfigError(f"{name} must be finite and > 0, got {value}", where=f"{function}({name})")
+
+
+def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises `ConfigError` for a word that is not one of the known ones."""
+    if value not in known:
+        raise ConfigError(f"unknown option {value!r}", where=where, fix=nearest(str(value), known))
+
+
+def check_range(where: str, value: float, low: float, high: float = np.inf, *, is_open: bool = False) -> None:
+    """Raises `ConfigError` unless `low <= value < high`, or `low < value` if open."""
+    if not (value > low if is_open else value >= low) or not value < high:
+        edge = ">" if is_open else ">="
+        end = "" if high == np.inf else f" and < {high:g}"
+        raise ConfigError(f"must be {edge} {low:g}{end}, got {value}", where=where)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Law, RunTable, registry
-from jaxmix.laws.terms import check_range
+from jaxmix.laws.checks import check_range
 
 __all__ = ["gaussian_process", "negative_log_likelihood"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.terms import check_range, own_weights, require_own_domains, scale_parameters, scale_terms
+from jaxmix.laws.checks import check_range
+from jaxmix.laws.terms import own_weights, require_own_domains, scale_parameters, scale_terms
 
 __all__ = ["power"]
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.laws.base import Law
+from jaxmix.laws.base import Law, Shape
+from jaxmix.laws.checks import metric_shares, on_simplex
 
-__all__ = ["Proposal", "available_or_inf", "bounds", "check_bounds", "not_finite", "weighted_mean"]
+__all__ = ["Proposal", "Wishes", "check_wishes", "not_finite", "weighted_mean"]
 
 
 class Proposal(NamedTuple):
@@ -40,7 +41,49 @@ class Proposal(NamedTuple):
     start_objectives: np.ndarray
 
 
-def available_or_inf(available_tokens: Any, m: int) -> np.ndarray:
+class Wishes(NamedTuple):
+    """What a proposal has to keep to, checked, as float64 arrays.
+
+    Attributes:
+        shares: [e], weights of the metrics, adding up to 1.
+        prior: [m] on the simplex.
+        caps: [m], ≤ 1; 0 where nothing is available, or the prior is 0 and counts.
+        floors: [m].
+        available: [m], billions of tokens, inf where there is no limit.
+    """
+
+    shares: np.ndarray
+    prior: np.ndarray
+    caps: np.ndarray
+    floors: np.ndarray
+    available: np.ndarray
+
+
+def check_wishes(
+    shape: Shape,
+    *,
+    metric_weights: Any,
+    prior: Any,
+    max_weights: Any,
+    min_weights: Any,
+    kl_strength: float,
+    available_tokens: Any,
+) -> Wishes:
+    """Returns what `propose` was asked for; raises `ConfigError` for what is out of range, or what no mixture keeps."""
+    m = shape.num_domains
+    if not (np.isfinite(kl_strength) and kl_strength >= 0):
+        raise ConfigError(f"kl_strength must be >= 0, got {kl_strength}", where="propose(kl_strength)")
+    shares = metric_shares(metric_weights, shape, "propose(metric_weights)")
+    prior = on_simplex(np.ones(m) if prior is None else prior, m, "propose(prior)")
+    available = _available(available_tokens, m)
+    floors = _bound("min_weights", min_weights, m)
+    caps = np.minimum(_bound("max_weights", 1.0 if max_weights is None else max_weights, m), 1.0)
+    caps = np.where((available > 0) & ((prior > 0) | (kl_strength == 0)), caps, 0.0)
+    _check_bounds(caps, floors)
+    return Wishes(shares, prior, caps, floors, available)
+
+
+def _available(available_tokens: Any, m: int) -> np.ndarray:
     if available_tokens is None:
         return np.full(m, np.inf)
     values = np.asarray(available_tokens, np.float64)
@@ -51,20 +94,16 @@ def available_or_inf(available_tokens: Any, m: int) -> np.ndarray:
     return values
 
 
-def bounds(max_weights: Any, min_weights: Any, available: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
-    bounds = []
-    for name, value in (("max_weights", 1.0 if max_weights is None else max_weights), ("min_weights", min_weights)):
-        bound = np.asarray(value, np.float64)
-        if bound.shape not in ((), (m,)) or np.isnan(bound).any() or (bound < 0).any():
-            raise ConfigError(
-                f"{name} must be one number >= 0 or {m} of them, got {bound.tolist()}", where=f"propose({name})"
-            )
-        bounds.append(np.broadcast_to(bound, (m,)).copy())
-    caps, floors = bounds
-    return np.where(available > 0, np.minimum(caps, 1.0), 0.0), floors
+def _bound(name: str, value: Any, m: int) -> np.ndarray:
+    bound = np.asarray(value, np.float64)
+    if bound.shape not in ((), (m,)) or np.isnan(bound).any() or (bound < 0).any():
+        raise ConfigError(
+            f"{name} must be one number >= 0 or {m} of them, got {bound.tolist()}", where=f"propose({name})"
+        )
+    return np.broadcast_to(bound, (m,)).copy()
 
 
-def check_bounds(caps: np.ndarray, floors: np.ndarray) -> None:
+def _check_bounds(caps: np.ndarray, floors: np.ndarray) -> None:
     if (floors > caps).any():
         i = int(np.argmax(floors > caps))
         raise ConfigError(f"domain {i} has floor {floors[i]} above cap {caps[i]}", where="propose(min_weights)")

@@ -13,11 +13,11 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.simplex import kl_divergence, kl_project_capped_simplex
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Law, Shape
-from jaxmix.laws.checks import check_positive, metric_shares, on_simplex
+from jaxmix.laws.checks import check_positive, check_range
 from jaxmix.laws.design import sample_mixtures
 from jaxmix.laws.fit import LawFit, compiled, on_host
 from jaxmix.laws.mirror import Minimum, mirror_descent
-from jaxmix.laws.proposal import Proposal, available_or_inf, bounds, check_bounds, not_finite, weighted_mean
+from jaxmix.laws.proposal import Proposal, check_wishes, not_finite, weighted_mean
 from jaxmix.laws.regmix import propose_regmix
 from jaxmix.laws.repetition import REPEAT_DECAY, effective_mixture
 
@@ -141,20 +141,17 @@ def propose(
     """
     m = fit.shape.num_domains
     check_positive("propose", model_size=model_size, tokens=tokens, repeat_decay=repeat_decay, tolerance=tolerance)
-    for name, number, least in (
-        ("num_starts", num_starts, 1),
-        ("max_steps", max_steps, 1),
-        ("kl_strength", kl_strength, 0),
-    ):
-        if not (np.isfinite(number) and number >= least):
-            raise ConfigError(f"{name} must be >= {least}, got {number}", where=f"propose({name})")
-    shares = metric_shares(metric_weights, fit.shape, "propose(metric_weights)")
-    prior = on_simplex(np.ones(m) if prior is None else prior, m, "propose(prior)")
-    available = available_or_inf(available_tokens, m)
-    caps, floors = bounds(max_weights, min_weights, available, m)
-    if kl_strength > 0:
-        caps = np.where(prior > 0, caps, 0.0)
-    check_bounds(caps, floors)
+    check_range("propose(num_starts)", num_starts, 1)
+    check_range("propose(max_steps)", max_steps, 1)
+    shares, prior, caps, floors, available = check_wishes(
+        fit.shape,
+        metric_weights=metric_weights,
+        prior=prior,
+        max_weights=max_weights,
+        min_weights=min_weights,
+        kl_strength=kl_strength,
+        available_tokens=available_tokens,
+    )
     key = jax.random.key(0) if key is None else key
     if fit.law.build is None:
         return propose_regmix(

@@ -13,10 +13,10 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.simplex import kl_divergence, kl_project_capped_simplex
-from jaxmix.laws.checks import check_positive, metric_shares, on_simplex
+from jaxmix.laws.checks import check_positive
 from jaxmix.laws.design import sample_mixtures
 from jaxmix.laws.fit import LawFit, on_host
-from jaxmix.laws.proposal import Proposal, available_or_inf, bounds, check_bounds, not_finite, weighted_mean
+from jaxmix.laws.proposal import Proposal, check_wishes, not_finite, weighted_mean
 from jaxmix.laws.repetition import REPEAT_DECAY, effective_mixture
 from jaxmix.laws.simulate import simulate
 
@@ -71,13 +71,15 @@ def propose_regmix(
             f"num_best must be from 1 to num_candidates ({num_candidates}), got {num_best}",
             where="propose_regmix(num_best)",
         )
-    shares = metric_shares(metric_weights, fit.shape, "propose_regmix(metric_weights)")
-    prior = on_simplex(np.ones(m) if prior is None else prior, m, "propose_regmix(prior)")
-    available = available_or_inf(available_tokens, m)
-    caps, floors = bounds(max_weights, min_weights, available, m)
-    if kl_strength > 0:
-        caps = np.where(prior > 0, caps, 0.0)
-    check_bounds(caps, floors)
+    shares, prior, caps, floors, available = check_wishes(
+        fit.shape,
+        metric_weights=metric_weights,
+        prior=prior,
+        max_weights=max_weights,
+        min_weights=min_weights,
+        kl_strength=kl_strength,
+        available_tokens=available_tokens,
+    )
     candidates = sample_mixtures(
         jax.random.key(0) if key is None else key,
         prior,

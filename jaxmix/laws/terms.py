@@ -5,13 +5,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Parameter, Params, Shape
 
 __all__ = [
-    "check_choice",
-    "check_range",
     "own_weights",
     "require_own_domains",
     "safe_power",
@@ -60,17 +58,3 @@ def scale_terms(params: Params, shape: Shape, model_size: Array, tokens: Array) 
             exponent = params[f"{name}_exponent"][None, :]
             total = total + params[f"{name}_scale"][None, :] * value[:, None] ** -exponent
     return total
-
-
-def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises `ConfigError` for a word that is not one of the known ones."""
-    if value not in known:
-        raise ConfigError(f"unknown option {value!r}", where=where, fix=nearest(str(value), known))
-
-
-def check_range(where: str, value: float, low: float, high: float = np.inf, *, is_open: bool = False) -> None:
-    """Raises `ConfigError` unless `low <= value < high`, or `low < value` if open."""
-    if not (value > low if is_open else value >= low) or not value < high:
-        edge = ">" if is_open else ">="
-        end = "" if high == np.inf else f" and < {high:g}"
-        raise ConfigError(f"must be {edge} {low:g}{end}, got {value}", where=where)

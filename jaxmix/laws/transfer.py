@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.terms import check_range, scale_parameters, scale_terms
+from jaxmix.laws.checks import check_range
+from jaxmix.laws.terms import scale_parameters, scale_terms
 
 __all__ = ["transfer"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmix.core.errors import EnvironmentProblem
 from jaxmix.laws.base import Law, RunTable, registry
-from jaxmix.laws.terms import check_range
+from jaxmix.laws.checks import check_range
 
 __all__ = ["lightgbm"]
 

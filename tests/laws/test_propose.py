@@ -232,7 +232,7 @@ def test_regmix_averages_the_best_of_what_it_draws(demo):
         ({"max_weights": [0.5, 0.6]}, "one number >= 0 or 7"),
         ({"available_tokens": [1.0]}, "must be 7 numbers"),
         ({"kl_strength": -1.0}, "kl_strength must be >= 0"),
-        ({"num_starts": 0}, "num_starts must be >= 1"),
+        ({"num_starts": 0}, r"must be >= 1, got 0 \(propose\(num_starts\)\)"),
     ],
 )
 def test_arguments_out_of_range_are_refused(demo, options, complaint):
