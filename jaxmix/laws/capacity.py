@@ -96,9 +96,11 @@ def log_capacity(weights: Any, exponent: Any, log_scale: Any, head: Any, model_s
 @jax.custom_jvp
 def _multiplier(log_demand: Array, power: Array, log_head: Array, log_total: Array) -> Array:
     """ν with Σ_i max(H, exp(p_i (s_i − ν))) = C; s, p [..., m], log H and log C [..., 1], ν [..., 1]."""
+    # Domains lead, so that the sums over them run along whole vectors of rows.
+    log_demand, power, log_head, log_total = (jnp.moveaxis(x, -1, 0) for x in (log_demand, power, log_head, log_total))
     # Up to the first bound one domain alone fills C; from the second on none wants more than H.
-    start = jnp.max(log_demand - log_total / power, axis=-1, keepdims=True)
-    end = jnp.max(log_demand - log_head / power, axis=-1, keepdims=True)
+    start = jnp.max(log_demand - log_total / power, axis=0, keepdims=True)
+    end = jnp.max(log_demand - log_head / power, axis=0, keepdims=True)
     tiny = jnp.finfo(log_demand.dtype).tiny
 
     def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -106,8 +108,8 @@ def _multiplier(log_demand: Array, power: Array, log_head: Array, log_total: Arr
         wanted = power * (log_demand - value)
         is_free = wanted > log_head
         capacity = jnp.exp(jnp.where(is_free, wanted, log_head))
-        total = jnp.sum(capacity, axis=-1, keepdims=True)
-        slope = jnp.sum(jnp.where(is_free, capacity * power, 0.0), axis=-1, keepdims=True)
+        total = jnp.sum(capacity, axis=0, keepdims=True)
+        slope = jnp.sum(jnp.where(is_free, capacity * power, 0.0), axis=0, keepdims=True)
         excess = jnp.log(total) - log_total
         rise = jnp.minimum(excess * total / jnp.maximum(slope, tiny), end - value)
         new = jnp.where(is_done, value, value + jnp.maximum(rise, 0.0))
@@ -115,7 +117,7 @@ def _multiplier(log_demand: Array, power: Array, log_head: Array, log_total: Arr
 
     is_going = lambda carry: (carry[2] < MAX_STEPS) & ~jnp.all(carry[1])
     value, _, _ = jax.lax.while_loop(is_going, newton, (start, jnp.zeros(start.shape, bool), jnp.int32(0)))
-    return value
+    return jnp.moveaxis(value, 0, -1)
 
 
 @_multiplier.defjvp
