@@ -15,7 +15,18 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.sharding import global_batch, process_shard
 from jaxmix.models.base import token_loss
 
-__all__ = ["PARTS", "ValidationSet", "aggregates", "build_evaluate", "place", "subset", "validation_set"]
+__all__ = [
+    "PARTS",
+    "ValidationSet",
+    "aggregates",
+    "build_evaluate",
+    "held_out_batches",
+    "loss_sums",
+    "mean_losses",
+    "place",
+    "subset",
+    "validation_set",
+]
 
 
 class ValidationSet(NamedTuple):
@@ -91,6 +102,20 @@ def subset(validation: ValidationSet, rows_per_domain: int) -> ValidationSet:
     return ValidationSet(validation.names, validation.tokens[rows], validation.targets[rows], validation.domain[rows])
 
 
+def loss_sums(
+    apply: Callable[[Any, Any], Any], params: Any, batch: Mapping[str, jax.Array], *, num_domains: int
+) -> jax.Array:
+    """f32[2, m]: the summed loss (nats) of a batch's tokens by domain, and how many tokens there are."""
+    loss, _ = token_loss(apply(params, batch))
+    counts = (batch["targets"] >= 0).astype(jnp.float32)
+    return jnp.stack([sum_by_domain(x, batch["domain"], num_domains) for x in (loss, counts)])
+
+
+def mean_losses(sums: jax.Array) -> jax.Array:
+    """f32[m], nats per token, from added `loss_sums`; nan for a domain without tokens."""
+    return jnp.where(sums[1] > 0, sums[0] / jnp.maximum(sums[1], 1.0), jnp.nan)
+
+
 def build_evaluate(
     apply: Callable[[Any, Any], Any], *, num_domains: int, mesh: Mesh
 ) -> Callable[[Any, list[dict[str, jax.Array]]], jax.Array]:
@@ -101,13 +126,9 @@ def build_evaluate(
 
     @jax.jit
     def add(sums: jax.Array, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        loss, _ = token_loss(apply(params, batch))
-        counts = (batch["targets"] >= 0).astype(jnp.float32)
-        return sums + jnp.stack([sum_by_domain(x, batch["domain"], num_domains) for x in (loss, counts)])
+        return sums + loss_sums(apply, params, batch, num_domains=num_domains)
 
-    @jax.jit
-    def mean(sums: jax.Array) -> jax.Array:
-        return jnp.where(sums[1] > 0, sums[0] / jnp.maximum(sums[1], 1.0), jnp.nan)
+    mean = jax.jit(mean_losses)
 
     def evaluate(params: Any, batches: list[dict[str, jax.Array]]) -> jax.Array:
         sums = jax.device_put(np.zeros((2, num_domains), np.float32), jax.sharding.NamedSharding(mesh, jax.P()))
@@ -118,22 +139,27 @@ def build_evaluate(
     return evaluate
 
 
+def held_out_batches(validation: ValidationSet, *, batch_size: int) -> dict[str, np.ndarray]:
+    """The rows cut into batches i32[k, b, …]; the last is filled with rows of domain −1."""
+    missing = -len(validation.domain) % batch_size
+    filled = {
+        "tokens": np.pad(validation.tokens, ((0, missing), (0, 0))),
+        "targets": np.pad(validation.targets, ((0, missing), (0, 0)), constant_values=-1),
+        "domain": np.pad(validation.domain, (0, missing), constant_values=-1),
+    }
+    return {k: np.ascontiguousarray(v.reshape(-1, batch_size, *v.shape[1:]), np.int32) for k, v in filled.items()}
+
+
 def place(validation: ValidationSet, *, batch_size: int, mesh: Mesh) -> list[dict[str, jax.Array]]:
-    """Cuts the rows into batches on the mesh, once per run; the last is filled with rows of domain −1."""
+    """Puts the rows' `held_out_batches` on the mesh, once per run."""
     index, count = process_shard()
     share = batch_size // count
-    batches = []
-    for start in range(0, len(validation.domain), batch_size):
-        rows = slice(start, start + batch_size)
-        missing = batch_size - len(validation.domain[rows])
-        filled = {
-            "tokens": np.pad(validation.tokens[rows], ((0, missing), (0, 0))),
-            "targets": np.pad(validation.targets[rows], ((0, missing), (0, 0)), constant_values=-1),
-            "domain": np.pad(validation.domain[rows], (0, missing), constant_values=-1),
-        }
-        mine = {k: np.ascontiguousarray(v[index * share : (index + 1) * share], np.int32) for k, v in filled.items()}
-        batches.append(global_batch(mesh, mine))
-    return batches
+    mine = slice(index * share, (index + 1) * share)
+    batches = held_out_batches(validation, batch_size=batch_size)
+    return [
+        global_batch(mesh, {k: np.ascontiguousarray(v[number, mine]) for k, v in batches.items()})
+        for number in range(len(batches["domain"]))
+    ]
 
 
 def aggregates(losses: np.ndarray, prior: np.ndarray) -> dict[str, float]:

@@ -24,7 +24,7 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.stream_arguments import checked_weights
 from jaxmix.models.base import Model
 from jaxmix.train.checkpoint import Checkpointer
-from jaxmix.train.evaluate import ValidationSet
+from jaxmix.train.evaluate import ValidationSet, held_out_batches
 from jaxmix.train.interrupt import Interruption
 from jaxmix.train.progress import Progress
 from jaxmix.train.records import RecordFile
@@ -43,7 +43,6 @@ from jaxmix.train.swarm_step import (
     SwarmPrograms,
     SwarmState,
     build_swarm_programs,
-    held_out_batches,
     padded,
     trimmed,
 )

@@ -25,11 +25,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmix.core.pytree import state
-from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.sharding import proxy_mesh, shard_map
 from jaxmix.core.types import Array
-from jaxmix.models.base import Model, token_loss
-from jaxmix.train.evaluate import ValidationSet
+from jaxmix.models.base import Model
+from jaxmix.train.evaluate import loss_sums, mean_losses
 from jaxmix.train.programs import optimizer_of
 from jaxmix.train.settings import TrainSettings
 from jaxmix.train.state import TrainState
@@ -40,7 +39,6 @@ __all__ = [
     "SwarmPrograms",
     "SwarmState",
     "build_swarm_programs",
-    "held_out_batches",
     "micro_batches",
     "padded",
     "trimmed",
@@ -72,7 +70,7 @@ class SwarmPrograms(NamedTuple):
         advance: `(state, table, domain i32[r, s, b], row i32[r, s, b], steps i32[]) -> (state, losses f32[r, s])`:
             the first `steps` of s steps; `losses` are mean training losses, 0 beyond. `state` is donated. `table` is
             (tokens [n, t + 1], targets [n]) for all proxies, or with a leading axis r a table for each.
-        evaluate: `(state, batches) -> f32[r, m]`, nats per token; `batches` from `held_out_batches`.
+        evaluate: `(state, batches) -> f32[r, m]`, nats per token; `batches` from `evaluate.held_out_batches`.
         mesh: with the axis `proxy`.
         is_table_shared: see `build_swarm_programs`.
     """
@@ -140,12 +138,9 @@ def build_swarm_programs(
 
     def evaluate(params: Any, batches: Any) -> Array:
         def add(sums: Array, batch: dict[str, Array]) -> tuple[Array, None]:
-            loss, _ = token_loss(model.apply(params, batch))
-            counts = (batch["targets"] >= 0).astype(jnp.float32)
-            return sums + jnp.stack([sum_by_domain(x, batch["domain"], num_domains) for x in (loss, counts)]), None
+            return sums + loss_sums(model.apply, params, batch, num_domains=num_domains), None
 
-        sums, _ = jax.lax.scan(add, jnp.zeros((2, num_domains), jnp.float32), batches)
-        return jnp.where(sums[1] > 0, sums[0] / jnp.maximum(sums[1], 1.0), jnp.nan)
+        return mean_losses(jax.lax.scan(add, jnp.zeros((2, num_domains), jnp.float32), batches)[0])
 
     def local_advance(state: SwarmState, table: Any, domain: Array, row: Array, steps: Array) -> Any:
         if is_table_shared:
@@ -174,17 +169,6 @@ def micro_batches(rows: int, seq_len: int) -> int:
     """Into how many parts a batch is cut so that one has about 1,024 tokens: a divisor of `rows`."""
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and rows // n * seq_len <= _CACHED_TOKENS]
     return fitting[0] if fitting else rows
-
-
-def held_out_batches(validation: ValidationSet, *, batch_size: int) -> dict[str, np.ndarray]:
-    """The rows cut into batches [k, b, …] as a lone run evaluates them; the last is filled with rows of domain −1."""
-    missing = -len(validation.domain) % batch_size
-    filled = {
-        "tokens": np.pad(validation.tokens, ((0, missing), (0, 0))),
-        "targets": np.pad(validation.targets, ((0, missing), (0, 0)), constant_values=-1),
-        "domain": np.pad(validation.domain, (0, missing), constant_values=-1),
-    }
-    return {k: np.ascontiguousarray(v.reshape(-1, batch_size, *v.shape[1:]), np.int32) for k, v in filled.items()}
 
 
 def _batch(table: RowTable | Sequence[Array], row: Array, domain: Array) -> Mapping[str, Array]:
