@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config import RunConfig, config_hash, from_mapping, read_config_file
+from jaxmix.workflows.config import RunConfig, config_hash, read_config_file
 from jaxmix.workflows.data import RunData, prepare_and_open
 from jaxmix.workflows.kept_out import resolve_drawing_mixer
+from jaxmix.workflows.member import check_folder_name, member_config
 from jaxmix.workflows.provenance import write_json
 from jaxmix.workflows.resolve import prior_weights
-from jaxmix.workflows.strict import Origin, apply_overrides, build, setting, to_plain
+from jaxmix.workflows.strict import Origin, build, setting, to_plain
 from jaxmix.workflows.train import check_continuation, resolved, run_train
 
 if TYPE_CHECKING:
@@ -88,15 +89,16 @@ def members(
     result = []
     for seed in chosen:
         for order, (variant, changes) in enumerate(compare.variants.items()):
-            plain = apply_overrides({**compare.base, **changes}, overrides)
-            plain["out"] = f"{out}/{variant}-seed{seed}"
-            plain["train"] = {**(plain.get("train") or {}), "seed": seed}
-            plain["data"] = {"prepared": f"{out}/prepared", **(plain.get("data") or {})}
-            try:
-                config = from_mapping(plain, file=file)
-            except ConfigError as error:
-                place = f"variant {variant}" if error.where is None else f"{error.where}, variant {variant}"
-                raise ConfigError(error.what, where=place, fix=error.fix) from None
+            config = member_config(
+                compare.base,
+                changes,
+                overrides,
+                out=out,
+                folder=f"{variant}-seed{seed}",
+                file=file,
+                member=f"variant {variant}",
+                seed=seed,
+            )
             result.append(Member(variant, seed, order, config))
     _check_same_rows(result, file)
     return result
@@ -117,12 +119,7 @@ def _check_names(compare: CompareConfig, file: str) -> None:
     if not compare.variants:
         raise ConfigError("variants is empty", where=f"{file}, variants", fix="Name at least one variant.")
     for name in compare.variants:
-        if not name or "/" in name or name.startswith(".") or name != name.strip():
-            raise ConfigError(
-                f"{name!r} cannot be the name of a variant",
-                where=f"{file}, variants",
-                fix="Use letters, digits, - and _.",
-            )
+        check_folder_name(name, "a variant", where=f"{file}, variants")
     if not compare.seeds or len(set(compare.seeds)) < len(compare.seeds):
         raise ConfigError(
             f"seeds must be different numbers, at least one, got {list(compare.seeds)}", where=f"{file}, seeds"

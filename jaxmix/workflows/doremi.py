@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config import RunConfig, from_mapping, read_config_file
+from jaxmix.workflows.config import RunConfig, read_config_file
 from jaxmix.workflows.data import prepare_and_open
+from jaxmix.workflows.member import member_config
 from jaxmix.workflows.provenance import write_text
 from jaxmix.workflows.resolve import prior_weights
-from jaxmix.workflows.strict import Origin, apply_overrides, build, dump_yaml, setting
+from jaxmix.workflows.strict import Origin, build, dump_yaml, setting
 from jaxmix.workflows.train import check_continuation, resolved, run_train
 
 __all__ = ["Doremi", "DoremiConfig", "DoremiOutcome", "load_doremi", "run_doremi"]
@@ -78,7 +79,9 @@ def load_doremi(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: st
         "reference": {"run": f"{out}/reference"},
     }
     runs = {
-        name: _run(name, {**config.base, **default, **changes}, overrides, path, out)
+        name: member_config(
+            config.base, {**default, **changes}, overrides, out=out, folder=name, file=path, member=name
+        )
         for name, default, changes in (
             ("reference", static, config.reference),
             ("proxy", weighing, config.proxy),
@@ -91,18 +94,6 @@ def load_doremi(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: st
             fix="Leave the name out, or write doremi.",
         )
     return Doremi(out, runs["reference"], runs["proxy"])
-
-
-def _run(name: str, plain: dict[str, Any], overrides: Sequence[tuple[str, str]], file: str, out: str) -> RunConfig:
-    plain = apply_overrides(plain, overrides)
-    plain["out"] = f"{out}/{name}"
-    plain["data"] = {"prepared": f"{out}/prepared", **(plain.get("data") or {})}
-    try:
-        config = from_mapping(plain, file=file)
-    except ConfigError as error:
-        place = name if error.where is None else f"{error.where}, {name}"
-        raise ConfigError(error.what, where=place, fix=error.fix) from None
-    return config
 
 
 def run_doremi(doremi: Doremi, *, command: str) -> DoremiOutcome:

@@ -85,31 +85,30 @@ def propose_mixture(
 
 
 def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say: Callable[[str], None]) -> None:
+    from jaxmix.models.accounting import count_params
     from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
 
-    size, tokens = _scale(run)
     settings = LawSettings(**_text()["law"]["fit"])
     fitted = fit_law(table, settings, out=f"{out}/law", command=command, source=f"{out}/swarm/table.csv", say=say)
+    size, tokens = count_params(_model(run)) / 1e6, _tokens(run) / 1e9
     make_proposal(fitted, model_size=size, tokens=tokens, out=f"{out}/law", command=command)
 
 
-def _scale(run: RunConfig) -> tuple[float, float]:
-    """Parameters in millions and tokens in billions of a run."""
-    from jaxmix.models.accounting import count_params
+def _model(run: RunConfig) -> Any:
     from jaxmix.workflows.data import known_sizes
     from jaxmix.workflows.resolve import resolve_model_config
 
-    model = resolve_model_config(run, vocab_size=known_sizes(run).vocab_size)
-    return count_params(model) / 1e6, run.train.steps * run.data.batch_size * run.data.seq_len / 1e9
+    return resolve_model_config(run, vocab_size=known_sizes(run).vocab_size)
+
+
+def _tokens(run: RunConfig) -> int:
+    return run.train.steps * run.data.batch_size * run.data.seq_len
 
 
 def _cost(run: RunConfig, swarm: Any) -> str:
     from jaxmix.models.accounting import flops_per_token
-    from jaxmix.workflows.data import known_sizes
-    from jaxmix.workflows.resolve import resolve_model_config
 
-    model = resolve_model_config(run, vocab_size=known_sizes(run).vocab_size)
-    own = flops_per_token(model) * run.train.steps * run.data.batch_size * run.data.seq_len
+    own = flops_per_token(_model(run)) * _tokens(run)
     return (
         f"The law's mixture cost {len(swarm.table)} proxies, {swarm.flops / own:.1f} times the operations of one run, "
         "on top of what the table counts."

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config import RunConfig, from_mapping, read_config_file
+from jaxmix.workflows.config import RunConfig, read_config_file
+from jaxmix.workflows.member import check_folder_name, member_config
 from jaxmix.workflows.strict import Origin, apply_overrides, build, setting
 from jaxmix.workflows.train import resolved
 
@@ -127,20 +128,12 @@ def _size(
     out: str,
 ) -> Size:
     where = f"{file}, sizes.{name}"
-    if not name or "/" in name or name.startswith(".") or name != name.strip():
-        raise ConfigError(f"{name!r} cannot be the name of a size", where=where, fix="Use letters, digits, - and _.")
+    check_folder_name(name, "a size", where=where)
     changes = dict(changes)
     runs = changes.pop("runs", None)
     if runs is not None and (not isinstance(runs, int) or isinstance(runs, bool) or runs < 1):
         raise ConfigError(f"runs must be a whole number of at least 1, got {runs!r}", where=where)
-    plain = apply_overrides({**config.base, **changes}, overrides)
-    plain["out"] = f"{out}/{name}"
-    plain["data"] = {"prepared": f"{out}/prepared", **(plain.get("data") or {})}
-    try:
-        run = from_mapping(plain, file=file)
-    except ConfigError as error:
-        place = f"sizes.{name}" if error.where is None else f"{error.where}, sizes.{name}"
-        raise ConfigError(error.what, where=place, fix=error.fix) from None
+    run = member_config(config.base, changes, overrides, out=out, folder=name, file=file, member=f"sizes.{name}")
     _check_run(run, where)
     return Size(name, resolved(run), runs)
 
