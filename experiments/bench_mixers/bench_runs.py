@@ -69,7 +69,7 @@ class Bench:
         self.programs = build_programs(self.model, self.settings, num_domains=DOMAINS, mesh=self.mesh)
 
     def seconds(self, name, repeat):
-        """Time of a run of `steps` steps, compilation left out: from the first log record on, extrapolated."""
+        """(wall, CPU) seconds of `steps` steps, compilation left out: from the first log record on, extrapolated."""
         kind, options = VARIANTS[name]
         if kind == "foresight":
             options = {"total_steps": self.arguments.steps}
@@ -91,8 +91,11 @@ class Bench:
             )
         shutil.rmtree(run_dir)
         # The first record comes after step 50: what came before holds the compilations.
-        (first, start), (last, end) = ticks[0], ticks[-1]
-        return (end - start) / (last - first) * self.arguments.steps, ticks
+        (first, *start), (last, *end) = ticks[0], ticks[-1]
+        return [(b - a) / (last - first) * self.arguments.steps for a, b in zip(start, end, strict=True)]
+
+
+KINDS = ("wall", "cpu")
 
 
 class _Clock:
@@ -103,7 +106,7 @@ class _Clock:
 
     def log(self, step, record):
         if record["kind"] == "train":
-            self.ticks.append((step, time.perf_counter()))
+            self.ticks.append((step, time.perf_counter(), time.process_time()))
 
     def close(self):
         pass
@@ -125,13 +128,19 @@ def main():
             if name == "eager_aioli":
                 took = run_eager_aioli(bench, repeat, **AIOLI)
             else:
-                took, _ = bench.seconds(name, repeat)
+                took = bench.seconds(name, repeat)
             seconds[name].append(took)
-            print(f"repeat {repeat}  {name:24} {took:6.2f} s  {took / seconds['static'][repeat]:.3f} x", flush=True)
-    ratios = {n: [a / b for a, b in zip(s, seconds["static"], strict=True)] for n, s in seconds.items()}
-    table = {n: {"median": float(np.median(r)), "all": r} for n, r in ratios.items()}
-    for name, row in table.items():
-        print(f"{name:24} {row['median']:.3f} x static  ({min(row['all']):.3f} to {max(row['all']):.3f})")
+            wall, cpu = (a / b for a, b in zip(took, seconds["static"][repeat], strict=True))
+            print(f"repeat {repeat}  {name:24} {took[0]:6.2f} s  {wall:.3f} x, CPU {cpu:.3f} x", flush=True)
+    table = {}
+    for name, taken in seconds.items():
+        ratios = (np.asarray(taken) / np.asarray(seconds["static"])).T
+        table[name] = {kind: {"median": float(np.median(r)), "all": r.tolist()} for kind, r in zip(KINDS, ratios)}
+        medians = ", ".join(
+            f"{kind} {row['median']:.3f} ({min(row['all']):.3f} to {max(row['all']):.3f})"
+            for kind, row in table[name].items()
+        )
+        print(f"{name:24} {medians} x static")
     written = {"hardware": hardware(), "arguments": vars(arguments), "seconds": seconds, "ratio_to_static": table}
     (Path(__file__).parent / "results_runs.json").write_text(json.dumps(written, indent=1) + "\n")
     shutil.rmtree(bench.folder)

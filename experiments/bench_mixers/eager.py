@@ -35,7 +35,7 @@ def batches(rows, chosen, batch_size, length):
 
 
 def run_eager_aioli(bench, seed, *, sweeps, interval, smoothing=0.75, step_size=0.2, round_length=250):
-    """Seconds of a run of the bench's length, compilation left out as for the others."""
+    """(wall, CPU) seconds of a run of the bench's length, compilation left out as for the others."""
     rng, m = np.random.default_rng(seed), len(bench.names)
     rows = [PackedRows(source, bench.validation.tokens.shape[1]) for source in bench.train.values()]
     batch_size, length = 16, bench.validation.tokens.shape[1]
@@ -68,7 +68,7 @@ def run_eager_aioli(bench, seed, *, sweeps, interval, smoothing=0.75, step_size=
                 float(info.loss)
                 done, step = done + 1, step + 1
                 if step == 50:
-                    started = time.perf_counter()
+                    started = (time.perf_counter(), time.process_time())
                 if done == steps or step == bench.arguments.steps:
                     break
             if step == bench.arguments.steps:
@@ -90,5 +90,5 @@ def run_eager_aioli(bench, seed, *, sweeps, interval, smoothing=0.75, step_size=
         weights = weights * np.exp(step_size * average.sum(0))
         weights /= weights.sum()
         train(weights, round_length - m * sweeps * interval)
-    seconds = time.perf_counter() - started
-    return seconds / (bench.arguments.steps - 50) * bench.arguments.steps
+    ended, steps = (time.perf_counter(), time.process_time()), bench.arguments.steps
+    return [(b - a) / (steps - 50) * steps for a, b in zip(started, ended, strict=True)]
