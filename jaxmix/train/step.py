@@ -15,6 +15,7 @@ from jaxmix.core.types import Array, DomainVector
 from jaxmix.mixers.base import Feedback
 from jaxmix.models.base import token_loss
 from jaxmix.train.state import TrainState
+from jaxmix.train.update import guarded_update
 
 __all__ = ["NORMALISATIONS", "StepInfo", "build_train_step"]
 
@@ -144,24 +145,7 @@ def build_train_step(
         counts = sum_by_domain(valid.astype(jnp.float32), batch["domain"], num_domains)
         loss_weights = jnp.ones_like(counts) if loss_weights is None else loss_weights
         total, sums, grads = accumulated(state.params, batch, token_weights(counts, loss_weights))
-        grad_norm = optax.tree.norm(grads)
-        is_finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
-
-        # optax mixes int32 counters with Python floats, which strict promotion would reject.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        proposed = (optax.apply_updates(state.params, updates), opt_state)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old), proposed, (state.params, state.opt_state)
-        )
-        broken = 1 - is_finite.astype(jnp.int32)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            skipped=state.skipped + broken,
-            consecutive_skipped=(state.consecutive_skipped + broken) * broken,
-        )
+        new_state, grad_norm, is_finite = guarded_update(state, total, grads, optimizer)
         loss = jnp.sum(sums["loss_sum"]) / jnp.maximum(jnp.sum(counts), 1.0)
         feedback = Feedback(**{k: jnp.where(is_finite, x, 0.0) for k, x in {**sums, "token_count": counts}.items()})
         return new_state, StepInfo(feedback, loss, grad_norm, new_state.skipped, new_state.consecutive_skipped)
