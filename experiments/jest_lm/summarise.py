@@ -99,9 +99,9 @@ def _tables(result: dict[str, Any]) -> list[str]:
     lines = [f"| arm | seeds | clean loss at {middle} steps | noise in the trained tokens | operations of a step |",
              "|---|---|---|---|---|"]  # fmt: skip
     for arm, s in result["arms"].items():
-        loss = s["clean_at_middle"]
-        lines.append(f"| {arm} | {s['seeds']} | {loss['mean']:.4f} ± {loss['deviation'] or 0:.4f} | {s['noise_share']:.3f} "
-                     f"| {s['step_cost']:.2f}x |")  # fmt: skip
+        loss = "{mean:.4f}" if s["seeds"] == 1 else "{mean:.4f} ± {deviation:.4f}"
+        cells = (arm, s["seeds"], loss.format(**s["clean_at_middle"]), f"{s['noise_share']:.3f}")
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {s['step_cost']:.2f}x |")
     for key, at in (("middle", middle), ("last", last)):
         lines += ["", f"To iid's clean loss after {at} steps, over what iid took:", "",
                   "| arm | reached | " + " | ".join(AXES) + " |", "|---|---|" + "---|" * len(AXES)]  # fmt: skip

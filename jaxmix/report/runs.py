@@ -61,7 +61,7 @@ class RunRecord:
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on so far."""
+        """Tokens drawn so far: without selection those trained on."""
         return max((int(r.get("tokens", 0)) for r in (*self.train, *self.eval)), default=0)
 
     @property

@@ -37,7 +37,8 @@ class Programs(NamedTuple):
         learning_rate: step → rate, jitted.
         optimizer: the transformation inside `train_step`.
         mesh: where it all runs.
-        selecting: chooses what the train step trains on, see `build_selecting`; None: all that is drawn.
+        selecting: chooses what the train step trains on, see `with_selecting`; None: all that is drawn.
+        known_selections: all that were made for runs with these programs.
     """
 
     train_step: Callable[..., Any]
@@ -46,6 +47,7 @@ class Programs(NamedTuple):
     optimizer: optax.GradientTransformation
     mesh: Mesh
     selecting: SelectingProgram | None = None
+    known_selections: tuple[SelectingProgram, ...] = ()
 
 
 def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, mesh: Mesh) -> Programs:
@@ -74,7 +76,7 @@ def with_selecting(
     batch_size: int,
     num_domains: int,
 ) -> Programs:
-    """`programs` with the selection that a run asks for; what is there stays where it is the one.
+    """`programs` with the selection that a run asks for; one made for an earlier run is used again.
 
     Args:
         programs: from `build_programs` with the same model, settings and number of domains.
@@ -87,9 +89,10 @@ def with_selecting(
     """
     if selection is None:
         return programs._replace(selecting=None)
-    scan, there = scan_of(selection, mixer.needs), programs.selecting
-    if there is not None and (there.settings, there.scan, there.batch_size) == (selection, scan, batch_size):
-        return programs
+    scan = scan_of(selection, mixer.needs)
+    for known in programs.known_selections:
+        if (known.settings, known.scan, known.batch_size) == (selection, scan, batch_size):
+            return programs._replace(selecting=known)
     selecting = build_selecting(
         model.apply,
         selection,
@@ -99,7 +102,7 @@ def with_selecting(
         mesh=programs.mesh,
         accumulate=settings.accumulate,
     )
-    return programs._replace(selecting=selecting)
+    return programs._replace(selecting=selecting, known_selections=(*programs.known_selections, selecting))
 
 
 def optimizer_of(settings: TrainSettings) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -253,7 +253,7 @@ class Selecting:
         self.program = program
         self._reference = reference
         everywhere = replicated(mesh)
-        self._key = jax.device_put(jax.random.fold_in(jax.random.key(seed), _STREAM), everywhere)
+        self._key = jax.jit(lambda: jax.random.fold_in(jax.random.key(seed), _STREAM), out_shardings=everywhere)()
         self._combined = jax.jit(_combined, out_shardings=everywhere)
 
     def __call__(self, params: Any, batch: Batch, step: Array) -> tuple[Batch, Scanned]:

@@ -211,10 +211,10 @@ def _check_mixer(member: Member, data: RunData) -> None:
 
 
 def _program_key(config: RunConfig) -> str:
-    """Runs of equal key share compiled functions: model, optimizer, mesh and selection, but neither mixer nor seed."""
+    """Runs of equal key share compiled functions: the model, the optimizer and the mesh, but neither mixer nor seed."""
     plain = to_plain(resolved(config))
     train = {k: v for k, v in plain["train"].items() if k != "seed"}
-    return json.dumps([plain["model"], train, plain["data"]["seq_len"], plain["selection"]], sort_keys=True)
+    return json.dumps([plain["model"], train, plain["data"]["seq_len"]], sort_keys=True)
 
 
 def _is_finished(config: RunConfig) -> bool:

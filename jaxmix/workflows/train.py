@@ -199,8 +199,10 @@ def run_train(
         from jaxmix.report import load_run, write_report
 
         write_json(run_dir / "provenance.json", {**provenance, "finished": now()})
-        average = load_run(run_dir).average_weights() or average
-        write_text(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average)))
+        run = load_run(run_dir)
+        average = run.average_weights() or average
+        trained = {n: share for n in names if (share := run.final("train", f"select/share/{n}")) is not None}
+        write_text(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average, trained)))
         page = write_report(run_dir) if has_page else None
     return TrainOutcome(run_dir, result, average, programs, page)
 
@@ -301,8 +303,10 @@ def _provenance(
     }
 
 
-def _mixture(config: RunConfig, data: RunData, result: RunResult, average: Mapping[str, float]) -> dict[str, Any]:
-    """The run's result as a mixture for other runs and tools."""
+def _mixture(
+    config: RunConfig, data: RunData, result: RunResult, average: Mapping[str, float], trained: Mapping[str, float]
+) -> dict[str, Any]:
+    """The run's result as a mixture for other runs and tools; `trained` is what selection implied, {} without one."""
     return {
         "unit": config.data.unit,
         "tokenizer": config.data.tokenizer,
@@ -314,4 +318,5 @@ def _mixture(config: RunConfig, data: RunData, result: RunResult, average: Mappi
         "recommended": dict(result.recommended),
         "average": dict(average),
         "realised": {name: drawn["share"] for name, drawn in result.realised.items()},
+        **({"trained": dict(trained)} if trained else {}),
     }

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.models.accounting import flops_per_token
@@ -148,6 +149,8 @@ def test_variants_of_a_comparison_may_differ_in_selection(compared):
         # The mixer's score comes from the pass that scored: the scanned rows' loss over the table's.
         gap = last["rows"][f"select/loss/{name}"] - TABLE["losses"][name]
         assert abs(last["rows"][f"mix/score/{name}"] - gap) < 0.5
+    written = yaml.safe_load((compared / "rows-seed0" / "mixture.yaml").read_text())
+    assert written["trained"] == {name: last["rows"][f"select/share/{name}"] for name in NAMES}
     assert last["tokens"]["select/tokens"] == pytest.approx(last["iid"]["tokens"] / 2, abs=6)
 
 
@@ -178,6 +181,4 @@ def test_a_run_goes_on_only_with_the_rows_it_was_begun_with(compared):
 
 
 def _written(folder):
-    import yaml
-
     return yaml.safe_load((folder / "config.yaml").read_text())
