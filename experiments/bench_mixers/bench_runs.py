@@ -125,23 +125,23 @@ def main():
     seconds = {name: [] for name in ["static", *(n for n in arguments.only if n != "static"), "eager_aioli"]}
     for repeat in range(arguments.repeats):
         for name in seconds:
-            if name == "eager_aioli":
-                took = run_eager_aioli(bench, repeat, **AIOLI)
-            else:
-                took = bench.seconds(name, repeat)
+            took = run_eager_aioli(bench, repeat, **AIOLI) if name == "eager_aioli" else bench.seconds(name, repeat)
             seconds[name].append(took)
             wall, cpu = (a / b for a, b in zip(took, seconds["static"][repeat], strict=True))
             print(f"repeat {repeat}  {name:24} {took[0]:6.2f} s  {wall:.3f} x, CPU {cpu:.3f} x", flush=True)
     table = {}
     for name, taken in seconds.items():
         ratios = (np.asarray(taken) / np.asarray(seconds["static"])).T
-        table[name] = {kind: {"median": float(np.median(r)), "all": r.tolist()} for kind, r in zip(KINDS, ratios)}
+        table[name] = {
+            kind: {"median": float(np.median(r)), "all": r.tolist()} for kind, r in zip(KINDS, ratios, strict=True)
+        }
         medians = ", ".join(
             f"{kind} {row['median']:.3f} ({min(row['all']):.3f} to {max(row['all']):.3f})"
             for kind, row in table[name].items()
         )
         print(f"{name:24} {medians} x static")
-    written = {"hardware": hardware(), "arguments": vars(arguments), "seconds": seconds, "ratio_to_static": table}
+    settings = {k: v for k, v in vars(arguments).items() if k != "prepared"}
+    written = {"hardware": hardware(), "arguments": settings, "seconds": seconds, "ratio_to_static": table}
     (Path(__file__).parent / "results_runs.json").write_text(json.dumps(written, indent=1) + "\n")
     shutil.rmtree(bench.folder)
 

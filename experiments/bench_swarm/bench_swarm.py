@@ -157,7 +157,7 @@ def main():
     product = best_product()
     result = {
         "hardware": hardware(),
-        "arguments": vars(arguments),
+        "arguments": {k: v for k, v in vars(arguments).items() if k not in ("out", "prepared")},
         "lone_seconds_per_step": lone.tolist(),
         "swarm_seconds_per_proxy_and_step": swarm.tolist(),
         "ratio_of_wall_seconds": ratio[0],
