@@ -29,9 +29,9 @@ class Registry:
         self._factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, factory: F) -> F:
-        """Decorator: adds `factory` under its own name."""
+        """Decorator: adds `factory` under its own name. A module that is loaded again replaces its own factories."""
         name = factory.__name__
-        if name in self._factories:
+        if name in self._factories and self._factories[name].__module__ != factory.__module__:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._factories[name] = factory
         return factory

@@ -44,8 +44,17 @@ def test_a_name_is_taken_once(colours):
     def red():
         return None
 
+    red.__module__ = "somewhere.else"
     with pytest.raises(ValueError, match="registered twice"):
         colours.register(red)
+
+
+def test_a_module_loaded_again_replaces_its_own(colours):
+    def red():
+        return "a newer red"
+
+    colours.register(red)
+    assert colours.make("red") == "a newer red"
 
 
 def test_an_argument_that_is_needed_is_named(colours):
