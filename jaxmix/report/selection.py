@@ -139,7 +139,7 @@ def selection_section(run: RunRecord, *, prefix: str = "selection", level: int =
     scores = [curve(run, "train", f"select/score/{kind}", kind, i) for i, kind in enumerate(("scanned", "trained"))]
     if all(line.x for line in scores):
         method = run.config.get("selection", {}).get("method", "selection")
-        chart = charts.lines(scores, name=f"{prefix}-score", x_label="step", y_label="mean score, nats per token")
+        chart = charts.lines(scores, name=f"{prefix}-score", x_label="step", y_label="mean score (nats)")
         parts.append(figure_html(chart, f"Score by {method} of all that was drawn, and of what was trained on."))
     gaps = [gap for i, n in enumerate(domains) if (gap := _learnability(run, n, i)).x]
     if gaps:
