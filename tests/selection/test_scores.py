@@ -28,15 +28,17 @@ def scores_given(models, chunks, group=None, *, loss, form, score="learnability"
     interaction = contrastive(
         models_of(*models, score), Rows(B), loss=loss, form=form, group=group, row_block=row_block
     )
-    total, found = interaction.nothing, []
-    chosen = jnp.full_like(chunks, -1)
-    found.append(interaction.shared(total, chosen))
-    for n in range(len(chunks)):
+
+    def add(carry, n):
+        total, chosen = carry
+        found = interaction.shared(total, chosen)
         new = interaction.contribute(chunks[n])
         total = interaction.join(jax.tree.map(lambda x, y: jnp.stack([x, y]), total, new))
-        chosen = chosen.at[n].set(chunks[n])
-        found.append(interaction.shared(total, chosen))
-    return interaction.own, jnp.stack(found)
+        return (total, chosen.at[n].set(chunks[n])), found
+
+    start = interaction.nothing, jnp.full_like(chunks, -1)
+    # One turn more than there are chunks; the last one's contribution is not looked at.
+    return interaction.own, jax.lax.scan(add, start, jnp.arange(len(chunks) + 1))[1]
 
 
 def others(chosen):
@@ -76,8 +78,7 @@ def test_exact_scores_are_what_an_example_adds(loss, form):
     np.testing.assert_allclose((own + shared)[others(chosen)], added, atol=1e-11)
 
 
-@pytest.mark.parametrize("score", ["easy_reference", "hard_learner"])
-@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(("loss", "score"), [("sigmoid", "easy_reference"), ("softmax", "hard_learner")])
 def test_other_scores(loss, score):
     models = random_models(3, B)
     own, shared = scores_given(cast(models), jnp.asarray(CHUNKS, jnp.int32), loss=loss, form="paper", score=score)
@@ -87,7 +88,7 @@ def test_other_scores(loss, score):
         assert_close((own + shared[count])[others(chosen)], expected[others(chosen)], 1e-5)
 
 
-@pytest.mark.parametrize(("loss", "form"), KINDS)
+@pytest.mark.parametrize(("loss", "form"), [("sigmoid", "paper"), ("softmax", "marginal")])
 def test_equal_captions_are_no_pairs(loss, form):
     models = random_models(4, B)
     group = np.random.default_rng(0).integers(-1, 12, B)
@@ -110,7 +111,7 @@ def test_swapping_the_models_flips_every_score(loss, form):
     assert np.abs(own).min() > 0
 
 
-@pytest.mark.parametrize("row_block", [192, 64, 50, 7])  # 50 and 7 do not divide 192
+@pytest.mark.parametrize("row_block", [64, 50])  # 50 does not divide 192
 def test_blocks_of_rows_change_nothing(row_block):
     models, chunks = cast(random_models(6, B)), jnp.asarray(CHUNKS, jnp.int32)
     group = jnp.asarray(np.random.default_rng(1).integers(-1, 9, B), jnp.int32)
