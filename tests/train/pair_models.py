@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.selection import Selection, SelectionInfo, Selector
+
 SIZE, WORDS, LENGTH = 4, 16, 5
 
 
@@ -88,3 +90,27 @@ def pairs(rows, *, corrupted=0.0, noise=0.3, seed=0):
     is_corrupted = rng.random(rows) < corrupted
     tokens[is_corrupted] = tokens[rng.permutation(np.flatnonzero(is_corrupted))]
     return images, tokens.astype(np.int32), is_corrupted
+
+
+def flip(key, image):
+    """Mirrors half of the images."""
+    return jnp.where(jax.random.key_data(key)[-1] % 2 == 0, image, image[:, ::-1])
+
+
+def learnable(num_select, needs=frozenset({"learner", "reference"})):
+    """Draws by the loss of the pair alone, learner's less reference's: independent selection, quick to compile."""
+
+    def select(key, learner, reference, valid=None):
+        assert {"learner": learner is not None, "reference": reference is not None} == {
+            name: name in needs for name in ("learner", "reference")
+        }
+        score = jax.random.gumbel(key, valid.shape)
+        for sign, model in ((1.0, learner), (-1.0, reference)):
+            if model is not None:
+                cosine = jnp.sum(model.image * model.text, axis=1)
+                score += 10 * sign * jax.nn.softplus(-(model.temperature * cosine + model.bias))
+        best, indices = jax.lax.top_k(jnp.where(valid, score, -jnp.inf), num_select)
+        mean = jnp.mean(best)
+        return Selection(indices, SelectionInfo(jnp.int32(num_select), mean, mean, 0 * mean, best[:1], best[:1], mean))
+
+    return Selector(select, "learnable", num_select, 1, frozenset(needs))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from pair_models import linear_towers, pairs
+from pair_models import flip, learnable, linear_towers, pairs
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import build_mesh
@@ -13,7 +13,7 @@ from jaxmix.selection import jest
 from jaxmix.train.embedding_cache import cache_key, write_embeddings
 from jaxmix.train.pair_loop import run_pairs
 from jaxmix.train.pair_step import PairSettings, build_pair_programs
-from jaxmix.train.pairs import PairPool, PairStream, random_shift
+from jaxmix.train.pairs import PairPool, PairStream
 from jaxmix.train.records import latest_by_step, read_records
 from jaxmix.train.retrieval import recall
 from jaxmix.train.settings import TrainSettings
@@ -57,10 +57,10 @@ def programs(devices=1, candidates=32, *, settings=None, accumulate=2):
         TOWERS,
         optax.adamw(0.05),
         num_candidates=candidates,
-        selector=jest(8, num_chunks=2),
+        selector=learnable(8),
         reference=_cache[0],
         settings=settings,
-        augment=random_shift(1),
+        augment=flip,
         accumulate=accumulate,
         mesh=build_mesh(devices=jax.devices()[:devices]),
     )
