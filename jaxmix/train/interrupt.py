@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
 
-__all__ = ["Interruption"]
+from jaxmix.core.errors import RunError
+
+__all__ = ["Interruption", "interrupted"]
 
 
 class Interruption:
@@ -45,3 +48,12 @@ class Interruption:
         if (self._is_requested and number == signal.SIGINT) or jax.process_count() > 1:
             raise KeyboardInterrupt
         self._is_requested = True
+
+
+def interrupted(step: int, run_dir: Path) -> RunError:
+    """What a loop raises once the checkpoint at `step` is whole."""
+    return RunError(
+        f"interrupted; saved at step {step}",
+        where=str(run_dir),
+        fix="Run the same command again to continue.",
+    )

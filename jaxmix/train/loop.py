@@ -22,7 +22,7 @@ from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer
 from jaxmix.models.base import Model
 from jaxmix.train.checkpoint import Checkpointer
 from jaxmix.train.evaluate import ValidationSet, place
-from jaxmix.train.interrupt import Interruption
+from jaxmix.train.interrupt import Interruption, interrupted
 from jaxmix.train.programs import Programs, build_mixer_programs, build_programs, with_selecting
 from jaxmix.train.run_log import RunLog
 from jaxmix.train.selecting import Scanned, Selecting
@@ -302,11 +302,7 @@ class _Run:
             if interruption.is_requested(step):
                 self._save(step)
                 self.checkpointer.wait()
-                raise RunError(
-                    f"interrupted; saved at step {step}",
-                    where=str(self.run_dir),
-                    fix="Run the same command again to continue.",
-                )
+                raise interrupted(step, self.run_dir)
             if self.mixer_programs.is_blind:
                 self._set_weights(self.weights, step=step)
             try:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import global_batch, process_shard, use_mesh
 from jaxmix.train.checkpoint import Checkpointer
-from jaxmix.train.interrupt import Interruption
+from jaxmix.train.interrupt import Interruption, interrupted
 from jaxmix.train.pair_step import PairInfo, PairPrograms, init_pair_state
 from jaxmix.train.pairs import PairStream
 from jaxmix.train.progress import Progress
@@ -183,11 +183,7 @@ class _Run:
             if interruption.is_requested(step):
                 self._save(step)
                 self.checkpointer.wait()
-                raise RunError(
-                    f"interrupted; saved at step {step}",
-                    where=str(self.run_dir),
-                    fix="Run the same command again to continue.",
-                )
+                raise interrupted(step, self.run_dir)
             if step % settings.eval_every == 0:
                 self._evaluate(step)
             self._step(step)

@@ -20,12 +20,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.errors import ConfigError
 from jaxmix.data.stream_arguments import checked_weights
 from jaxmix.models.base import Model
 from jaxmix.train.checkpoint import Checkpointer
 from jaxmix.train.evaluate import ValidationSet, held_out_batches
-from jaxmix.train.interrupt import Interruption
+from jaxmix.train.interrupt import Interruption, interrupted
 from jaxmix.train.progress import Progress
 from jaxmix.train.records import RecordFile
 from jaxmix.train.settings import TrainSettings
@@ -253,11 +253,7 @@ class _Swarm:
                         self._save(checkpointer, step, trimmed(state, len(proxies)), states, curve, clock.seconds)
                     if is_interrupted and step < settings.steps:
                         checkpointer.wait()
-                        raise RunError(
-                            f"interrupted; saved at step {step}",
-                            where=str(folder),
-                            fix="Run the same command again to continue.",
-                        )
+                        raise interrupted(step, folder)
             bar.close()
         finally:
             checkpointer.close()
