@@ -30,7 +30,7 @@ def main() -> None:
     middle, last = min(STEPS, iid[min(iid)]["steps"][-1]), iid[min(iid)]["steps"][-1]
     result = {
         "at": {"middle": middle, "last": last},
-        "arms": {arm: _summary(found, iid, middle, last) for arm, found in arms.items()},
+        "arms": {arm: _summary(found, iid, middle) for arm, found in arms.items()},
         "cells": cells,
     }
     (HERE / "results.json").write_text(json.dumps(result, indent=1))
@@ -61,9 +61,9 @@ def steps_to(cell: dict[str, Any], loss: float) -> float | None:
     return None
 
 
-def _summary(found: dict[int, Any], iid: dict[int, Any], middle: int, last: int) -> dict[str, Any]:
+def _summary(found: dict[int, Any], iid: dict[int, Any], middle: int) -> dict[str, Any]:
     seeds = sorted(set(found) & set(iid))
-    at_middle = [float(np.interp(middle, found[s]["steps"], found[s]["clean"])) for s in found]
+    at_middle = [_loss_at(cell, middle) for cell in found.values()]
     summary: dict[str, Any] = {
         "seeds": len(found),
         "clean_at_middle": _spread(at_middle),
@@ -72,20 +72,30 @@ def _summary(found: dict[int, Any], iid: dict[int, Any], middle: int, last: int)
         "shares": {n: statistics.fmean(c["trained_share"][n] for c in found.values()) for n in WEIGHTS},
         "step_cost": found[min(found)]["compute"]["flops_per_step"] / iid[min(iid)]["compute"]["flops_per_step"],
     }  # fmt: skip
-    for key, at in (("middle", middle), ("last", last)):
-        ratios = []
-        for seed in seeds:
-            target = float(np.interp(at, iid[seed]["steps"], iid[seed]["clean"]))
-            step, of_iid = steps_to(found[seed], target), steps_to(iid[seed], target)
-            if step is not None and of_iid:
-                theirs = axes_at(iid[seed], of_iid)
-                ratios.append([x / y for x, y in zip(axes_at(found[seed], step), theirs, strict=True)])
-        summary[f"to_{key}"] = {
+    targets = {
+        "to_iid": {seed: _loss_at(iid[seed], middle) for seed in seeds},
+        "to_own": {seed: _loss_at(found[seed], middle) for seed in seeds},
+    }
+    for key, target in targets.items():
+        ratios = [r for seed in seeds if (r := _ratios(found[seed], iid[seed], target[seed])) is not None]
+        summary[key] = {
             "reached": len(ratios),
             "of": len(seeds),
             "ratios": {axis: _spread([r[i] for r in ratios]) for i, axis in enumerate(AXES)} if ratios else None,
         }
     return summary
+
+
+def _loss_at(cell: dict[str, Any], step: int) -> float:
+    return float(np.interp(step, cell["steps"], cell["clean"]))
+
+
+def _ratios(cell: dict[str, Any], iid: dict[str, Any], loss: float) -> list[float] | None:
+    """What the cell took to a clean loss over what iid took, axis by axis; None where one of them never has it."""
+    step, of_iid = steps_to(cell, loss), steps_to(iid, loss)
+    if step is None or not of_iid:
+        return None
+    return [x / y for x, y in zip(axes_at(cell, step), axes_at(iid, of_iid), strict=True)]
 
 
 def _spread(values: list[float]) -> dict[str, float | None]:
@@ -102,15 +112,20 @@ def _tables(result: dict[str, Any]) -> list[str]:
         loss = "{mean:.4f}" if s["seeds"] == 1 else "{mean:.4f} ± {deviation:.4f}"
         cells = (arm, s["seeds"], loss.format(**s["clean_at_middle"]), f"{s['noise_share']:.3f}")
         lines.append("| " + " | ".join(map(str, cells)) + f" | {s['step_cost']:.2f}x |")
-    for key, at in (("middle", middle), ("last", last)):
-        lines += ["", f"To iid's clean loss after {at} steps, over what iid took:", "",
-                  "| arm | reached | " + " | ".join(AXES) + " |", "|---|---|" + "---|" * len(AXES)]  # fmt: skip
+    titles = {
+        "to_iid": f"To the clean loss that iid has after {middle} steps, over what iid took:",
+        "to_own": f"To the clean loss that the arm has after {middle} steps, over what iid takes to it:",
+    }
+    for key, title in titles.items():
+        lines += ["", title, "", "| arm | reached | " + " | ".join(AXES) + " |", "|---|---|" + "---|" * len(AXES)]
         for arm, s in result["arms"].items():
-            to = s[f"to_{key}"]
+            to = s[key]
             ratios = to["ratios"]
             cells = ["-"] * len(AXES) if ratios is None else [f"{ratios[a]['mean']:.2f}" for a in AXES]
             lines.append(f"| {arm} | {to['reached']} of {to['of']} | " + " | ".join(cells) + " |")
-    lines += ["", "Shares of the trained tokens:", ""]
+    scanned = next(iter(result["arms"].values()))["clean_at_end"]
+    lines += ["", f"iid after {last} steps, which scan as many rows as {middle} steps of the arms that draw five times "
+              f"theirs: {scanned['mean']:.4f}", "", "Shares of the trained tokens:", ""]  # fmt: skip
     names = list(next(iter(result["arms"].values()))["shares"])
     lines += ["| arm | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for arm, s in result["arms"].items():

@@ -63,14 +63,15 @@ class SelectionSettings:
 
     and rows are drawn without replacement in proportion to exp(gain · score), or the best taken (`greedy`). At the
     level of tokens there is no super-batch: the best `keep` of the batch's tokens enter the loss, the others remain as
-    context only. `learnability` is then Rho-1; `hard_learner`, which needs no reference, is ESLM's rule on losses.
+    context only. `learnability` is then Rho-1; `hard_learner`, which needs no reference, is ESLM's rule on losses. The
+    mask is made before the step, over all its micro-batches together, by a forward pass of its own.
 
     Attributes:
         method: one of the above.
         level: "sequence" or "token".
         filter_ratio: share of the super-batch that is not trained on, in [0, 1). b / (1 − filter_ratio) must be whole.
         gain: inverse temperature of the draw, ≥ 0, per nat of a row's mean loss. JEST's 1 is meant for sums over the
-            pairs of a batch; mean losses of rows differ by tenths of a nat, and a gain of 1 hardly selects.
+            pairs of a batch; mean losses of rows differ by tenths of a nat, so that a gain of 1 selects weakly.
         greedy: take the best instead of drawing; gain then changes nothing.
         reduce: a row's score out of its tokens': "mean" (so that long rows do not win), "sum" (gain is then
             per nat of the whole row), or "top": the mean over the largest `top` of them.
