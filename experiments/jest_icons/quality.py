@@ -26,7 +26,7 @@ from jaxmix.train.pairs import PairPool, PairStream
 
 CANDIDATES, CHOSEN = 4096, 1024
 SUPER_BATCHES = 2
-STAGES = (50, 300)
+STAGES = (50, 200)
 """Steps that the learner has been trained for."""
 
 

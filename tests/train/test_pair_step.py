@@ -226,15 +226,12 @@ def test_cost_is_that_of_the_program():
 
 
 def test_auto_reuses_where_it_pays():
-    resolved = lambda candidates, accumulate, **options: PairSettings(**options).resolved_reuse(
-        jest(CHOSEN), candidates, accumulate
-    )
-    assert resolved(CANDIDATES, 1) == "none"
-    assert resolved(CANDIDATES, 2) == "embeddings"
-    assert resolved(CHOSEN + 2, 1) == "activations"
+    resolved = lambda accumulate, **options: PairSettings(**options).resolved_reuse(jest(CHOSEN), accumulate)
+    assert resolved(1) == "none"
+    assert resolved(2) == "embeddings"
     for options in ({"is_stale": True}, {"score_patch_size": 2}, {"train_patch_sizes": (1, 2)}):
-        assert resolved(CANDIDATES, 2, **options) == "none"
-    assert PairSettings().resolved_reuse(None, CHOSEN, 2) == "none"
+        assert resolved(2, **options) == "none"
+    assert PairSettings().resolved_reuse(None, 2) == "none"
 
 
 @pytest.mark.parametrize(
