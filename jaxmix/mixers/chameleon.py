@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.mixers.arguments import check_choice, check_number
 
 __all__ = ["chameleon_weights", "leverage_scores"]
 

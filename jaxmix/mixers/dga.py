@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_choice, check_number, check_steps
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, PRNGKeyArray, Weights
@@ -23,7 +24,6 @@ from jaxmix.mixers.alignment import (
     target_row,
     weigh_targets,
 )
-from jaxmix.mixers.arguments import check_choice, check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.wrappers import ema

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_choice, check_number, check_steps
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms, target_row, weigh_targets
-from jaxmix.mixers.arguments import check_choice, check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 

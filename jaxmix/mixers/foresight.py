@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_choice, check_number, check_steps
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import mix_with
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
-from jaxmix.mixers.arguments import check_choice, check_figures, check_number, check_steps, figures_of
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
+from jaxmix.mixers.figures import check_figures, figures_of
 from jaxmix.mixers.held import finite_or_nan, fresh_mean
 
 __all__ = ["CurveSums", "ForesightState", "curve_slopes", "foresight", "planned_weights", "shrunk_slopes"]

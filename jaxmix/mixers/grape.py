@@ -10,11 +10,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_choice, check_number, check_steps
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import bounded, check_gradients, is_measured, weigh_targets
-from jaxmix.mixers.arguments import check_choice, check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 

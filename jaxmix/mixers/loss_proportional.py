@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_number, check_steps
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
-from jaxmix.mixers.arguments import check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.held import finite_or_nan, hold, mean_for_unknown
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_number, check_steps
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, running_scale, squared_norms
-from jaxmix.mixers.arguments import check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 

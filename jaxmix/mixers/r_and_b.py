@@ -11,10 +11,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_number, check_steps
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import bounded, check_gradients, squared_norms, target_row
-from jaxmix.mixers.arguments import check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.core.arguments import check_choice, check_number, check_steps
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import TINY
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
-from jaxmix.mixers.arguments import check_choice, check_number, check_steps
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.held import LARGEST, finite_or_nan, hold
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.core.arguments import check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Float, Weights
-from jaxmix.mixers.arguments import check_number
 
 __all__ = ["tikmix_objective", "tikmix_weights"]
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_steps
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
-from jaxmix.mixers.arguments import check_figures, check_steps, figures_of
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
+from jaxmix.mixers.figures import check_figures, figures_of
 from jaxmix.mixers.held import finite_or_nan, hold, mean_for_unknown
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that several mixers take: numbers, step counts, named choices, figures per domain."""
+"""Figures that mixers take for all domains at once or one per domain."""
 
 from __future__ import annotations
 
@@ -8,32 +8,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import DomainVector
 
-__all__ = ["check_choice", "check_figures", "check_number", "check_steps", "figures_of"]
-
-
-def check_number(
-    name: str, argument: str, value: float, least: float, most: float = math.inf, *, is_open: bool = False
-) -> None:
-    """Raises `ConfigError` unless `value` is finite and in [least, most] (above `least` if `is_open`)."""
-    is_low = value <= least if is_open else value < least
-    if not math.isfinite(value) or is_low or value > most:
-        span = f"{'above' if is_open else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-        raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")
-
-
-def check_steps(name: str, argument: str, value: int) -> None:
-    """Raises `ConfigError` unless `value` is a whole number ≥ 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{argument} must be a whole number ≥ 1, got {value!r}", where=f"{name}({argument})")
-
-
-def check_choice(name: str, argument: str, value: str, known: Sequence[str]) -> None:
-    """Raises `ConfigError` with the nearest known word unless `value` is one of them."""
-    if value not in known:
-        raise ConfigError(f"unknown {argument} {value!r}", where=f"{name}({argument})", fix=nearest(str(value), known))
+__all__ = ["check_figures", "figures_of"]
 
 
 def check_figures(name: str, argument: str, value: float | Sequence[float]) -> float | tuple[float, ...]:
