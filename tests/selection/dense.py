@@ -8,6 +8,12 @@ import numpy as np
 from jaxmix.selection import Embeddings
 
 
+def fast(function, **options):
+    """Jitted in little time: what is tested does not depend on how well a program is compiled."""
+    options["compiler_options"] = {"xla_backend_optimization_level": 0}
+    return jax.jit(getattr(function, "select", function), **options)
+
+
 def softplus(x):
     return np.logaddexp(0.0, x)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense import gumbel
+from dense import fast, gumbel
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.selection import top_learnability
@@ -17,7 +17,7 @@ SCORES = {"learnability": LEARNER - REFERENCE, "easy_reference": -REFERENCE, "ha
 
 @pytest.mark.parametrize("score", SCORES)
 def test_rho_loss_takes_the_best(score):
-    found = top_learnability(8, greedy=True, score=score)(KEY, *LOSSES)
+    found = fast(top_learnability(8, greedy=True, score=score))(KEY, *LOSSES)
     assert found.indices.tolist() == np.argsort(-SCORES[score])[:8].tolist()
     np.testing.assert_allclose(found.info.positive, np.sort(SCORES[score])[-8:].mean(), rtol=1e-5)
     assert found.info.negative == 0
@@ -25,7 +25,7 @@ def test_rho_loss_takes_the_best(score):
 
 
 def test_draws_by_gumbel():
-    selector = top_learnability(8, gain=2.0)
+    selector = fast(top_learnability(8, gain=2.0))
     found = selector(KEY, *LOSSES)
     expected = np.argsort(-(2.0 * SCORES["learnability"] + gumbel(KEY, 0, 50)))[:8]
     assert found.indices.tolist() == expected.tolist()
@@ -33,7 +33,7 @@ def test_draws_by_gumbel():
 
 def test_domains_are_counted_without_a_quota():
     domain = np.arange(50) % 3
-    found = top_learnability(8, num_domains=3)(KEY, *LOSSES, domain=jnp.asarray(domain))
+    found = fast(top_learnability(8, num_domains=3))(KEY, *LOSSES, domain=jnp.asarray(domain))
     assert found.info.domain_count.tolist() == np.bincount(domain[np.asarray(found.indices)], minlength=3).tolist()
 
 

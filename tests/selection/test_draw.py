@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense import fast
 
 from jaxmix.selection.draw import draw
 from jaxmix.selection.gibbs import Rules, choose, no_interaction
@@ -27,7 +28,7 @@ def test_law_is_plackett_luce():
         gain=jnp.float32(gain),
         greedy=False,
     )
-    drawn = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(KEY, trials)))
+    drawn = np.asarray(fast(jax.vmap(one))(jax.random.split(KEY, trials)))
     odds = np.where(free, np.exp(gain * score), 0.0)
     for pair in itertools.permutations(range(4), 2):
         first, second = odds[pair[0]] / odds.sum(), odds[pair[1]] / (odds.sum() - odds[pair[0]])
@@ -39,7 +40,7 @@ def test_law_is_plackett_luce():
 def test_greedy_breaks_ties_at_random_and_nothing_else():
     score = jnp.asarray([0.0] * 50 + [1.0] * 4)
     one = lambda key: draw(key, score, jnp.ones(54, bool), Rows(54), size=10, gain=jnp.float32(1.0), greedy=True)
-    drawn = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(KEY, 200)))
+    drawn = np.asarray(fast(jax.vmap(one))(jax.random.split(KEY, 200)))
     assert (np.sort(drawn[:, :4]) == [50, 51, 52, 53]).all()
     assert len(np.unique(drawn[:, 4:])) == 50
     assert (np.bincount(drawn[:, 4:].ravel())[:50] > 5).all()  # 24 each on average
@@ -48,7 +49,7 @@ def test_greedy_breaks_ties_at_random_and_nothing_else():
 @functools.cache
 def program(rules):
     one = lambda key, score, free: choose(key, no_interaction(score), Rows(40), free, rules, gain=jnp.float32(1.0))
-    return jax.jit(one)
+    return fast(one)
 
 
 def test_what_is_lacking_is_minus_one_at_the_end():
@@ -76,17 +77,18 @@ def test_room_is_filled_by_the_best_of_each_domain():
     rng = np.random.default_rng(0)
     score, domain = rng.normal(size=60), rng.integers(0, 5, 60)
     room = np.array([3, 0, 1, 100, 2])
-    found = draw(
+    one = lambda score, domain, room: draw(
         KEY,
-        jnp.asarray(score, jnp.float32),
+        score,
         jnp.ones(60, bool),
         Rows(60),
         size=12,
         gain=jnp.float32(1.0),
         greedy=True,
-        domain=jnp.asarray(domain, jnp.int32),
-        room=jnp.asarray(room, jnp.int32),
+        domain=domain,
+        room=room,
     )
+    found = fast(one)(*(jnp.asarray(x) for x in (score.astype(np.float32), domain, room)))
     expected = []
     for i in np.argsort(-score):
         if room[domain[i]] > 0 and len(expected) < 12:
@@ -97,5 +99,5 @@ def test_room_is_filled_by_the_best_of_each_domain():
 
 def test_extreme_scores_and_gains_stay_in_order():
     score = jnp.asarray([1e38, -jnp.inf, jnp.nan, -1e38, 0.0, 2.0])
-    select = lambda gain: draw(KEY, score, jnp.ones(6, bool), Rows(6), size=4, gain=jnp.float32(gain), greedy=False)
-    assert select(1e30).tolist()[:3] == [0, 5, 4]
+    select = lambda gain: draw(KEY, score, jnp.ones(6, bool), Rows(6), size=4, gain=gain, greedy=False)
+    assert fast(select)(jnp.float32(1e30)).tolist()[:3] == [0, 5, 4]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense import cast, conditional, objective, random_models
+from dense import cast, conditional, fast, objective, random_models
 
 from jaxmix.selection.rows import Rows
 from jaxmix.selection.scores import contrastive, models_of
@@ -22,7 +22,7 @@ CHUNKS = [[0, 5, 70, 191, 3, 44], [8, 9, 10, 11, 100, 120]]
 BOTH = [*CHUNKS[0], *CHUNKS[1]]
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "form", "score", "row_block"))
+@functools.partial(fast, static_argnames=("loss", "form", "score", "row_block"))
 def scores_given(models, chunks, group=None, *, loss, form, score="learnability", row_block=None):
     """Own part, and shared part with nobody, the first chunk and both chunks chosen."""
     interaction = contrastive(
@@ -107,7 +107,10 @@ def test_swapping_the_models_flips_every_score(loss, form):
     own, shared = scores_given(models, chunks, loss=loss, form=form)
     swapped_own, swapped_shared = scores_given(models[::-1], chunks, loss=loss, form=form)
     np.testing.assert_array_equal(own, -swapped_own)
-    np.testing.assert_array_equal(shared, -swapped_shared)
+    if form == "marginal":  # its last sum may be compiled into one kernel for one model and another for the other
+        np.testing.assert_allclose(shared, -swapped_shared, rtol=0, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(shared, -swapped_shared)
     assert np.abs(own).min() > 0
 
 

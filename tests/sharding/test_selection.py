@@ -48,8 +48,18 @@ def on_one_device():
     return jax.jit(jest(CHOSEN, num_chunks=CHUNKS).select, compiler_options=FAST)(KEY, *models())
 
 
-@pytest.mark.parametrize("way", ["shard_map", "jit"])
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("devices", "way"),
+    [
+        (1, "shard_map"),
+        (2, "shard_map"),
+        (4, "shard_map"),
+        (8, "shard_map"),
+        (8, "jit"),
+        pytest.param(2, "jit", marks=pytest.mark.slow),
+        pytest.param(4, "jit", marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_selection_on_any_number_of_devices(devices, way):
     mesh = mesh_of(devices)
     selector = jest(CHOSEN, num_chunks=CHUNKS, mesh=mesh if way == "shard_map" else None)
@@ -80,7 +90,12 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+SLOW = ("marginal, sweep, quota", "near duplicates", "few of many, blocks", "context")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OTHERS]
+)
 def test_other_selectors_on_eight_devices(name):
     results = []
     for mesh in (None, mesh_of(8)):
@@ -98,12 +113,16 @@ def test_other_selectors_on_eight_devices(name):
     np.testing.assert_allclose(one.info.overlap, eight.info.overlap, rtol=1e-6)
 
 
-def compile_for(devices, way, *, candidates, num_select, num_chunks, width):
+LARGE, LARGE_CHOSEN, LARGE_CHUNKS, LARGE_WIDTH = 8192, 2048, 16, 256
+
+
+@functools.cache
+def large_program(devices, way):
     """The program for a super-batch that is never made."""
     mesh = mesh_of(devices)
-    selector = jest(num_select, num_chunks=num_chunks, mesh=mesh if way == "shard_map" else None)
+    selector = jest(LARGE_CHOSEN, num_chunks=LARGE_CHUNKS, mesh=mesh if way == "shard_map" else None)
     place = lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
-    rows = place((candidates, width), batch_sharding(mesh).spec)
+    rows = place((LARGE, LARGE_WIDTH), batch_sharding(mesh).spec)
     scalar = place((), PartitionSpec())
     model = Embeddings(rows, rows, scalar, scalar)
     return jax.jit(selector.select).lower(KEY, model, model).compile(FAST)
@@ -111,29 +130,26 @@ def compile_for(devices, way, *, candidates, num_select, num_chunks, width):
 
 @pytest.mark.parametrize("way", ["shard_map", "jit"])
 def test_no_array_of_pairs_and_little_communication(way):
-    sizes = {"candidates": 2048, "num_select": 512, "num_chunks": 8, "width": 16}
-    text = compile_for(8, way, **sizes).as_text()
+    text = large_program(8, way).as_text()
+    share, size = LARGE // 8, LARGE_CHOSEN // LARGE_CHUNKS
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"[a-z]\d+\[(\d+(?:,\d+)*)\]", text)}
+    assert {(share, LARGE_WIDTH), (size, share)} <= shapes
     # Not even a device's share of all candidates by all selected, [B/P, b], let alone [B/P, B] or [B, B].
-    assert max(map(math.prod, shapes)) < 2048 // 8 * 512
-    assert not {(2048, 2048), (2048, 512), (512, 2048), (256, 2048), (256, 512), (512, 256)} & shapes
-    assert (256, 16) in shapes
+    assert max(map(math.prod, shapes)) < share * LARGE_CHOSEN
+    assert not [shape for shape in shapes if sum(n > 1 for n in shape) > 1 and {LARGE, LARGE_CHOSEN} & {*shape}]
     moved = re.findall(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)[-\w]*\(", text)
     assert {kind for _, kind in moved} == {"all-gather", "all-reduce"}
     for result, kind in moved:
         sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\[(\d+(?:,\d+)*)\]", result)]
         # All-gathers carry a vector of all candidates, sums the embeddings of one chunk.
-        assert max(sizes, default=1) <= (2048 if kind == "all-gather" else 64 * 16)
+        assert max(sizes, default=1) <= (LARGE if kind == "all-gather" else size * LARGE_WIDTH)
 
 
 @pytest.mark.parametrize("way", ["shard_map", "jit"])
 def test_memory_of_a_device_falls_with_their_number(way):
-    sizes = {"candidates": 8192, "num_select": 2048, "num_chunks": 16, "width": 256}
-    used = {}
-    for devices in (1, 8):
-        found = compile_for(devices, way, **sizes).memory_analysis()
-        used[devices] = found.argument_size_in_bytes + found.temp_size_in_bytes
-    assert used[8] < used[1] / 6
+    one, eight = (large_program(*which).memory_analysis() for which in ((1, "jit"), (8, way)))
+    used = lambda found: found.argument_size_in_bytes + found.temp_size_in_bytes
+    assert used(eight) < used(one) / 6
 
 
 def test_rows_that_do_not_divide_are_refused():
