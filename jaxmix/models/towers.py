@@ -30,6 +30,7 @@ __all__ = ["ImageTower", "TextTower", "TwoTowers", "two_towers"]
 
 _CHANNELS = 3
 _POSITION_SCALE = 0.5
+_TABLE_SCALE = 0.02
 
 
 class TwoTowers(NamedTuple):
@@ -75,7 +76,7 @@ class ImageTower(Tower):
         super().__init__(trunk, tower.pool, config.embedding_dim, trunk_key)
         side, grid = tower.stored_patch_size, tower.stored_grid
         shape = (side, side, _CHANNELS, tower.width)
-        self.patch_size = tower.patch_size
+        self.patch_size, self.pixel_mean = tower.patch_size, tower.pixel_mean
         self.patch = matrix(nnx.Rngs(params=patch_key), shape, (side * side * _CHANNELS) ** -0.5)
         self.position = matrix(nnx.Rngs(params=position_key), (grid, grid, tower.width), _POSITION_SCALE)
 
@@ -86,7 +87,7 @@ class ImageTower(Tower):
         dtype = compute_dtype(self.trunk.compute_dtype)
         kernel = resize_kernel(self.patch[...], size).astype(dtype)
         position = resize_positions(self.position[...], (down, across)).astype(dtype)
-        patches = _scaled(images, dtype).reshape(rows, down, size, across, size, channels)
+        patches = _scaled(images, self.pixel_mean, dtype).reshape(rows, down, size, across, size, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(rows, down * across, size * size * channels)
         x = jnp.einsum("btf,fd->btd", constrain_rows(patches), kernel.reshape(-1, kernel.shape[-1]))
         return self.embed(x + position.reshape(1, down * across, -1), None, None)
@@ -98,7 +99,9 @@ class TextTower(Tower):
     def __init__(self, config: TwoTowersConfig, key: Array):
         table_key, trunk_key = jax.random.split(key)
         super().__init__(config.text_trunk, config.text.pool, config.embedding_dim, trunk_key)
-        self.table = matrix(nnx.Rngs(params=table_key), (config.text.vocab_size, config.text.width), 1.0)
+        # Small, so that what a rare word learns in a few steps outweighs what it was drawn as; norms even out the rest.
+        shape = (config.text.vocab_size, config.text.width)
+        self.table = matrix(nnx.Rngs(params=table_key), shape, _TABLE_SCALE)
 
     def __call__(self, tokens: Array) -> Array:
         table = self.table[...].astype(compute_dtype(self.trunk.compute_dtype))
@@ -197,8 +200,8 @@ def two_towers(config: TwoTowersConfig) -> TwoTowers:
     )
 
 
-def _scaled(images: Array, dtype: Any) -> Array:
-    """uint8 → [−1, 1]; floats are taken to lie there already."""
+def _scaled(images: Array, mean: float, dtype: Any) -> Array:
+    """uint8 → [−1, 1]; floats are taken to lie there already. Then less the mean."""
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 127.5 - 1.0
-    return images.astype(dtype)
+    return (images - mean).astype(dtype)

@@ -28,10 +28,22 @@ def test_words_are_the_same_whatever_parts_them():
     np.testing.assert_array_equal(rows[0], rows[2])
     assert rows[3, 0] == rows[0, 1]
     assert not rows[4].any()
-    names = caption_tokens([f"word{i}" for i in range(3000)], 1, unit="word", vocab_size=1000)
-    assert names.min() == 1
-    assert names.max() == 999
-    assert len(np.unique(names)) > 930  # 999 (1 − e⁻³) of 3,000 draws: 949
+    names = caption_tokens([f"word{i}" for i in range(3000)], 1, unit="word", vocab_size=100)
+    np.testing.assert_array_equal(np.unique(names), np.arange(1, 100))
+    assert np.bincount(names[:, 0]).max() < 3 * 3000 / 99
+
+
+def test_trigrams_are_the_word_and_its_runs_of_three_characters():
+    def ids(text, length, unit="trigram"):
+        return caption_tokens([text], length, unit=unit, vocab_size=50_000)[0].tolist()
+
+    cats, cat = ids("cats", 6), ids("Cat!", 6)
+    assert cats[5] == 0  # the word, <ca, cat, ats, ts>
+    assert cats[0] == ids("cats", 1, "word")[0] != cat[0]
+    assert (cats[1], cats[2]) == (cat[1], cat[2])  # <ca and cat; as three letters, "cat" is the word of that name
+    assert cat[2] == cat[0]
+    assert cats[3] != cat[3]
+    assert ids("a cats", 8) == [*ids("a", 2), *cats[:5], 0]
 
 
 def test_words_do_not_depend_on_the_process():

@@ -100,14 +100,14 @@ def finish(p, x, turn):
     return embedding / np.linalg.norm(embedding)
 
 
-def image_oracle(params, images, patch):
+def image_oracle(params, images, patch, mean=0.0):
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["image"])
     stored, grid = p["patch"].shape[0], p["position"].shape[0]
     resize = bilinear_matrix(stored, patch)
     joint = np.linalg.pinv(np.kron(resize, resize).T)
     kernel = (joint @ p["patch"].reshape(stored * stored, -1)).reshape(patch, patch, 3, -1)
     rows = []
-    for image in np.asarray(images, np.float64) / 127.5 - 1:
+    for image in np.asarray(images, np.float64) / 127.5 - 1 - mean:
         down, across = image.shape[0] // patch, image.shape[1] // patch
         tokens = []
         for i in range(down):
@@ -130,7 +130,7 @@ def text_oracle(params, tokens):
 # ── values ───────────────────────────────────────────────────────────────────────────────────────
 
 VARIANTS = [
-    {"image": {"base_grid": 3}},
+    {"image": {"base_grid": 3, "pixel_mean": 0.25}},
     {
         "image": {"pool": "attention", "base_patch_size": 8, "num_layers": 2, "scan_layers": True, "remat": "block"},
         "text": {"pool": "attention", "num_layers": 2},
@@ -152,7 +152,8 @@ def test_embeddings_equal_numpy(settings, seen_at):
         images = random_images(height=height, width=width)
         result = embed(params, images, patch_size=patch)
         assert result.dtype == jnp.float32
-        np.testing.assert_allclose(result, image_oracle(params, images, patch), atol=2e-6)
+        expected = image_oracle(params, images, patch, towers.config.image.pixel_mean)
+        np.testing.assert_allclose(result, expected, atol=2e-6)
     tokens = random_tokens()
     result = jax.jit(towers.embed_text)(params, tokens)
     assert result.dtype == jnp.float32
@@ -302,6 +303,7 @@ def test_settings_are_checked_where_they_are_written_down():
         ({"image": {"num_heads": 5}}, r"5 heads do not divide the width 24 \(model.image.num_heads\)"),
         ({"text": {"pool": "men"}}, "unknown text.pool 'men'.*Did you mean 'mean'"),
         ({"text": {"vocab_size": 1}}, "text.vocab_size must be at least 2, got 1"),
+        ({"image": {"pixel_mean": 128.0}}, "lies between them, got 128.0"),
         ({"loss": "sigmod"}, "unknown loss 'sigmod'"),
         ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
         ({"bias": float("nan")}, "bias must be finite"),

@@ -63,7 +63,7 @@ def test_towers_and_loss_on_a_mesh_equal_one_device():
     towers = two_towers(
         tower_preset("towers-tiny", image={"pool": "attention", "num_layers": 1}, text={"num_layers": 1})
     )
-    params = towers.init(jax.random.key(0))
+    params = jax.jit(towers.init)(jax.random.key(0))
     images = jax.random.randint(jax.random.key(1), (8, 16, 16, 3), 0, 256).astype(jnp.uint8)
     tokens = jax.random.randint(jax.random.key(2), (8, 12), 0, 200)
 
