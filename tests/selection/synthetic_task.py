@@ -2,8 +2,8 @@
 
 Rebuilt from the description in the specification, which gives the sizes and shares and not the generator: an example's
 latent is its cluster's centre with a direction of its own; the reference sees image and text as the latent with a
-little noise, the learner with more noise in the clusters that it has not learned; a corrupted pair has the text of
-another example. Temperature and bias of each model are fitted to random batches. Levels differ from those of the
+little noise; the learner sees the clusters that it has not learned drawn towards a centre that eight of them share, so
+that it takes their members for each other; a corrupted pair has the text of another example. Temperature and bias of each model are fitted to random batches. Levels differ from those of the
 specification for that reason; the order of the methods is what it says.
 """
 
@@ -22,20 +22,35 @@ class Task(NamedTuple):
     is_corrupted: np.ndarray
 
 
-def synthetic_task(seed, *, count=4096, batch=1024, clusters=512, zipf=False, width=64, corrupted=0.15, learned=0.25):
+def synthetic_task(
+    seed,
+    *,
+    count=4096,
+    batch=1024,
+    clusters=512,
+    zipf=False,
+    width=64,
+    corrupted=0.15,
+    learned=0.25,
+    spread=0.7,
+    blur=0.6,
+):
     rng = np.random.default_rng(seed)
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
     noise = lambda scale: scale * rng.normal(size=(count, width)) / np.sqrt(width)
     share = 1.0 / np.arange(1, clusters + 1) if zipf else np.ones(clusters)
     cluster = rng.choice(clusters, size=count, p=share / share.sum())
-    latent = unit(unit(rng.normal(size=(clusters, width)))[cluster] + noise(0.7))
+    centre = unit(rng.normal(size=(clusters, width)))
+    common = unit(rng.normal(size=(-(-clusters // 8), width)))[np.arange(clusters) // 8]
+    latent = unit(centre[cluster] + noise(spread))
     is_corrupted = rng.random(count) < corrupted
     text_of = np.arange(count)
     text_of[is_corrupted] = rng.integers(0, count, is_corrupted.sum())
     is_learned = (rng.permutation(clusters) < learned * clusters)[cluster]
+    blurred = np.where(is_learned[:, None], latent, unit((1 - blur) * latent + blur * common[cluster]))
     models = []
-    for spread in (np.where(is_learned, 0.4, 1.1)[:, None], 0.4):
-        image, text = unit(latent + spread * noise(1.0)), unit(latent[text_of] + spread * noise(1.0))
+    for seen in (blurred, latent):
+        image, text = unit(seen + noise(0.4)), unit(seen[text_of] + noise(0.4))
         models.append(calibrated(rng, image, text, batch))
     return Task(*models, is_corrupted)
 
