@@ -85,7 +85,7 @@ def independent(
         (2,)
 
     References:
-        arXiv 2406.17711, section 3 ("independent" selection); the specification of this package for the context.
+        arXiv 2406.17711, section 3 ("independent" selection).
     """
     check_contrastive("independent", loss, score, form, gain, num_domains, row_block)
     check_sizes("independent", num_select=num_select)

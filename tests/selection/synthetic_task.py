@@ -3,8 +3,9 @@
 Rebuilt from the description in the specification, which gives the sizes and shares and not the generator: an example's
 latent is its cluster's centre with a direction of its own; the reference sees image and text as the latent with a
 little noise; the learner sees the clusters that it has not learned drawn towards a centre that eight of them share, so
-that it takes their members for each other; a corrupted pair has the text of another example. Temperature and bias of each model are fitted to random batches. Levels differ from those of the
-specification for that reason; the order of the methods is what it says.
+that it takes their members for each other; a corrupted pair has the text of another example. Temperature and bias of
+each model are fitted to random batches. Levels differ from those of the specification for that reason; the order of
+the methods is what it says.
 """
 
 from typing import NamedTuple
