@@ -10,7 +10,19 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("cli", "core", "data", "laws", "mixers", "models", "report", "selection", "train", "workflows")
+_SUBPACKAGES = (
+    "cli",
+    "core",
+    "curricula",
+    "data",
+    "laws",
+    "mixers",
+    "models",
+    "report",
+    "selection",
+    "train",
+    "workflows",
+)
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

@@ -1,0 +1,230 @@
+"""Curricula by the size of advantages: DUMP and SEC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmix.core.pytree import state
+from jaxmix.core.segment import sum_by_domain
+from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.curricula.base import (
+    Bandit,
+    arm_sums,
+    check_arms,
+    check_choice,
+    check_count,
+    check_number,
+    draw,
+    registry,
+)
+
+__all__ = ["DumpState", "SecState", "advantages", "dump", "sec"]
+
+_EPSILON = 1e-6
+
+
+@state(version=1)
+class DumpState:
+    """Attributes:
+    window: f32[k, w], the sizes of an arm's latest advantages, a ring.
+    rollouts: i32[k], rollouts so far; the next one is written at this number modulo w.
+    pulls: i32[k], slots so far.
+    step: i32[], updates so far.
+    """
+
+    window: Any
+    rollouts: Any
+    pulls: Any
+    step: Any
+
+
+@state(version=1)
+class SecState:
+    """Attributes:
+    quality: f32[k], averaged objective Q.
+    reward: f32[k], mean reward at an arm's last visit.
+    is_seen: bool[k], arms that had a slot.
+    pulls: i32[k], slots so far.
+    step: i32[], updates so far.
+    """
+
+    quality: Any
+    reward: Any
+    is_seen: Any
+    pulls: Any
+    step: Any
+
+
+def advantages(rewards: Float[Array, "b g"]) -> Float[Array, "b g"]:
+    """`A_bg = (r_bg − q_b) / (std_b + 1e-6)` with the population's deviation; exactly 0 where all are alike."""
+    is_alike = jnp.all(rewards == rewards[:, :1], axis=1, keepdims=True)
+    centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+    return jnp.where(is_alike, 0.0, centred / (jnp.std(rewards, axis=1, keepdims=True) + _EPSILON))
+
+
+@registry.register
+def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandit:
+    """DUMP: an upper confidence bound on the size of an arm's advantages.
+
+        U_k = L_k + sqrt(2 ln(Σ n + 1) / (n_k + 1)),   P = softmax(U / 0.1), slots independent
+
+    L_k = mean |A| over the arm's latest 300 rollouts, n_k = rollouts so far, 300 = `window`, 0.1 = `temperature`.
+
+    Args:
+        num_arms: K ≥ 1.
+        window: rollouts an arm remembers, ≥ 1.
+        temperature: > 0.
+
+    Returns:
+        A bandit; `scores` has `advantage` L and `score` U.
+
+    Differs from the paper: the released code renews P only at validation; here it follows every update. With more
+    rollouts than `window` for one arm in one batch, the last slots of the batch stay; otherwise the order of the slots
+    decides only which rollout of a batch is forgotten first.
+
+    Example:
+        >>> bandit = dump(2)
+        >>> state = bandit.update(bandit.init(), jnp.array([0, 1]), jnp.array([[1.0, 0.0], [1.0, 1.0]]))
+        >>> [round(x, 3) for x in bandit.scores(state)["advantage"].tolist()]
+        [1.0, 0.0]
+
+    References:
+        Wang et al., arXiv 2504.09710; github.com/ZhentingWang/DUMP.
+    """
+    check_arms("dump", num_arms)
+    check_count("dump", "window", window)
+    check_number("dump", "temperature", temperature, 0.0, is_open=True)
+
+    def init() -> DumpState:
+        return DumpState(
+            window=jnp.zeros((num_arms, window), jnp.float32),
+            rollouts=jnp.zeros((num_arms,), jnp.int32),
+            pulls=jnp.zeros((num_arms,), jnp.int32),
+            step=jnp.int32(0),
+        )
+
+    def scores(state: DumpState) -> dict[str, Array]:
+        filled = jnp.clip(state.rollouts, 1, window).astype(jnp.float32)
+        size = jnp.sum(state.window, axis=1) / filled
+        n = state.rollouts.astype(jnp.float32)
+        return {"advantage": size, "score": size + jnp.sqrt(2.0 * jnp.log(jnp.sum(n) + 1.0) / (n + 1.0))}
+
+    def probabilities(state: DumpState) -> Float[Array, " k"]:
+        return jax.nn.softmax(scores(state)["score"] / temperature)
+
+    def sample(key: PRNGKeyArray, state: DumpState, batch: int) -> Int[Array, " b"]:
+        return draw(key, probabilities(state), batch)
+
+    def update(state: DumpState, arms: Array, rewards: Array, valid: Array | None = None) -> DumpState:
+        sums = arm_sums(arms, rewards, valid, num_arms)
+        slot, per_slot = sums.arm, rewards.shape[1]
+        arm = jnp.maximum(slot, 0)
+        # Place of each slot among the batch's slots of the same arm, then of each rollout in the arm's history.
+        place = jnp.sum(jnp.tril(slot[:, None] == slot[None, :], -1), axis=1, dtype=jnp.int32)
+        fresh = (place * per_slot)[:, None] + jnp.arange(per_slot, dtype=jnp.int32)[None, :]
+        total = (sums.pulls * per_slot)[arm][:, None]
+        is_written = (slot >= 0)[:, None] & (fresh >= total - window)
+        size = jnp.abs(advantages(jnp.where((slot >= 0)[:, None], rewards, 0.0).astype(jnp.float32)))
+        row = jnp.where(is_written, slot[:, None], num_arms)
+        column = (state.rollouts[arm][:, None] + fresh) % window
+        return DumpState(
+            window=state.window.at[row, column].set(size, mode="drop"),
+            rollouts=state.rollouts + sums.pulls * per_slot,
+            pulls=state.pulls + sums.pulls,
+            step=state.step + 1,
+        )
+
+    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="dump")
+
+
+@registry.register
+def sec(
+    num_arms: int,
+    *,
+    step_size: float = 0.5,
+    temperature: float = 0.4,
+    objective: str = "advantage",
+    variant: str = "paper",
+) -> Bandit:
+    """SEC, self-evolving curriculum: a Boltzmann bandit on the size of advantages.
+
+        Q_k ← (1 − a) Q_k + a x_k,   P = softmax(Q / τ), slots independent
+
+    with x_k the mean |A| over the arm's rollouts of the batch, or the change of its mean reward since its last visit.
+
+    Args:
+        num_arms: K ≥ 1.
+        step_size: a in (0, 1].
+        temperature: τ > 0; the authors take 1.0 (countdown), 0.4 (mathematics), 0.2 (puzzles).
+        objective: "advantage" or "reward_change" (0 at an arm's first visit).
+        variant: "paper" updates arms in the batch only; "repository" lets Q of the others decay to 0, as the released
+            code does by writing zero targets for them.
+
+    Returns:
+        A bandit; `scores` has `score` Q.
+
+    Differs from the paper: A is per rollout and not averaged over tokens, which is the same where all tokens of a
+    rollout share its advantage.
+
+    Example:
+        >>> bandit = sec(2)
+        >>> state = bandit.update(bandit.init(), jnp.array([0]), jnp.array([[1.0, 0.0]]))
+        >>> [round(x, 3) for x in state.quality.tolist()]
+        [0.5, 0.0]
+
+    References:
+        Chen et al., arXiv 2505.14970; github.com/Vincent-La/cofa, folder sec.
+    """
+    check_arms("sec", num_arms)
+    check_number("sec", "step_size", step_size, 0.0, 1.0, is_open=True)
+    check_number("sec", "temperature", temperature, 0.0, is_open=True)
+    check_choice("sec", "objective", objective, ("advantage", "reward_change"))
+    check_choice("sec", "variant", variant, ("paper", "repository"))
+
+    def init() -> SecState:
+        zeros = jnp.zeros((num_arms,), jnp.float32)
+        return SecState(
+            quality=zeros,
+            reward=zeros,
+            is_seen=jnp.zeros((num_arms,), jnp.bool_),
+            pulls=jnp.zeros((num_arms,), jnp.int32),
+            step=jnp.int32(0),
+        )
+
+    def probabilities(state: SecState) -> Float[Array, " k"]:
+        return jax.nn.softmax(state.quality / temperature)
+
+    def sample(key: PRNGKeyArray, state: SecState, batch: int) -> Int[Array, " b"]:
+        return draw(key, probabilities(state), batch)
+
+    def update(state: SecState, arms: Array, rewards: Array, valid: Array | None = None) -> SecState:
+        sums = arm_sums(arms, rewards, valid, num_arms)
+        if objective == "advantage":
+            clean = jnp.where((sums.arm >= 0)[:, None], rewards, 0.0).astype(jnp.float32)
+            total = sum_by_domain(jnp.mean(jnp.abs(advantages(clean)), axis=1), sums.arm, num_arms)
+            target = total / jnp.maximum(sums.slots, 1.0)
+        else:
+            target = jnp.where(state.is_seen, sums.solve_rate - state.reward, 0.0)
+        target = jnp.where(sums.is_drawn, target, 0.0)
+        moves = sums.is_drawn if variant == "paper" else jnp.broadcast_to(jnp.any(sums.is_drawn), (num_arms,))
+        quality = jnp.where(moves, (1.0 - step_size) * state.quality + step_size * target, state.quality)
+        return SecState(
+            quality=quality,
+            reward=jnp.where(sums.is_drawn, sums.solve_rate, state.reward),
+            is_seen=state.is_seen | sums.is_drawn,
+            pulls=state.pulls + sums.pulls,
+            step=state.step + 1,
+        )
+
+    return Bandit(
+        init,
+        sample,
+        update,
+        probabilities,
+        scores=lambda state: {"score": state.quality},
+        num_arms=num_arms,
+        name="sec",
+    )

@@ -1,0 +1,229 @@
+"""What a bandit over prompts is: pure functions that say which arm each slot of the next batch comes from.
+
+    arms  = bandit.sample(key, state, batch)          which arm each of `batch` slots takes
+    state = bandit.update(state, arms, rewards)       what the rollouts of those slots earned
+
+An arm is whatever prompts are grouped by: a cluster, a difficulty level, a data source, or a single prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.registry import Registry
+from jaxmix.core.segment import sum_by_domain
+from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
+
+__all__ = [
+    "ArmSums",
+    "Bandit",
+    "arm_sums",
+    "check_arms",
+    "check_choice",
+    "check_count",
+    "check_figures",
+    "check_number",
+    "draw",
+    "first_visit_average",
+    "is_usable",
+    "make",
+    "race",
+    "registry",
+    "rescale_rewards",
+    "signal_of",
+]
+
+registry = Registry("bandit")
+"""All bandits by name. Register a factory of your own with `@jaxmix.curricula.registry.register`."""
+
+make = registry.make
+"""`make("dump", 10, **kwargs)`: the bandit of that name; unknown names and arguments list the nearest known one."""
+
+
+class _Update(Protocol):
+    def __call__(
+        self, state: Any, arms: Int[Array, " b"], rewards: Float[Array, "b g"], valid: Bool[Array, " b"] | None = None
+    ) -> Any: ...
+
+
+class Bandit(NamedTuple):
+    """A bandit as a bundle of pure functions; all may be jitted, mapped over seeds and scanned over steps.
+
+    Attributes:
+        init: `() -> state`, a pytree whose structure, shapes and dtypes never change. Every state counts `pulls` i32[k]
+            (slots per arm so far) and `step` i32[].
+        sample: `(key, state, batch) -> i32[batch]`, the arm of each slot; `batch` is static.
+        update: `(state, arms i32[b], rewards f32[b, g], valid bool[b] = None) -> state`. Rewards are those of the g
+            rollouts of a slot's prompt, in [0, 1] (`rescale_rewards` brings other ranges there). A slot counts only if
+            it is valid, its arm is in [0, k), and all its rewards are in [0, 1]: padding, evaluation prompts (arm −1)
+            and rollouts whose verifier failed (nan) leave no trace. The order of the slots has no influence.
+        probabilities: `(state) -> f32[k]` on the simplex, how the first slot of the next batch is distributed; for
+            rules that draw slots independently that is every slot.
+        scores: `(state) -> {name: f32[k]}`, what the rule thinks of each arm; for logs.
+        keep: `(rewards, valid=None) -> bool[b]`, which groups the rule trains on; `None` for all.
+        num_arms: k.
+        name: for logs and error messages.
+    """
+
+    init: Callable[[], Any]
+    sample: Callable[[PRNGKeyArray, Any, int], Int[Array, " b"]]
+    update: _Update
+    probabilities: Callable[[Any], Float[Array, " k"]]
+    scores: Callable[[Any], dict[str, Array]] = lambda state: {}
+    keep: Callable[..., Bool[Array, " b"]] | None = None
+    num_arms: int = 0
+    name: str = "bandit"
+
+
+class ArmSums(NamedTuple):
+    """What a batch says about each arm, over the slots that count.
+
+    Attributes:
+        slots: f32[k], how many there were.
+        solve: f32[k], summed group solve rate `q_b = mean_g r_bg`.
+        signal: f32[k], summed group signal `s_b = 2 std_g r_bg`, see `signal_of`.
+        arm: i32[b], the arm of each slot, −1 for slots that do not count.
+    """
+
+    slots: Float[Array, " k"]
+    solve: Float[Array, " k"]
+    signal: Float[Array, " k"]
+    arm: Int[Array, " b"]
+
+    @property
+    def is_drawn(self) -> Bool[Array, " k"]:
+        """Arms that had a slot."""
+        return self.slots > 0
+
+    @property
+    def solve_rate(self) -> Float[Array, " k"]:
+        """Mean solve rate of the arm's slots; 0 where it had none."""
+        return self.solve / jnp.maximum(self.slots, 1.0)
+
+    @property
+    def pulls(self) -> Int[Array, " k"]:
+        """`slots` as whole numbers."""
+        return self.slots.astype(jnp.int32)
+
+
+def is_usable(arms: Array, rewards: Array, valid: Array | None, num_arms: int) -> Bool[Array, " b"]:
+    """bool[b]: slots that are valid, of a known arm, with all rewards in [0, 1] (which leaves out nan)."""
+    if rewards.ndim != 2 or arms.shape != rewards.shape[:1]:
+        raise ConfigError(
+            f"rewards of shape {rewards.shape} do not fit arms of shape {arms.shape}",
+            where="Bandit.update(rewards)",
+            fix="Give arms [batch] and rewards [batch, rollouts].",
+        )
+    is_inside = jnp.all((rewards >= 0) & (rewards <= 1), axis=1) & (arms >= 0) & (arms < num_arms)
+    return is_inside if valid is None else is_inside & valid
+
+
+def signal_of(rewards: Float[Array, "b g"]) -> Float[Array, " b"]:
+    """`s_b = 2 sqrt(mean_g (r_bg − q_b)²)`, in [0, 1] for rewards in [0, 1].
+
+    For 0/1 rewards it equals `2 sqrt(q (1 − q))`, the mean size of a group's normalised advantages: 0 for a group
+    without any gradient, 1 for one that is half solved.
+    """
+    return 2.0 * jnp.std(rewards, axis=1)
+
+
+def arm_sums(arms: Array, rewards: Array, valid: Array | None, num_arms: int) -> ArmSums:
+    """Sums of a batch per arm, the same bits on every run; see `ArmSums`."""
+    usable = is_usable(arms, rewards, valid, num_arms)
+    slot = jnp.where(usable, arms, -1).astype(jnp.int32)
+    clean = jnp.where(usable[:, None], rewards, 0.0).astype(jnp.float32)
+    add = lambda values: sum_by_domain(values, slot, num_arms)
+    return ArmSums(
+        slots=add(jnp.ones(slot.shape, jnp.float32)),
+        solve=add(jnp.mean(clean, axis=1)),
+        signal=add(signal_of(clean)),
+        arm=slot,
+    )
+
+
+def first_visit_average(old: Array, new: Array, rate: float, is_seen: Array, is_drawn: Array) -> Array:
+    """`old + rate (new − old)` for drawn arms, `new` itself at an arm's first visit, `old` for the others."""
+    return jnp.where(is_drawn, jnp.where(is_seen, old + rate * (new - old), new), old)
+
+
+def draw(key: PRNGKeyArray, probabilities: Float[Array, " k"], batch: int) -> Int[Array, " b"]:
+    """`batch` independent arms."""
+    return jax.random.categorical(key, jnp.log(probabilities), shape=(batch,)).astype(jnp.int32)
+
+
+def race(distribution: Float[Array, "k x"], presence: float = 1.0) -> Float[Array, " k"]:
+    """How likely each of k independent random numbers is to be the smallest.
+
+        P_k ∝ ∫ Π_{j≠k} (1 − presence · F_j(x)) dF_k(x)
+
+    by the midpoint rule in the values of F, then normalised.
+
+    Args:
+        distribution: f[k, x], the distribution functions F_k at the same increasing points, from about 0 to about 1.
+        presence: how likely each rival takes part at all, independently.
+    """
+    mass = jnp.diff(distribution, axis=1)
+    survival = 1.0 - 0.5 * presence * (distribution[:, 1:] + distribution[:, :-1])
+    log = jnp.log(jnp.maximum(survival, 1e-30))
+    others = jnp.exp(jnp.sum(log, axis=0, keepdims=True) - log)
+    chance = jnp.sum(jnp.maximum(mass, 0.0) * others, axis=1)
+    return chance / jnp.sum(chance)
+
+
+def rescale_rewards(rewards: Float[Array, "b g"], low: float, high: float) -> Float[Array, "b g"]:
+    """Rewards of the declared range [low, high] as numbers in [0, 1]: `(r − low) / (high − low)`.
+
+    Those outside the range stay outside [0, 1], and their slots are then left out by `update`.
+    """
+    check_number("rescale_rewards", "low", low, -math.inf)
+    check_number("rescale_rewards", "high", high, low, is_open=True)
+    return (rewards - low) / (high - low)
+
+
+def check_number(
+    name: str, argument: str, value: float, least: float, most: float = math.inf, *, is_open: bool = False
+) -> None:
+    """Raises `ConfigError` unless `value` is finite and in [least, most] (above `least` if `is_open`)."""
+    is_low = value <= least if is_open else value < least
+    if not math.isfinite(value) or is_low or value > most:
+        span = f"{'above' if is_open else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+        raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")
+
+
+def check_count(name: str, argument: str, value: int, least: int = 1) -> None:
+    """Raises `ConfigError` unless `value` is a whole number ≥ `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{argument} must be a whole number ≥ {least}, got {value!r}", where=f"{name}({argument})")
+
+
+def check_arms(name: str, num_arms: int) -> None:
+    """Raises `ConfigError` unless there is at least one arm."""
+    check_count(name, "num_arms", num_arms)
+
+
+def check_choice(name: str, argument: str, value: str, known: Sequence[str]) -> None:
+    """Raises `ConfigError` with the nearest known word unless `value` is one of them."""
+    if value not in known:
+        raise ConfigError(f"unknown {argument} {value!r}", where=f"{name}({argument})", fix=nearest(str(value), known))
+
+
+def check_figures(
+    name: str, argument: str, values: Any, num_arms: int, least: float, most: float = math.inf
+) -> tuple[float, ...]:
+    """One number per arm as a tuple; `ConfigError` if there are not `num_arms` of them in [least, most]."""
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != num_arms:
+        raise ConfigError(f"{len(numbers)} numbers for {num_arms} arms", where=f"{name}({argument})")
+    for arm, number in enumerate(numbers):
+        if not math.isfinite(number) or not least <= number <= most:
+            span = f"≥ {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
+            raise ConfigError(
+                f"number {arm} of {argument} must be finite and {span}, got {number}", where=f"{name}({argument})"
+            )
+    return numbers
