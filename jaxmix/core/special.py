@@ -11,7 +11,11 @@ Its density is `C_d(κ) exp(κ μ·x)`, with `log C_d(κ) = ν log κ − (ν+1)
 
 No Bessel function is evaluated. At an order ν ≥ 16 both A and g have an expansion in `1/s`, `s = √(ν² + κ²)`, that
 holds for every κ ≥ 0 at once; a smaller order is reached from ν + M ≥ 16 by the downward recurrence
-`A_{d}(κ) = κ / (d + κ A_{d+2}(κ))`, which shrinks errors. Everything is elementwise and branch-free.
+`A_d(κ) = κ / (d + κ A_{d+2}(κ))`, which shrinks the errors of A. Everything is elementwise.
+
+Cost per element, for d ≥ 34: one square root, two or three divisions and a polynomial in p, of degree 35 at d = 34,
+at d = 768 of degree 24 to 29 in float64 and 8 to 13 in float32. Below d = 34, also a scan of ⌈17 − d/2⌉ steps with a
+division each (and a logarithm for g). The inverse takes four times the ratio and its slope.
 
 The expansion (Debye's, in the form of a Riccati equation). `h = κ I'_ν(κ) / I_ν(κ) = ν + κ A` solves
 `κ h' + h² = s²`. Put `h = Σ_n s^{1−n} a_n(t)`, `t = p²`, `p = ν/s` in (0, 1]:
@@ -73,9 +77,9 @@ def log_vmf_normalizer(concentration: float | Float[Array, "*s"], dim: int) -> F
     Numerics: relative error below 1e-13 in float64 (1e-15 for d ≥ 64) and 1e-6 in float32, for d from 2 to 8192 and
         κ from 0 to 1e5, at small κ too. Differentiable to any order by the exact rule g' = −A_d.
 
-    Differs from the specification's (23): twelve terms of the expansion instead of three and orders raised to 16
-        instead of 32 (three are short of 1e-9 at d = 64), and a factor Δ is taken out of the last term, whose
-        difference otherwise loses all digits for κ below 1e-5.
+    Differs from the specification's (23): twelve terms of the expansion instead of three, which leave 3e-8 at d = 64;
+        and the last term has its factor Δ taken out, because a difference loses its digits as κ → 0 (an error of
+        0.2 % at κ = 1e-6).
 
     >>> import jax.numpy as jnp
     >>> from jaxmix.core.special import log_vmf_normalizer
