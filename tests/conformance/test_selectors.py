@@ -101,7 +101,11 @@ def data(name, seed=0, count=C):
 ALL = jnp.ones(C, bool)
 
 
-@pytest.fixture(params=sorted(CASES))
+HEAVY = ("jest_marginal", "diverse_squared", "diverse_near_duplicate")
+"""Whose programs take long to compile; tests/selection has their oracles."""
+
+
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in sorted(CASES)])
 def name(request):
     return request.param
 

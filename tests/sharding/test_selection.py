@@ -52,8 +52,8 @@ def on_one_device():
     ("devices", "way"),
     [
         (1, "shard_map"),
-        (2, "shard_map"),
-        (4, "shard_map"),
+        pytest.param(2, "shard_map", marks=pytest.mark.slow),
+        pytest.param(4, "shard_map", marks=pytest.mark.slow),
         (8, "shard_map"),
         (8, "jit"),
         pytest.param(2, "jit", marks=pytest.mark.slow),
