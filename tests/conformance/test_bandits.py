@@ -75,6 +75,11 @@ QUICK = {*curricula.registry, "space_thompson", "space_literal"} - {"bots", "lil
 """The others share their code with one of these, and run with the slow tests."""
 
 
+def few(cases):
+    """What compiles a program of its own per case: in the fast run for two cases only."""
+    return [name if name in ("space", "dump") else pytest.param(name, marks=pytest.mark.slow) for name in sorted(cases)]
+
+
 @pytest.fixture(
     params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(CASES)]
 )
@@ -164,10 +169,7 @@ def test_samples_are_arms_and_depend_on_the_key_alone(case, made):
         assert any((np.asarray(other) != np.asarray(arms)).any() for other in others)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [name if name in ("space", "sparft_v1") else pytest.param(name, marks=pytest.mark.slow) for name in sorted(CASES)],
-)
+@pytest.mark.parametrize("case", few(CASES))
 def test_jit_equals_eager(case):
     made = jitted(case)
     state = run(made, 2)
@@ -191,7 +193,9 @@ def test_state_keeps_structure_shapes_and_dtypes(made):
         assert not y.weak_type
 
 
-def test_scan_and_vmap_over_seeds(made):
+@pytest.mark.parametrize("case", few(CASES))
+def test_scan_and_vmap_over_seeds(case):
+    made = jitted(case)
     arms, rewards = (jnp.stack(parts) for parts in zip(*(batch(step) for step in range(5)), strict=True))
 
     def whole(order):
@@ -274,7 +278,7 @@ def test_stopped_and_restored_at_any_update(made):
         np.testing.assert_array_equal(made.sample(KEY, straight, B), made.sample(KEY, resumed, B))
 
 
-@pytest.mark.parametrize("name", sorted(curricula.registry))
+@pytest.mark.parametrize("name", few(curricula.registry))
 def test_one_arm(name):
     bandit = curricula.make(name, 1)
 

@@ -260,6 +260,17 @@ def test_dapo_keeps_what_has_a_gradient():
     assert curricula.dapo(2, low=0.3, high=0.7).keep(quarter).tolist() == [False, True]
 
 
+def test_hard_first_stays_with_what_cannot_be_solved():
+    arms, rewards = jnp.asarray([0, 0, 1, 1], jnp.int32), jnp.asarray([[1.0, 0.0]] * 2 + [[0.0, 0.0]] * 2)
+
+    def after(bandit):
+        steps = lambda state, _: (bandit.update(state, arms, rewards), None)
+        return jax.jit(lambda: bandit.probabilities(jax.lax.scan(steps, bandit.init(), length=20)[0]))()
+
+    assert after(curricula.sparft_v1(2))[1] > 0.95
+    assert after(curricula.space(2))[1] < 0.15
+
+
 def test_the_group_signal_sees_what_the_mean_of_an_arm_hides():
     # Arm 0: half its prompts always solved, half never. Arm 1: every prompt solved half the time.
     arms = jnp.asarray([0, 0, 1, 1])
