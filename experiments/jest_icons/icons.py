@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.models import ImageTowerConfig, TextTowerConfig, TwoTowersConfig, caption_tokens, two_towers
@@ -76,8 +77,9 @@ def towers(*, width: int = 64, batch_size: int = 256) -> Any:
 
     def init(key: jax.Array) -> Any:
         params = model.init(key)
-        # Most words are rare: rows of length 1 would stay where they began for the length of these runs.
-        params["text"]["table"] *= TABLE_SCALE
+        # Most words are rare: large rows would stay where they began for the length of these runs.
+        table = params["text"]["table"]
+        params["text"]["table"] = table * (TABLE_SCALE / jnp.std(table))
         return params
 
     return model._replace(init=init)
