@@ -100,7 +100,7 @@ def _run_comparison(arguments: Arguments, runs: Sequence[Any], out: str) -> Any:
             say(line)
 
     steps, tokens = _length(runs[0])
-    note(f"{len(runs)} runs of {steps} steps, {tokens:,} tokens each, into {out}")
+    note(f"{len(runs)} runs of {steps} steps, each trained on {tokens:,} tokens, into {out}")
     with _continued_by(_command(arguments)):
         return run_comparison(runs, out=out, command=_command(arguments), say=note)
 

@@ -8,11 +8,10 @@ What a selector looks at are embeddings, losses, or scores and features; what it
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float, Int
 
 __all__ = [
@@ -22,9 +21,7 @@ __all__ = [
     "Selection",
     "SelectionInfo",
     "Selector",
-    "check_choice",
     "check_chunks",
-    "check_number",
     "check_sizes",
     "check_super_batch",
     "needs_of",
@@ -123,20 +120,6 @@ class Selector:
 def needs_of(score: str) -> frozenset[str]:
     """Whose loss a score reads."""
     return frozenset({"learner", "reference"} - {{"easy_reference": "learner", "hard_learner": "reference"}.get(score)})
-
-
-def check_choice(name: str, argument: str, value: str, known: Sequence[str]) -> None:
-    """Raises `ConfigError` with the nearest known word unless `value` is one of them."""
-    if value not in known:
-        raise ConfigError(f"unknown {argument} {value!r}", where=f"{name}({argument})", fix=nearest(str(value), known))
-
-
-def check_number(name: str, argument: str, value: float, *, is_open: bool = False) -> None:
-    """Raises `ConfigError` unless `value` is finite and ≥ 0, or > 0 if open."""
-    if not math.isfinite(value) or value < 0 or (is_open and value == 0):
-        raise ConfigError(
-            f"{argument} must be finite and {'>' if is_open else '≥'} 0, got {value}", where=f"{name}({argument})"
-        )
 
 
 def check_sizes(name: str, *, least: int = 1, **sizes: int | None) -> None:

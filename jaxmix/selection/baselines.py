@@ -12,17 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
-from jaxmix.selection.base import (
-    SCORES,
-    Selection,
-    Selector,
-    check_choice,
-    check_number,
-    check_sizes,
-    needs_of,
-)
+from jaxmix.selection.base import SCORES, Selection, Selector, check_sizes, needs_of
 from jaxmix.selection.gibbs import Interaction, Rules, no_interaction
 from jaxmix.selection.jest import check_contrastive, join_models, pick_by_embeddings
 from jaxmix.selection.pairs import compute_dtype
@@ -161,7 +154,7 @@ def top_learnability(
     """
     name = "top_learnability"
     check_sizes(name, num_select=num_select, num_domains=num_domains)
-    check_number(name, "gain", gain)
+    check_number(name, "gain", gain, 0)
     check_choice(name, "score", score, SCORES)
     rules, default_gain, needs = Rules(num_select, greedy=greedy, num_domains=num_domains), gain, needs_of(score)
 

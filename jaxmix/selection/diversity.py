@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
 from jaxmix.selection import pairs
-from jaxmix.selection.base import Selection, Selector, check_choice, check_chunks, check_number, check_sizes
+from jaxmix.selection.base import Selection, Selector, check_chunks, check_sizes
 from jaxmix.selection.draw import best
 from jaxmix.selection.gibbs import Interaction, Rules
 from jaxmix.selection.jest import FIRST_CHUNKS
@@ -155,7 +156,7 @@ def greats(
     References:
         GREATS, NeurIPS 2024, section 4.
     """
-    check_number("greats", "step_size", step_size, is_open=True)
+    check_number("greats", "step_size", step_size, 0, is_open=True)
     inner = _selector(
         "greats",
         Rules(num_select, num_chunks, greedy=greedy),
@@ -204,9 +205,9 @@ def _selector(
     check_chunks(name, rules.num_select, rules.num_chunks)
     check_sizes(name, least=0, sweeps=rules.sweeps)
     check_sizes(name, num_domains=rules.num_domains, row_block=row_block)
-    check_number(name, "strength", strength)
-    check_number(name, "width", width, is_open=True)
-    check_number(name, "gain", gain)
+    check_number(name, "strength", strength, 0)
+    check_number(name, "width", width, 0, is_open=True)
+    check_number(name, "gain", gain, 0)
     check_choice(name, "kernel", kernel, KERNELS)
     check_choice(name, "first_chunk", rules.first_chunk, FIRST_CHUNKS)
     default_gain = gain

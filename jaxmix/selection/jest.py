@@ -12,20 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
-from jaxmix.selection.base import (
-    LOSSES,
-    SCORES,
-    Embeddings,
-    Selection,
-    Selector,
-    check_choice,
-    check_chunks,
-    check_number,
-    check_sizes,
-    needs_of,
-)
+from jaxmix.selection.base import LOSSES, SCORES, Embeddings, Selection, Selector, check_chunks, check_sizes, needs_of
 from jaxmix.selection.gibbs import Interaction, Rules
 from jaxmix.selection.picking import Criterion, pick
 from jaxmix.selection.rows import Rows
@@ -91,7 +81,7 @@ def jest(
         form: of the softmax loss. "marginal" costs N/2 times the others.
         first_chunk: "self" draws it by s_ii, "uniform" without regard to scores.
         sweeps: after the pass, redraw every chunk given all the others, so many times: blocked Gibbs for the same law.
-            One sweep costs as much as the pass once more; on the synthetic task of the tests it raised F by 20 to 30 %.
+            One sweep costs as much as the pass once more; on the synthetic task of the tests it raised F by 20 to 40 %.
         num_domains: m, to count the selected by domain where `domain` is passed without a quota.
         row_block: candidates whose pairs with a chunk are held at once; by default all, or as many as 32 MiB take.
         mesh: spreads the rows over its data axes with `shard_map`. Without it, arrays sharded by rows work too under
@@ -205,7 +195,7 @@ def check_contrastive(
     check_choice(name, "loss", loss, LOSSES)
     check_choice(name, "score", score, SCORES)
     check_choice(name, "form", form, FORMS)
-    check_number(name, "gain", gain)
+    check_number(name, "gain", gain, 0)
     check_sizes(name, num_domains=num_domains, row_block=row_block)
     if loss == "sigmoid" and form != "paper":
         raise ConfigError(

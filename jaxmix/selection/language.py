@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_choice
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int
-from jaxmix.selection.base import SCORES, check_choice, needs_of
+from jaxmix.selection.base import SCORES, needs_of
 from jaxmix.selection.pairs import compute_dtype
 
 __all__ = ["DomainSums", "domain_learnability", "sequence_loss", "token_entropy", "token_mask"]

@@ -102,9 +102,9 @@ def test_greats_is_the_best_step_one_by_one():
     [
         (lambda: diverse(8, num_chunks=3), "num_select 8 is not a multiple"),
         (lambda: diverse(8, num_chunks=4, kernel="rbf"), "unknown kernel 'rbf'"),
-        (lambda: diverse(8, num_chunks=4, strength=-1.0), "strength must be finite and ≥ 0, got -1.0"),
-        (lambda: diverse(8, num_chunks=4, width=0.0), "width must be finite and > 0, got 0.0"),
-        (lambda: greats(8, num_chunks=4, step_size=0.0), "step_size must be finite and > 0"),
+        (lambda: diverse(8, num_chunks=4, strength=-1.0), "strength must be finite and at least 0, got -1.0"),
+        (lambda: diverse(8, num_chunks=4, width=0.0), "width must be finite and above 0, got 0.0"),
+        (lambda: greats(8, num_chunks=4, step_size=0.0), "step_size must be finite and above 0"),
         (
             lambda: diverse(8, num_chunks=4)(KEY, jnp.zeros(9), jnp.zeros((10, 2))),
             r"scores of shape \(9,\) and features of shape \(10, 2\)",

@@ -206,7 +206,7 @@ def test_objective_of_a_whole_batch_in_blocks():
         (lambda: jest(16, score="learn"), "Did you mean 'learnability'"),
         (lambda: jest(16, form="self"), "form 'self' is one of the softmax loss"),
         (lambda: jest(16, loss="softmax", form="papr"), "Did you mean 'paper'"),
-        (lambda: jest(16, gain=-1.0), "gain must be finite and ≥ 0, got -1.0"),
+        (lambda: jest(16, gain=-1.0), "gain must be finite and at least 0, got -1.0"),
         (lambda: jest(16, first_chunk="random"), "unknown first_chunk 'random'"),
         (lambda: jest(16, sweeps=-1), "sweeps must be a whole number ≥ 0"),
         (lambda: jest(16, row_block=0), "row_block must be a whole number ≥ 1"),
