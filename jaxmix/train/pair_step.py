@@ -227,7 +227,8 @@ def build_pair_programs(
         reference: a cache whose rows come with the batches, or a frozen model. None only for a selector that needs
             none.
         settings: see `PairSettings`.
-        loss: `(image, text, temperature, bias) -> f32[]`; the model's own if None.
+        loss: `(image, text, temperature, bias) -> f32[]`; the model's own if None. On several devices give
+            `jaxmix.models.sharded_loss(mesh, …)`, which never holds the logits of the whole batch.
         augment: `(key, image) -> image`, see `augment_rows`. A cached reference saw the image as it is stored.
         accumulate: micro-batches per step, ≥ 1.
         selection_flops: of one selection, for `cost`; None: the products of one pass over the selector's chunks.
