@@ -88,10 +88,11 @@ def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say:
     from jaxmix.models.accounting import count_params
     from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
 
-    settings = LawSettings(**_text()["law"]["fit"])
+    law = _text()["law"]
+    settings = LawSettings(**law["fit"])
     fitted = fit_law(table, settings, out=f"{out}/law", command=command, source=f"{out}/swarm/table.csv", say=say)
     size, tokens = count_params(_model(run)) / 1e6, _tokens(run) / 1e9
-    make_proposal(fitted, model_size=size, tokens=tokens, out=f"{out}/law", command=command)
+    make_proposal(fitted, model_size=size, tokens=tokens, out=f"{out}/law", command=command, **law["propose"])
 
 
 def _model(run: RunConfig) -> Any:
