@@ -74,7 +74,7 @@ def test_gradients_of_blocked_and_dot_product_attention_agree():
         return lambda q, k, v: jnp.sum(up * causal_attention(q, k, v, kind=kind, block=4))
 
     blocked, dense = (
-        jax.grad(objective(kind), argnums=(0, 1, 2))(query, key, value) for kind in ("blocked", "dot_product")
+        jax.jit(jax.grad(objective(kind), argnums=(0, 1, 2)))(query, key, value) for kind in ("blocked", "dot_product")
     )
     for one, other in zip(blocked, dense, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-6)

@@ -198,10 +198,10 @@ def test_bfloat16_is_finite_and_near_float32():
     settings = {"num_layers": 3, "width": 64, "num_heads": 2, "head_dim": 32}
     single, half = (transformer(tiny(**settings, compute_dtype=dtype)) for dtype in ("float32", "bfloat16"))
     params, batch = single.init(jax.random.key(0)), random_batch()
-    loss = half.apply(params, batch)
+    loss = jax.jit(half.apply)(params, batch)
     assert loss.dtype == jnp.float32
-    np.testing.assert_allclose(loss, single.apply(params, batch), atol=0.05)
-    gradient = jax.grad(lambda p: jnp.mean(half.apply(p, batch)))(params)
+    np.testing.assert_allclose(loss, jax.jit(single.apply)(params, batch), atol=0.05)
+    gradient = jax.jit(jax.grad(lambda p: jnp.mean(half.apply(p, batch))))(params)
     assert all(leaf.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
 
 
@@ -212,7 +212,7 @@ def test_gradient_reaches_every_parameter_and_is_finite_without_targets():
     def objective(params, batch):
         return sum(jnp.sum(part) for part in model.apply(params, batch))
 
-    gradient = jax.grad(objective)
+    gradient = jax.jit(jax.grad(objective))
     for leaf in jax.tree.leaves(gradient(params, batch)):
         assert bool(jnp.all(jnp.isfinite(leaf)))
         assert float(jnp.max(jnp.abs(leaf))) > 0

@@ -315,6 +315,7 @@ def test_settings_are_checked_where_they_are_written_down():
 # ── it learns ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_it_learns_which_name_belongs_to_which_picture_at_both_patch_sizes():
     """Sixteen names: which quarter of the picture is bright, in which of four colours; half the rows at each size."""
     towers = two_towers(tiny(embedding_dim=16, bias=-3.0, image={"base_patch_size": 8}))
