@@ -336,8 +336,19 @@ def test_an_update_sees_the_losses_after_its_own_step(tmp_path):
             assert record[f"mix/score/{name}"] == after[f"eval/loss/{name}"]
 
 
-@pytest.mark.parametrize("name", ["doge", "grape", "pike"])
-@pytest.mark.parametrize("gradients", ["exact", "sketch"])
+# Every mixer and every estimate of gradients once; the rest of the table is slow.
+@pytest.mark.parametrize(
+    ("name", "gradients"),
+    [
+        ("doge", "exact"),
+        ("grape", "sketch"),
+        ("pike", "sketch"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("doge", "sketch"), ("grape", "exact"), ("pike", "exact"))
+        ),
+    ],
+)
 def test_gradient_mixers_train_and_resume(tmp_path, name, gradients):
     arguments = {"pike": {"batch_size": 8, "every": 2}, "grape": {"every": 3}}.get(name, {"every": 2})
     make = lambda: jaxmix.mixers.make(name, gradients=gradients, **arguments)
