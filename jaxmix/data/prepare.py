@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.data.files import write_whole
 from jaxmix.data.readers import Trouble, Unit
 from jaxmix.data.sources import SourceSpec
 from jaxmix.data.tokenizers import Tokenizer
@@ -148,7 +149,7 @@ def prepare_corpus(
         "settings": settings,
         "domains": {name: _summary(plan["sources"][name], records[name]) for name in sources},
     }
-    _write(index_path, _json(index))
+    write_whole(index_path, _json(index))
     return PrepareSummary(folder, index, was_ready=False)
 
 
@@ -186,7 +187,7 @@ class _Work:
             "moved": dict(moved or {}),
             "troubles": trouble.to_json(),
         }
-        _write(path, _json(record))  # last: a unit without its record is done again
+        write_whole(path, _json(record))  # last: a unit without its record is done again
         return record
 
     def _documents(self, name: str, unit: Unit, trouble: Trouble) -> Any:
@@ -271,7 +272,7 @@ class _ShardWriter:
         self._partial.rename(self._path)
         buffer = io.BytesIO()
         np.save(buffer, lengths)
-        _write(self._path.with_suffix(".npy"), buffer.getvalue())
+        write_whole(self._path.with_suffix(".npy"), buffer.getvalue())
         return {**summary, "file": self._path.name, "bytes": self._path.stat().st_size}
 
 
@@ -300,7 +301,7 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
                 fix="Choose another folder; nothing there was touched.",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, _json(plan))
+        write_whole(path, _json(plan))
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     if found == plan:
@@ -347,16 +348,6 @@ def _summary(source_hash: str, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.partial"
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
 
 
 def _sync(path: Path) -> None:

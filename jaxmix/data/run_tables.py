@@ -11,6 +11,7 @@ left out. An empty cell is a loss that was not measured. A metric called like a 
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.data.files import write_whole
 from jaxmix.laws.base import RunTable
 
 __all__ = ["read_regmix", "read_run_table", "write_run_table"]
@@ -52,17 +54,15 @@ def write_run_table(path: str | Path, table: RunTable) -> Path:
                 fix="Call a metric like the domain it validates, and no other like a domain.",
             )
     header = [*_KNOWN, *(_WEIGHT + n for n in table.domain_names), *(_LOSS + n for n in table.metric_names)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for run in range(len(table)):
+        numbers = [*table.weights[run], *table.losses[run]]
+        about = [run, _text(table.model_size[run]), _text(table.tokens[run]), int(table.seed[run])]
+        writer.writerow([*about, *map(_text, numbers)])
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for run in range(len(table)):
-            numbers = [*table.weights[run], *table.losses[run]]
-            about = [run, _text(table.model_size[run]), _text(table.tokens[run]), int(table.seed[run])]
-            writer.writerow([*about, *map(_text, numbers)])
-    draft.replace(path)
+    write_whole(path, text.getvalue())
     return path
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from jaxmix.data.files import write_whole
+
 __all__ = ["html_page", "write_page"]
 
 _STYLE = """
@@ -39,8 +41,5 @@ def html_page(title: str, body: Sequence[str]) -> str:
 
 def write_page(target: Path, page: str) -> Path:
     """Writes a page, replaced as a whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(target.name + ".tmp")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(target)
+    write_whole(target, page)
     return target

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError, nearest
+from jaxmix.data.files import write_whole
 
 __all__ = ["EmbeddingCache", "cache_key", "fingerprint", "open_embeddings", "write_embeddings"]
 
@@ -172,7 +172,7 @@ def write_embeddings(
             file[start:stop] = piece.astype(file.dtype)
             file.flush()  # type: ignore[attr-defined]
         index["done"] = stop
-        _write_index(folder, index)
+        write_whole(folder / _INDEX, json.dumps(index, indent=1) + "\n")
         if report is not None:
             report(stop)
     return open_embeddings(folder, key=key)
@@ -266,13 +266,3 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
             f"the embedding cache has format {index.get('format')}, this jaxmix reads {FORMAT}", where=str(folder)
         )
     return dict(index)
-
-
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Replaces the file as a whole: a reader sees the old one or the new one."""
-    partial = folder / f".{_INDEX}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(index, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / _INDEX)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.data.files import write_whole
 from jaxmix.train.records import read_records
 
 __all__ = [
@@ -182,7 +183,4 @@ def _plain(values: np.ndarray) -> Any:
 
 
 def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, json.dumps(value) + "\n")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.data.files import write_whole
 from jaxmix.workflows.config import RunConfig, read_config_file
 from jaxmix.workflows.data import prepare_and_open
 from jaxmix.workflows.member import member_config
-from jaxmix.workflows.provenance import write_text
 from jaxmix.workflows.resolve import prior_weights
 from jaxmix.workflows.strict import Origin, build, dump_yaml, setting
 from jaxmix.workflows.train import check_continuation, resolved, run_train
@@ -127,5 +127,5 @@ def run_doremi(doremi: Doremi, *, command: str) -> DoremiOutcome:
         "prior": prior,
         "recommended": dict(weights),
     }
-    write_text(path, dump_yaml(about))
+    write_whole(path, dump_yaml(about))
     return DoremiOutcome(path, dict(weights), prior, reference.result.final_eval, proxy.result.final_eval)

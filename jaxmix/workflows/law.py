@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.data.files import write_whole
 from jaxmix.workflows.config import check_weights
-from jaxmix.workflows.provenance import git_commit, now, versions, write_json, write_text
+from jaxmix.workflows.provenance import git_commit, now, versions, write_json
 from jaxmix.workflows.strict import dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def make_proposal(
             *(f"# {line}" for line in about["warnings"]),
         ]
         section = dump_yaml({"mixture": {"weights": about["weights"]}})
-        write_text(Path(out) / MIXTURE, "\n".join(head) + "\n" + section)
+        write_whole(Path(out) / MIXTURE, "\n".join(head) + "\n" + section)
     return found, about
 
 
@@ -394,7 +395,7 @@ def _write(fitted: FittedLaw, settings: LawSettings, folder: Path, command: str,
         found, table, fitted.diagnoses, fitted.label, title=f"Law of {Path(source).stem}", shares=shares,
         origin={**origin, "versions": ", ".join(f"{k} {v}" for k, v in versions().items())},
     )  # fmt: skip
-    write_text(folder / PAGE, page)
+    write_whole(folder / PAGE, page)
 
 
 def _hash(table: RunTable) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmix.data.files import write_whole
 from jaxmix.workflows.doctor import installed_version
 
-__all__ = ["describe_devices", "git_commit", "now", "versions", "write_json", "write_text"]
+__all__ = ["describe_devices", "git_commit", "now", "versions", "write_json"]
 
 _DISTRIBUTIONS = ("jaxmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -56,12 +57,4 @@ def now() -> str:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a JSON file, replaced as a whole."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file, replaced as a whole: a kill leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import RunError
+from jaxmix.data.files import write_whole
 from jaxmix.workflows.compare import Member, members
 from jaxmix.workflows.config import RunConfig
 from jaxmix.workflows.strict import apply_overrides, dump_yaml, parse_yaml
@@ -67,8 +68,7 @@ def propose_mixture(
 
     path = Path(out) / "swarm.yaml"
     if not _mixture_file(out).is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump_yaml(_swarm(run, overrides, out)), encoding="utf-8")
+        write_whole(path, dump_yaml(_swarm(run, overrides, out)))
         say("a swarm of proxies, for a law of mixtures")
         arguments = [sys.executable, "-m", "jaxmix.cli", "swarm", "run", str(path), "--out", f"{out}/swarm", "--json"]
         done = subprocess.run(arguments, stdout=subprocess.DEVNULL, check=False)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.data.files import write_whole
 from jaxmix.workflows.config import RunConfig
 from jaxmix.workflows.data import known_sizes, prepare_and_open
 from jaxmix.workflows.plan import estimate_memory
-from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json, write_text
+from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
 from jaxmix.workflows.resolve import (
     prior_weights,
     resolve_max_epochs,
@@ -108,7 +109,7 @@ def _write_design(path: Path, designed: Mapping[str, Mapping[str, float]]) -> No
     names = list(next(iter(designed.values())))
     lines = [",".join(["run", *(_WEIGHT + name for name in names)])]
     lines += [",".join([run, *(repr(float(weights[name])) for name in names)]) for run, weights in designed.items()]
-    write_text(path, "\n".join(lines) + "\n")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def read_design(swarm: Swarm) -> dict[str, dict[str, float]]:
@@ -338,7 +339,7 @@ def _write_about(swarm: Swarm, command: str) -> None:
     out = Path(swarm.out)
     sizes = {size.name: {**to_plain(size.config), "runs": size.runs} for size in swarm.sizes}
     plain = {"design": to_plain(swarm.design), "seeds": list(swarm.seeds), "sizes": sizes}
-    write_text(out / "config.yaml", dump_yaml(plain))
+    write_whole(out / "config.yaml", dump_yaml(plain))
     about = {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
     write_json(out / "provenance.json", {**about, "started": now()})
 
@@ -397,7 +398,7 @@ def collect(swarm: Swarm) -> SwarmOutcome:
     )
     path = write_run_table(out / TABLE, table)
     head = ["run", "name", "step", *(f"loss/{name}" for name in names)]
-    write_text(out / CURVES, "\n".join(",".join(map(_cell, line)) for line in [head, *curves]) + "\n")
+    write_whole(out / CURVES, "\n".join(",".join(map(_cell, line)) for line in [head, *curves]) + "\n")
     diverged = {proxy.name: proxy.reason for proxy, _, _ in rows if proxy.reason is not None}
     return SwarmOutcome(out, table, path, diverged, seconds, flops)
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.data.files import write_whole
 from jaxmix.workflows.config import RunConfig, config_hash
 from jaxmix.workflows.data import RunData, prepare_and_open
 from jaxmix.workflows.kept_out import kept_out_names, resolve_drawing_mixer
-from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json, write_text
+from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
 from jaxmix.workflows.resolve import (
     prior_weights,
     resolve_max_epochs,
@@ -159,7 +160,7 @@ def run_train(
     about_run = {"mixer": about, "compute": compute_of(config, mixer, model_config).as_json(), **(extra or {})}
     provenance = _provenance(config, run_dir, data, prior, limits, command, about_run)
     if is_main:
-        write_text(run_dir / "config.yaml", dump_yaml(to_plain(config)))
+        write_whole(run_dir / "config.yaml", dump_yaml(to_plain(config)))
         write_json(run_dir / "provenance.json", provenance)
     trackers = [make_tracker(t, run_dir, to_plain(config)) for t in config.track if t != "jsonl" and is_main]
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
@@ -202,7 +203,7 @@ def run_train(
         run = load_run(run_dir)
         average = run.average_weights() or average
         trained = {n: share for n in names if (share := run.final("train", f"select/share/{n}")) is not None}
-        write_text(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average, trained)))
+        write_whole(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average, trained)))
         page = write_report(run_dir) if has_page else None
     return TrainOutcome(run_dir, result, average, programs, page)
 

@@ -1,0 +1,28 @@
+"""Files replaced as a whole."""
+
+import os
+
+import pytest
+
+from jaxmix.data.files import write_whole
+
+
+def test_text_and_bytes_come_back_and_nothing_else_stays(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    for content in ("é\n", b"\x00\xff"):
+        write_whole(path, content)
+        assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode("utf-8"))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+
+    def full(descriptor):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
