@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["check_choice", "check_number", "check_steps"]
+__all__ = ["check_choice", "check_count", "check_number"]
 
 
 def check_number(
@@ -20,10 +20,10 @@ def check_number(
         raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")
 
 
-def check_steps(name: str, argument: str, value: int) -> None:
-    """Raises `ConfigError` unless `value` is a whole number ≥ 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{argument} must be a whole number ≥ 1, got {value!r}", where=f"{name}({argument})")
+def check_count(name: str, argument: str, value: int, least: int = 1) -> None:
+    """Raises `ConfigError` unless `value` is a whole number ≥ `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{argument} must be a whole number ≥ {least}, got {value!r}", where=f"{name}({argument})")
 
 
 def check_choice(name: str, argument: str, value: str, known: Sequence[str]) -> None:

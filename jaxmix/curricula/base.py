@@ -9,13 +9,14 @@ An arm is whatever prompts are grouped by: a cluster, a difficulty level, a data
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.arguments import check_count, check_number
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
@@ -25,10 +26,7 @@ __all__ = [
     "Bandit",
     "arm_sums",
     "check_arms",
-    "check_choice",
-    "check_count",
     "check_figures",
-    "check_number",
     "draw",
     "first_visit_average",
     "is_usable",
@@ -186,31 +184,9 @@ def rescale_rewards(rewards: Float[Array, "b g"], low: float, high: float) -> Fl
     return (rewards - low) / (high - low)
 
 
-def check_number(
-    name: str, argument: str, value: float, least: float, most: float = math.inf, *, is_open: bool = False
-) -> None:
-    """Raises `ConfigError` unless `value` is finite and in [least, most] (above `least` if `is_open`)."""
-    is_low = value <= least if is_open else value < least
-    if not math.isfinite(value) or is_low or value > most:
-        span = f"{'above' if is_open else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-        raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")
-
-
-def check_count(name: str, argument: str, value: int, least: int = 1) -> None:
-    """Raises `ConfigError` unless `value` is a whole number ≥ `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{argument} must be a whole number ≥ {least}, got {value!r}", where=f"{name}({argument})")
-
-
 def check_arms(name: str, num_arms: int) -> None:
     """Raises `ConfigError` unless there is at least one arm."""
     check_count(name, "num_arms", num_arms)
-
-
-def check_choice(name: str, argument: str, value: str, known: Sequence[str]) -> None:
-    """Raises `ConfigError` with the nearest known word unless `value` is one of them."""
-    if value not in known:
-        raise ConfigError(f"unknown {argument} {value!r}", where=f"{name}({argument})", fix=nearest(str(value), known))
 
 
 def check_figures(

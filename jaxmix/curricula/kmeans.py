@@ -38,16 +38,18 @@ def assign(x: Float[Array, "n d"], counts: Bool[Array, " n"], centroids: Float[A
     n, k = x.shape[0], centroids.shape[0]
     rows = max(1, min(n, _LARGEST_BLOCK // k))
     if rows >= n:
-        labels, distance, sums, sizes = _assign_block(x, counts, centroids)
-        return _Assignment(labels, distance, sums, sizes)
+        return _assign_block(x, counts, centroids)
     blocks = -(-n // rows)
     pad = blocks * rows - n
     padded = jnp.pad(x, ((0, pad), (0, 0))).reshape(blocks, rows, -1)
     flags = jnp.pad(counts, (0, pad)).reshape(blocks, rows)
-    labels, distance, sums, sizes = jax.lax.map(
-        lambda block: _assign_block(block[0], block[1], centroids), (padded, flags)
+    found = jax.lax.map(lambda block: _assign_block(block[0], block[1], centroids), (padded, flags))
+    return _Assignment(
+        labels=found.labels.ravel()[:n],
+        distance=found.distance.ravel()[:n],
+        sums=jnp.sum(found.sums, axis=0),
+        counts=jnp.sum(found.counts, axis=0),
     )
-    return _Assignment(labels.ravel()[:n], distance.ravel()[:n], jnp.sum(sums, axis=0), jnp.sum(sizes, axis=0))
 
 
 def lloyd(
@@ -99,7 +101,7 @@ def fit_kmeans(
     return jax.tree.map(lambda leaf: leaf[best], fits)
 
 
-def _assign_block(x: Array, counts: Array, centroids: Array) -> tuple[Array, Array, Array, Array]:
+def _assign_block(x: Array, counts: Array, centroids: Array) -> _Assignment:
     precise = jax.lax.Precision.HIGHEST
     product = jnp.matmul(x, centroids.T, precision=precise)
     squares = jnp.sum(centroids**2, axis=1)[None, :] - 2.0 * product
@@ -108,7 +110,7 @@ def _assign_block(x: Array, counts: Array, centroids: Array) -> tuple[Array, Arr
     distance = jnp.sum((x - centroids[labels]) ** 2, axis=1)
     # A product with one-hot rows and not a scatter-add, whose order of additions is not fixed on GPUs.
     member = jax.nn.one_hot(labels, centroids.shape[0], dtype=x.dtype) * counts.astype(x.dtype)[:, None]
-    return labels, distance, jnp.matmul(member.T, x, precision=precise), jnp.sum(member, axis=0)
+    return _Assignment(labels, distance, jnp.matmul(member.T, x, precision=precise), jnp.sum(member, axis=0))
 
 
 def _seeds(key: PRNGKeyArray, x: Array, counts: Array, num_clusters: int) -> Float[Array, "k d"]:

@@ -8,21 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
-from jaxmix.curricula.base import (
-    ArmSums,
-    Bandit,
-    arm_sums,
-    check_arms,
-    check_count,
-    check_figures,
-    check_number,
-    draw,
-    race,
-    registry,
-)
+from jaxmix.curricula.base import ArmSums, Bandit, arm_sums, check_arms, check_figures, draw, race, registry
 
 __all__ = ["BetaState", "bots", "lilo", "mopps"]
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
-from jaxmix.curricula.base import Bandit, check_count, check_number
+from jaxmix.curricula.base import Bandit
 
 __all__ = ["SkillWorld", "chains", "prompts_to_target", "worlds"]
 

@@ -11,19 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
-from jaxmix.curricula.base import (
-    Bandit,
-    arm_sums,
-    check_arms,
-    check_choice,
-    check_number,
-    draw,
-    first_visit_average,
-    race,
-    registry,
-)
+from jaxmix.curricula.base import Bandit, arm_sums, check_arms, draw, first_visit_average, race, registry
 
 __all__ = ["SpaceState", "SparftState", "gaussian_argmax", "space", "sparft_v1"]
 

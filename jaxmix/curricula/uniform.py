@@ -7,10 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxmix.core.arguments import check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int
-from jaxmix.curricula.base import Bandit, arm_sums, check_arms, check_figures, check_number, draw, registry
+from jaxmix.curricula.base import Bandit, arm_sums, check_arms, check_figures, draw, registry
 
 __all__ = ["MAX_REFILLS", "OVERSAMPLING", "CountState", "dapo", "live_groups", "uniform"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number, check_steps
+from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, PRNGKeyArray, Weights
@@ -114,7 +114,7 @@ def dga(
     check_gradients("dga", gradients)
     check_number("dga", "step_size", step_size, 0.0)
     check_number("dga", "scale_decay", scale_decay, 0.0, 1.0)
-    check_steps("dga", "every", every)
+    check_count("dga", "every", every)
     signal = "validation_alignment" if target == "validation" else "gradient_alignment"
 
     def start(key: PRNGKeyArray, weights: Weights) -> DgaState:

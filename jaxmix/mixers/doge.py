@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number, check_steps
+from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms, target_row, weigh_targets
@@ -106,7 +106,7 @@ def doge(
     check_number("doge", "regularisation", regularisation, 0.0, is_open=True)
     check_number("doge", "max_score", max_score, 0.0, is_open=True)
     check_number("doge", "smoothing", smoothing, 0.0, 1.0)
-    check_steps("doge", "every", every)
+    check_count("doge", "every", every)
     has_target = target == "validation"
 
     def start(key: PRNGKeyArray, weights: Weights) -> DogeState:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number, check_steps
+from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.figures import check_figures, figures_of
@@ -79,7 +79,7 @@ def dynamic_batch_loading(
         arXiv 2310.06694, section 2.2 and Algorithm 1; github.com/princeton-nlp/LLM-Shearing.
     """
     targets = check_figures(_NAME, "target_losses", target_losses)
-    check_steps(_NAME, "every", every)
+    check_count(_NAME, "every", every)
     check_choice(_NAME, "variant", variant, VARIANTS)
     check_number(_NAME, "step_size", step_size, 0.0)
     is_bandit = variant == "bandit"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number, check_steps
+from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import mix_with
@@ -204,8 +204,8 @@ def foresight(
         >>> mixer.weights(mixer.init(jax.random.key(0), 4)).tolist()
         [0.25, 0.25, 0.25, 0.25]
     """
-    check_steps("foresight", "total_steps", total_steps)
-    check_steps("foresight", "every", every)
+    check_count("foresight", "total_steps", total_steps)
+    check_count("foresight", "every", every)
     check_choice("foresight", "signal", signal, SIGNALS)
     check_number("foresight", "ignore", ignore, 0.0, 0.999)
     check_number("foresight", "start", start, ignore, 0.999)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number, check_steps
+from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import PRNGKeyArray, Weights
@@ -122,7 +122,7 @@ def grape(
     check_number("grape", "task_step_size", task_step_size, 0.0)
     check_number("grape", "task_smoothing", task_smoothing, 0.0, 1.0)
     check_number("grape", "loss_decay", loss_decay, 0.0, 1.0)
-    check_steps("grape", "every", every)
+    check_count("grape", "every", every)
     has_loss, has_rate = score != "gap", variant == "paper"
     needs = {"validation_alignment"}
     needs |= {"validation_loss"} if has_loss else set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_number, check_steps
+from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.held import finite_or_nan, hold, mean_for_unknown
@@ -49,7 +49,7 @@ def loss_proportional(*, temperature: float = 1.0, every: int = 500, smoothing: 
         True
     """
     check_number("loss_proportional", "temperature", temperature, 1e-30)
-    check_steps("loss_proportional", "every", every)
+    check_count("loss_proportional", "every", every)
 
     def start(key: PRNGKeyArray, weights: Weights) -> DomainVector:
         del key

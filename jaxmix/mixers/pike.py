@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_number, check_steps
+from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, running_scale, squared_norms
@@ -101,7 +101,7 @@ def pike(
     check_number("pike", "norm_gain", norm_gain, 0.0)
     check_number("pike", "noise_gain", noise_gain, 0.0)
     check_number("pike", "scale_decay", scale_decay, 0.0, 1.0)
-    check_steps("pike", "every", every)
+    check_count("pike", "every", every)
 
     def start(key: PRNGKeyArray, weights: Weights) -> PikeState:
         del key

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_number, check_steps
+from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
 from jaxmix.mixers.alignment import bounded, check_gradients, squared_norms, target_row
@@ -103,8 +103,8 @@ def r_and_b(
     """
     check_gradients("r_and_b", gradients)
     check_number("r_and_b", "sharpness", sharpness, 0.0)
-    check_steps("r_and_b", "round_updates", round_updates)
-    check_steps("r_and_b", "every", every)
+    check_count("r_and_b", "round_updates", round_updates)
+    check_count("r_and_b", "every", every)
 
     def start(key: PRNGKeyArray, weights: Weights) -> RAndBState:
         del key

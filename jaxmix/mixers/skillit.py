@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.arguments import check_choice, check_number, check_steps
+from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import TINY
@@ -132,7 +132,7 @@ def skillit(
     entries = _check_graph(graph)
     check_number("skillit", "step_size", step_size, 0.0)
     for name, value in (("window", window), ("evaluate_every", evaluate_every), ("update_every", update_every)):
-        check_steps("skillit", name, value)
+        check_count("skillit", name, value)
     for name, word, known in (
         ("reduce", reduce, REDUCES),
         ("schedule", schedule, SCHEDULES),

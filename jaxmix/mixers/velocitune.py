@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_steps
+from jaxmix.core.arguments import check_count
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
@@ -95,7 +95,7 @@ def velocitune(
     """
     targets = check_figures("velocitune", "target_losses", target_losses)
     given = None if initial_losses is None else check_figures("velocitune", "initial_losses", initial_losses)
-    check_steps("velocitune", "every", every)
+    check_count("velocitune", "every", every)
 
     def start(key: PRNGKeyArray, weights: Weights) -> VelocituneEstimate:
         del key

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float, Int
 
@@ -125,10 +126,8 @@ def needs_of(score: str) -> frozenset[str]:
 def check_sizes(name: str, *, least: int = 1, **sizes: int | None) -> None:
     """Raises `ConfigError` unless every size that is given is a whole number ≥ `least`."""
     for argument, value in sizes.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ConfigError(
-                f"{argument} must be a whole number ≥ {least}, got {value!r}", where=f"{name}({argument})"
-            )
+        if value is not None:
+            check_count(name, argument, value, least)
 
 
 def check_chunks(name: str, num_select: int, num_chunks: int) -> None:
