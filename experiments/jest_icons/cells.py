@@ -40,8 +40,8 @@ class Pool:
 
 
 POOLS = {
-    "shuffled": Pool("pool", "reference", "curated_test", 0.5, 256, 1280, 200, 20),
-    "shipped": Pool("pool", "reference", "curated_test", 0.0, 256, 1280, 200, 20),
+    "shuffled": Pool("pool", "reference", "curated_test", 0.5, 256, 1280, 300, 20),
+    "shipped": Pool("pool", "reference", "curated_test", 0.0, 256, 1280, 300, 20),
     "styles": Pool("styles_pool", "styles_reference", "styles_test", 0.0, 64, 320, 400, 40),
 }
 
@@ -53,7 +53,6 @@ POLICIES = (
     "jest_sweep",
     "context_top",
     "independent_sampled",
-    "jest_greedy",
 )
 
 
@@ -80,7 +79,6 @@ def policy(name: str, pool: Pool) -> Policy:
         "context_top": (independent(chosen, context=True, greedy=True), 8.0 * candidates**2 * WIDTH),
         "jest": (jest(chosen, num_chunks=chunks), products),
         "flexi_jest": (jest(chosen, num_chunks=chunks), products),
-        "jest_greedy": (jest(chosen, num_chunks=chunks, greedy=True), products),
         "jest_sweep": (
             jest(chosen, num_chunks=chunks, sweeps=1),
             selection_products(candidates, chosen, WIDTH, num_chunks=chunks, sweeps=1),

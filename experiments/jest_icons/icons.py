@@ -15,8 +15,9 @@ from jaxmix.models import ImageTowerConfig, TextTowerConfig, TwoTowersConfig, ca
 from jaxmix.train.pairs import PairPool
 from jaxmix.train.retrieval import recall
 
-WORDS, VOCABULARY = 6, 8192
-TABLE_SCALE = 0.05
+TRIGRAMS, VOCABULARY = 20, 16_384
+TABLE_SCALE = 0.02
+PIXEL_MEAN = 0.6
 EDGE = 1
 """Pixels cut off on each side: 20 x 20 as rendered, 18 x 18 as used, which is 3 x 3 patches or 2 x 2 coarse ones."""
 
@@ -37,7 +38,7 @@ class Icons(NamedTuple):
 def load(folder: Path) -> Icons:
     about = json.loads((folder / "captions.json").read_text())
     images = np.load(folder / "images.npy", mmap_mode="r")[:, EDGE:-EDGE, EDGE:-EDGE]
-    tokens = caption_tokens(about["captions"], WORDS, unit="word", vocab_size=VOCABULARY)
+    tokens = caption_tokens(about["captions"], TRIGRAMS, unit="trigram", vocab_size=VOCABULARY)
     with np.load(folder / "splits.npz") as parts:
         rows = {name: parts[name] for name in parts.files}
     digest = json.loads((folder / "data.json").read_text())["images_sha256"]
@@ -58,7 +59,7 @@ def pool_of(icons: Icons, rows: np.ndarray, *, shuffled: float = 0.0, seed: int 
 
 
 def towers(*, width: int = 64, batch_size: int = 256) -> Any:
-    """Two layers for 9 patches of 6 x 6 pixels (4 of 9 x 9 at low resolution), one for 6 words."""
+    """Two layers for 9 patches of 6 x 6 pixels (4 of 9 x 9 at low resolution), one for 20 words and their trigrams."""
     image = ImageTowerConfig(
         num_layers=2,
         width=width,
@@ -68,9 +69,10 @@ def towers(*, width: int = 64, batch_size: int = 256) -> Any:
         patch_size=PATCH,
         base_patch_size=LOW_PATCH,
         base_grid=SIZE // PATCH,
+        pixel_mean=PIXEL_MEAN,
     )
     text = TextTowerConfig(
-        num_layers=1, width=width, num_heads=2, mlp_width=2 * width, vocab_size=VOCABULARY, length=WORDS
+        num_layers=1, width=width, num_heads=2, mlp_width=2 * width, vocab_size=VOCABULARY, length=TRIGRAMS
     )
     config = TwoTowersConfig(image=image, text=text, embedding_dim=width, bias=-float(np.log(batch_size)))
     model = two_towers(config)

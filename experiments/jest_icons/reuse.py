@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 from cells import WIDTH
-from icons import SIZE, VOCABULARY, WORDS, towers
+from icons import SIZE, TRIGRAMS, VOCABULARY, towers
 
 from jaxmix.core.sharding import build_mesh, global_batch, use_mesh
 from jaxmix.selection import jest
@@ -33,7 +33,7 @@ def main() -> None:
     rows = 5 * CHOSEN
     pool = PairPool(
         rng.integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8),
-        rng.integers(1, VOCABULARY, (rows, WORDS)).astype(np.int32),
+        rng.integers(1, VOCABULARY, (rows, TRIGRAMS)).astype(np.int32),
     )
     unit = rng.standard_normal((2, rows, WIDTH)).astype(np.float32)
     unit /= np.linalg.norm(unit, axis=-1, keepdims=True)

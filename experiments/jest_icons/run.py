@@ -32,7 +32,7 @@ from jaxmix.train.records import latest_by_step, read_records
 from jaxmix.train.settings import TrainSettings
 
 NEVER = 10**9
-OPTIMIZER: dict[str, Any] = {"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 0.01}
+OPTIMIZER: dict[str, Any] = {"learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 0.01}
 SHIFT = 1
 
 

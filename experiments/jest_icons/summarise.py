@@ -24,7 +24,6 @@ COLOURS = {
     "context_top": "#009988",
     "jest_sweep": "#ee7733",
     "flexi_jest": "#ee3377",
-    "jest_greedy": "#997700",
 }
 
 
