@@ -26,6 +26,7 @@ __all__ = [
     "check_sizes",
     "check_super_batch",
     "needs_of",
+    "score_from_losses",
 ]
 
 LOSSES = ("sigmoid", "softmax")
@@ -121,6 +122,14 @@ class Selector:
 def needs_of(score: str) -> frozenset[str]:
     """Whose loss a score reads."""
     return frozenset({"learner", "reference"} - {{"easy_reference": "learner", "hard_learner": "reference"}.get(score)})
+
+
+def score_from_losses(score: str, learner: Any, reference: Any) -> Any:
+    """What a score makes of the losses it reads: learner's, less the reference's. The other may be `None`."""
+    needs = needs_of(score)
+    if needs == {"learner", "reference"}:
+        return learner - reference
+    return learner if "learner" in needs else -reference
 
 
 def check_sizes(name: str, *, least: int = 1, **sizes: int | None) -> None:

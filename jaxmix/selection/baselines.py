@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
-from jaxmix.selection.base import SCORES, Selection, Selector, check_sizes, needs_of
+from jaxmix.selection.base import SCORES, Selection, Selector, check_sizes, needs_of, score_from_losses
 from jaxmix.selection.gibbs import Interaction, Rules, no_interaction
 from jaxmix.selection.jest import check_contrastive, join_models, pick_by_embeddings
 from jaxmix.selection.pairs import compute_dtype
@@ -168,8 +168,7 @@ def top_learnability(
         quota: Int[Array, " m"] | None = None,
         gain: Any = None,
     ) -> Selection:
-        losses = {"learner": learner_loss, "reference": reference_loss}
-        total: Any = None
+        losses, sizes = {"learner": learner_loss, "reference": reference_loss}, {}
         for role in sorted(needs):
             value = losses[role]
             if value is None or value.ndim != 1:
@@ -179,14 +178,13 @@ def top_learnability(
                     where=f"{name}: {role}_loss",
                     fix="Pass f[c]; see sequence_loss for losses per token.",
                 )
-            value = value.astype(compute_dtype(value))
-            signed = value if role == "learner" else -value
-            if total is not None and total.shape != signed.shape:
-                raise ConfigError(
-                    f"learner and reference have losses of {total.shape[0]} and {signed.shape[0]} candidates",
-                    where=f"{name}: reference_loss",
-                )
-            total = signed if total is None else total + signed
+            losses[role], sizes[role] = value.astype(compute_dtype(value)), value.shape[0]
+        if len(set(sizes.values())) > 1:
+            raise ConfigError(
+                f"learner and reference have losses of {sizes['learner']} and {sizes['reference']} candidates",
+                where=f"{name}: reference_loss",
+            )
+        total = score_from_losses(score, **losses)
         return pick(
             rules,
             lambda rows, key, per_row, whole, free: no_interaction(per_row),

@@ -16,7 +16,7 @@ from jaxmix.core.arguments import check_choice
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int
-from jaxmix.selection.base import SCORES, needs_of
+from jaxmix.selection.base import SCORES, needs_of, score_from_losses
 from jaxmix.selection.pairs import compute_dtype
 
 __all__ = ["DomainSums", "domain_learnability", "sequence_loss", "token_entropy", "token_mask"]
@@ -122,16 +122,13 @@ def token_mask(
     check_choice("token_mask", "score", score, SCORES)
     _check_fraction("token_mask", "keep", keep)
     losses = {"learner": learner_loss, "reference": reference_loss}
-    total: Array | None = None
     for role in sorted(needs_of(score)):
         value = losses[role]
         if value is None:
             raise ConfigError(f"the score needs the {role}'s loss of every token", where=f"token_mask({role}_loss)")
         _check_shapes("token_mask", losses=value, valid=valid)
-        value = value.astype(compute_dtype(value))
-        signed = value if role == "learner" else -value
-        total = signed if total is None else total + signed
-    assert total is not None
+        losses[role] = value.astype(compute_dtype(value))
+    total = score_from_losses(score, **losses)
     lowest = jnp.finfo(total.dtype).min
     value = jax.lax.stop_gradient(jnp.where(valid, jnp.where(jnp.isfinite(total), total, lowest), -jnp.inf))
     kept = _ceil_share(keep, jnp.sum(valid.astype(jnp.int32)))

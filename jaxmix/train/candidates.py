@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray, TokenIds
 from jaxmix.models.base import token_loss
+from jaxmix.train.micro_batches import rejoin, split_rows
 
 __all__ = ["domain_quota", "in_pieces", "pieces_for", "row_features"]
 
@@ -19,17 +20,13 @@ Batch = dict[str, Array]
 
 
 def in_pieces(apply: Callable[[Any, Batch], Any], pieces: int) -> Callable[[Any, Batch], Array]:
-    """`(params, batch) -> f32[c, t]`, the loss without regulariser, `c / pieces` rows at a time.
-
-    Rows i, i + pieces, … form a piece, so that each device cuts only the rows it already holds.
-    """
+    """`(params, batch) -> f32[c, t]`, the loss without regulariser, `c / pieces` rows at a time."""
 
     def losses(params: Any, batch: Batch) -> Array:
         if pieces == 1:
             return token_loss(apply(params, batch))[0]
-        cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), batch)
-        found = jax.lax.map(lambda piece: token_loss(apply(params, piece))[0], cut)
-        return jnp.swapaxes(found, 0, 1).reshape(-1, found.shape[-1])
+        cut = jax.tree.map(lambda x: split_rows(x, pieces), batch)
+        return rejoin(jax.lax.map(lambda piece: token_loss(apply(params, piece))[0], cut))
 
     return losses
 

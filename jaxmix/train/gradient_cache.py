@@ -14,18 +14,9 @@ import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
+from jaxmix.train.micro_batches import rejoin, split_rows
 
-__all__ = ["build_contrastive_gradient", "rejoin", "split_rows"]
-
-
-def split_rows(x: Array, pieces: int) -> Array:
-    """[b, …] → [pieces, b / pieces, …]: rows i, i + pieces, … form piece i, so that each device cuts its own rows."""
-    return jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1)
-
-
-def rejoin(x: Array) -> Array:
-    """The inverse of `split_rows`."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+__all__ = ["build_contrastive_gradient"]
 
 
 def build_contrastive_gradient(

@@ -19,6 +19,7 @@ from jaxmix.core.sharding import batch_sharding, replicated
 from jaxmix.core.types import Array, DomainVector, PRNGKeyArray
 from jaxmix.mixers.base import Feedback
 from jaxmix.selection import diverse, sequence_loss, token_mask, top_learnability
+from jaxmix.selection.base import score_from_losses
 from jaxmix.train.candidates import domain_quota, in_pieces, pieces_for, row_features
 from jaxmix.train.selection_settings import Scan, SelectionSettings
 from jaxmix.train.signals import Reference
@@ -156,14 +157,9 @@ def _rows_of(domain: Array, num_domains: int) -> DomainVector:
 
 def _token_scores(settings: SelectionSettings, valid: Array, learner: Array | None, reference: Array | None) -> Array:
     """The method's score of every token, f32[c, t]; a row's is their mean, or another reduction."""
-    score = jnp.zeros(valid.shape, jnp.float32)
-    if settings.method in ("learnability", "hard_learner"):
-        assert learner is not None
-        score = score + learner
-    if settings.method in ("learnability", "easy_reference"):
-        assert reference is not None
-        score = score - reference
-    return score
+    if settings.method == "uniform":
+        return jnp.zeros(valid.shape, jnp.float32)
+    return score_from_losses(settings.method, learner, reference)
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────

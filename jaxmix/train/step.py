@@ -14,6 +14,7 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, DomainVector
 from jaxmix.mixers.base import Feedback
 from jaxmix.models.base import token_loss
+from jaxmix.train.micro_batches import split_rows
 from jaxmix.train.state import TrainState
 from jaxmix.train.update import guarded_update
 
@@ -133,8 +134,7 @@ def build_train_step(
             (total, sums), grads = gradient(params, micro, token_weight)
             return jax.tree.map(jnp.add, carry, (total, sums, grads)), None
 
-        # Rows i, i + a, i + 2a, … form a micro-batch, so that each device cuts only the rows it already holds.
-        micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), batch)
+        micros = jax.tree.map(lambda x: split_rows(x, accumulate), batch)
         first = jax.tree.map(lambda x: x[0], micros)
         (total, sums), grads = jax.eval_shape(gradient, params, first, token_weight)
         start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (total, sums, grads))

@@ -5,7 +5,8 @@ import pytest
 from pair_models import linear_towers, pairs
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.train.gradient_cache import build_contrastive_gradient, rejoin, split_rows
+from jaxmix.train.gradient_cache import build_contrastive_gradient
+from jaxmix.train.micro_batches import split_rows
 
 TOWERS = linear_towers()
 PARAMS = TOWERS.init(jax.random.key(0))
@@ -76,12 +77,6 @@ def test_the_mean_of_micro_batches_is_another_loss():
     loss = lambda images, tokens: TOWERS.loss(*embed(PARAMS, images, tokens), *TOWERS.scale(PARAMS))
     micros = [loss(split_rows(IMAGES, 4)[i], split_rows(TOKENS, 4)[i]) for i in range(4)]
     assert float(gradient(1)[0]) > 1.5 * float(np.mean(micros))
-
-
-def test_rows_split_in_turns_and_come_back():
-    rows = jnp.arange(12).reshape(6, 2)
-    assert split_rows(rows, 3)[1].tolist() == [[2, 3], [8, 9]]
-    np.testing.assert_array_equal(rejoin(split_rows(rows, 3)), rows)
 
 
 def test_accumulate_below_one_is_refused():

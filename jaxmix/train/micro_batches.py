@@ -1,0 +1,19 @@
+"""A batch cut into micro-batches on the devices that hold its rows."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxmix.core.types import Array
+
+__all__ = ["rejoin", "split_rows"]
+
+
+def split_rows(x: Array, pieces: int) -> Array:
+    """[b, …] → [pieces, b / pieces, …]: rows i, i + pieces, … form piece i, so that each device cuts its own rows."""
+    return jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1)
+
+
+def rejoin(x: Array) -> Array:
+    """The inverse of `split_rows`."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
