@@ -23,9 +23,10 @@ from jaxmix.models.base import Model
 from jaxmix.train.checkpoint import Checkpointer
 from jaxmix.train.evaluate import ValidationSet, place
 from jaxmix.train.interrupt import Interruption, interrupted
+from jaxmix.train.measured import Scanned
 from jaxmix.train.programs import Programs, build_mixer_programs, build_programs, with_selecting
 from jaxmix.train.run_log import RunLog
-from jaxmix.train.selecting import Scanned, Selecting
+from jaxmix.train.selecting import Selecting
 from jaxmix.train.selection_log import SelectionLog
 from jaxmix.train.selection_settings import SelectionSettings, check_rows, check_selection
 from jaxmix.train.settings import TrainSettings
@@ -202,8 +203,10 @@ class _Run:
         self.pending: _Pending | None = None
         self.batch_size: int = stream.batch_size
         self.selecting: Selecting | None = None
+        self.train_step = programs.train_step
         if programs.selecting is not None:
             self.batch_size = programs.selecting.batch_size
+            self.train_step = programs.selecting.train_step or self.train_step
             self.selecting = Selecting(programs.selecting, reference=reference, seed=settings.seed, mesh=self.mesh)
         self.selection_log = SelectionLog(len(self.names))
         self.losses = np.full(len(self.names), np.nan, np.float32)
@@ -393,8 +396,9 @@ class _Run:
         signals = self._signals(step, on_mesh)
         loss_weights = self.mixer_programs.loss_weights
         weighting = () if loss_weights is None else (loss_weights(self.state.mixer),)
-        train, info = self.programs.train_step(self.state.train, on_mesh, *weighting)
+        train, info = self.train_step(self.state.train, on_mesh, *weighting)
         self.state = dataclasses.replace(self.state, train=train)
+        scanned = info.scanned if scanned is None else scanned
         done = step + 1
         self._evaluate_if_due(done)
         if "validation_loss" in self.mixer.needs:

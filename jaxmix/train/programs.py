@@ -18,8 +18,8 @@ from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.models.base import Model
 from jaxmix.train.evaluate import build_evaluate
 from jaxmix.train.optimizer import build_optimizer, learning_rate_schedule
-from jaxmix.train.selecting import SelectingProgram, build_selecting
-from jaxmix.train.selection_settings import SelectionSettings, scan_of
+from jaxmix.train.selecting import SelectingProgram, build_selecting, build_token_choice
+from jaxmix.train.selection_settings import SelectionSettings, chooses_in_step, scan_of
 from jaxmix.train.settings import TrainSettings
 from jaxmix.train.signals import GRADIENT_SIGNALS, build_gradient_signals
 from jaxmix.train.state import RunState, step_sums, train_state_shardings
@@ -53,16 +53,29 @@ class Programs(NamedTuple):
 def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, mesh: Mesh) -> Programs:
     """Builds the train step, the evaluation and the optimizer for one model, mesh and number of domains."""
     optimizer, schedule = optimizer_of(settings)
-    train_step = build_train_step(
+    train_step = _train_step(model, settings, optimizer, num_domains=num_domains, mesh=mesh)
+    return Programs(
+        train_step, build_evaluate(model.apply, num_domains=num_domains, mesh=mesh), jax.jit(schedule), optimizer, mesh
+    )
+
+
+def _train_step(
+    model: Model,
+    settings: TrainSettings,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_domains: int,
+    mesh: Mesh,
+    choose: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    return build_train_step(
         model.apply,
         optimizer,
         num_domains=num_domains,
         normalisation=settings.loss_normalisation,
         accumulate=settings.accumulate,
+        choose=choose,
         out_shardings=(train_state_shardings(model, optimizer, mesh), replicated(mesh)),
-    )
-    return Programs(
-        train_step, build_evaluate(model.apply, num_domains=num_domains, mesh=mesh), jax.jit(schedule), optimizer, mesh
     )
 
 
@@ -102,6 +115,12 @@ def with_selecting(
         mesh=programs.mesh,
         accumulate=settings.accumulate,
     )
+    if chooses_in_step(selection, scan, accumulate=settings.accumulate):
+        choose = build_token_choice(selection, scan=scan, num_domains=num_domains, mesh=programs.mesh)
+        step = _train_step(
+            model, settings, programs.optimizer, num_domains=num_domains, mesh=programs.mesh, choose=choose
+        )
+        selecting = selecting._replace(train_step=step)
     return programs._replace(selecting=selecting, known_selections=(*programs.known_selections, selecting))
 
 

@@ -21,54 +21,54 @@ from jaxmix.mixers.base import Feedback
 from jaxmix.selection import diverse, sequence_loss, token_mask, top_learnability
 from jaxmix.selection.base import score_from_losses
 from jaxmix.train.candidates import domain_quota, in_pieces, pieces_for, row_features
+from jaxmix.train.measured import Scanned, loss_sums_by_domain
 from jaxmix.train.selection_settings import Scan, SelectionSettings
 from jaxmix.train.signals import Reference
+from jaxmix.train.state import TrainState
 from jaxmix.train.step import StepInfo
 
-__all__ = [
-    "Scanned",
-    "Selecting",
-    "SelectingProgram",
-    "build_selecting",
-]
+__all__ = ["Selecting", "SelectingProgram", "build_selecting", "build_token_choice"]
 
 Batch = dict[str, Array]
 _STREAM = 0x5E1EC7
 """Folded into the run's key: apart from those of parameters and mixer."""
 
 
-class Scanned(NamedTuple):
-    """What one selection shows; small, replicated. Sums run over the rows that were drawn unless they say otherwise.
-
-    Attributes:
-        feedback: `token_count` f32[m]; with a pass of the learner also `loss_sum`; with one of the reference
-            `reference_loss_sum`; with both `clipped_excess_sum`.
-        rows: f32[m], rows drawn.
-        trained_rows, trained_tokens: f32[m], of those chosen.
-        score: f32[2], mean score of what was drawn and of what was chosen: of rows, or of tokens at their level.
-    """
-
-    feedback: Feedback
-    rows: DomainVector
-    trained_rows: DomainVector
-    trained_tokens: DomainVector
-    score: Array
-
-
 class SelectingProgram(NamedTuple):
     """A compiled selection and what it was made for.
 
     Attributes:
-        select: `(params, batch, key, step) -> (batch, Scanned)`.
+        select: `(params, batch, key, step) -> (batch, Scanned)`; not called where there is a train step.
         settings: of the selection.
         scan: which forward passes it makes.
         batch_size: rows trained on in a step.
+        train_step: chooses by the losses of its own forward pass, see `chooses_in_step`; None: the run's own step.
     """
 
     select: Callable[..., tuple[Batch, Scanned]]
     settings: SelectionSettings
     scan: Scan
     batch_size: int
+    train_step: Callable[..., tuple[TrainState, StepInfo]] | None = None
+
+
+def build_token_choice(
+    settings: SelectionSettings, *, scan: Scan, num_domains: int, mesh: Mesh
+) -> Callable[[Array, Batch], tuple[Batch, Scanned]]:
+    """Builds `choose(learner, batch) -> (batch, scanned)` for `build_train_step`: the mask of `build_selecting` out of
+    losses f32[b, t] that are there already."""
+    everywhere = replicated(mesh)
+
+    def choose(learner: Array, batch: Batch) -> tuple[Batch, Scanned]:
+        valid = batch["targets"] >= 0
+        reference = batch.get("reference_loss")
+        scores = _token_scores(settings, valid, learner, reference)
+        chosen, score = _best_tokens(settings, batch, scores, scores, everywhere)
+        if not scan.trained_reference:
+            chosen.pop("reference_loss", None)
+        return chosen, _scanned(valid, learner, reference, batch["domain"], chosen, score, num_domains)
+
+    return choose
 
 
 def build_selecting(
@@ -111,7 +111,6 @@ def build_selecting(
     Numerics: a row's losses are summed on one device; scores are gathered (c floats), and every device makes the same
     choice. A score that is not finite counts as the lowest.
     """
-    choose = _choose_tokens if settings.level == "token" else _choose_rows
     rows = batch_sharding(mesh)
 
     def select(params: Any, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Batch, Scanned]:
@@ -123,32 +122,37 @@ def build_selecting(
             learner = in_pieces(apply, pieces)(params, batch)
         reference = batch.get("reference_loss") if scan.reference else None
         scores = _token_scores(settings, valid, learner, reference)
-        chosen, score = choose(settings, key, batch, scores, batch_size, num_domains, replicated(mesh))
+        if settings.level == "token":
+            chosen, score = _choose_tokens(settings, key, batch, scores, replicated(mesh))
+        else:
+            chosen, score = _choose_rows(settings, key, batch, scores, batch_size, num_domains, replicated(mesh))
         if not scan.trained_reference:
             chosen.pop("reference_loss", None)
         chosen = {name: jax.lax.with_sharding_constraint(x, rows) for name, x in chosen.items()}
-        kept = (chosen["targets"] >= 0).astype(jnp.float32)
-        scanned = Scanned(
-            feedback=_sums(valid, learner, reference, batch["domain"], num_domains),
-            rows=_rows_of(batch["domain"], num_domains),
-            trained_rows=_rows_of(chosen["domain"], num_domains),
-            trained_tokens=sum_by_domain(kept, chosen["domain"], num_domains),
-            score=score,
-        )
+        scanned = _scanned(valid, learner, reference, batch["domain"], chosen, score, num_domains)
         return chosen, jax.lax.with_sharding_constraint(scanned, replicated(mesh))
 
     return SelectingProgram(jax.jit(select), settings, scan, batch_size)
 
 
-def _sums(valid: Array, learner: Array | None, reference: Array | None, domain: Array, num_domains: int) -> Feedback:
-    measured = {"token_count": valid.astype(jnp.float32)}
-    if learner is not None:
-        measured["loss_sum"] = learner
-    if reference is not None:
-        measured["reference_loss_sum"] = reference
-    if learner is not None and reference is not None:
-        measured["clipped_excess_sum"] = jnp.maximum(learner - reference, 0.0)
-    return Feedback(**{name: sum_by_domain(x, domain, num_domains) for name, x in measured.items()})
+def _scanned(
+    valid: Array,
+    learner: Array | None,
+    reference: Array | None,
+    domain: Array,
+    chosen: Batch,
+    score: Array,
+    num_domains: int,
+) -> Scanned:
+    kept = (chosen["targets"] >= 0).astype(jnp.float32)
+    sums = loss_sums_by_domain(learner, reference, domain, num_domains)
+    return Scanned(
+        feedback=Feedback(token_count=sum_by_domain(valid.astype(jnp.float32), domain, num_domains), **sums),
+        rows=_rows_of(domain, num_domains),
+        trained_rows=_rows_of(chosen["domain"], num_domains),
+        trained_tokens=sum_by_domain(kept, chosen["domain"], num_domains),
+        score=score,
+    )
 
 
 def _rows_of(domain: Array, num_domains: int) -> DomainVector:
@@ -207,18 +211,19 @@ def _choose_rows(
 
 
 def _choose_tokens(
-    settings: SelectionSettings,
-    key: PRNGKeyArray,
-    batch: Batch,
-    token_scores: Array,
-    batch_size: int,
-    num_domains: int,
-    everywhere: Any,
+    settings: SelectionSettings, key: PRNGKeyArray, batch: Batch, token_scores: Array, everywhere: Any
 ) -> tuple[Batch, Array]:
-    del batch_size, num_domains
+    lots = jax.random.uniform(key, token_scores.shape) if settings.method == "uniform" else token_scores
+    return _best_tokens(settings, batch, token_scores, lots, everywhere)
+
+
+def _best_tokens(
+    settings: SelectionSettings, batch: Batch, token_scores: Array, lots: Array, everywhere: Any
+) -> tuple[Batch, Array]:
+    """The batch with all targets but those of the largest `lots` taken out."""
     valid = jax.lax.with_sharding_constraint(batch["targets"] >= 0, everywhere)
     scores = jax.lax.with_sharding_constraint(token_scores, everywhere)
-    lots = jax.random.uniform(key, valid.shape) if settings.method == "uniform" else scores
+    lots = jax.lax.with_sharding_constraint(lots, everywhere)
     mask = token_mask(lots, None, valid, keep=settings.keep, score="hard_learner")
     chosen = {**batch, "targets": jnp.where(mask, batch["targets"], -1)}
     if "reference_loss" in chosen:
@@ -252,12 +257,17 @@ class Selecting:
         self._key = jax.jit(lambda: jax.random.fold_in(jax.random.key(seed), _STREAM), out_shardings=everywhere)()
         self._combined = jax.jit(_combined, out_shardings=everywhere)
 
-    def __call__(self, params: Any, batch: Batch, step: Array) -> tuple[Batch, Scanned]:
-        """The rows of step `step` (u32[], replicated) to train on, out of all that were drawn."""
+    def __call__(self, params: Any, batch: Batch, step: Array) -> tuple[Batch, Scanned | None]:
+        """The rows of step `step` (u32[], replicated) to train on, out of all that were drawn.
+
+        Where the train step chooses, the batch comes back with what it measures against, and `StepInfo` has the rest.
+        """
         scan = self.program.scan
         if scan.reference:
             assert self._reference is not None
             batch = {**batch, "reference_loss": self._reference(batch)}
+        if self.program.train_step is not None:
+            return batch, None
         chosen, scanned = self.program.select(params, batch, self._key, step)
         if scan.trained_reference and not scan.reference:
             assert self._reference is not None

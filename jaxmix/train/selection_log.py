@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.train.selecting import Scanned
+from jaxmix.train.measured import Scanned
 
 __all__ = ["SelectionLog"]
 

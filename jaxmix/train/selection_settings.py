@@ -21,6 +21,7 @@ __all__ = [
     "candidate_rows",
     "check_rows",
     "check_selection",
+    "chooses_in_step",
     "scan_of",
 ]
 
@@ -64,7 +65,8 @@ class SelectionSettings:
     and rows are drawn without replacement in proportion to exp(gain · score), or the best taken (`greedy`). At the
     level of tokens there is no super-batch: the best `keep` of the batch's tokens enter the loss, the others remain as
     context only. `learnability` is then Rho-1; `hard_learner`, which needs no reference, is ESLM's rule on losses. The
-    mask is made before the step, over all its micro-batches together, by a forward pass of its own.
+    mask is made over the whole batch, by the losses of the training pass itself; with micro-batches (accumulate above
+    1) no one pass sees them all, and it takes a forward pass of its own.
 
     Attributes:
         method: one of the above.
@@ -237,6 +239,14 @@ def scan_of(settings: SelectionSettings, needs: frozenset[str]) -> Scan:
         reference=settings.needs_reference or (is_scanned and wants_reference),
         trained_reference=wants_reference and not is_scanned,
     )
+
+
+def chooses_in_step(settings: SelectionSettings, scan: Scan, *, accumulate: int) -> bool:
+    """Whether tokens are chosen inside the train step, by the losses of its own forward pass.
+
+    They are where that saves a pass of the learner and one pass sees all tokens: without micro-batches.
+    """
+    return settings.level == "token" and settings.method != "uniform" and scan.learner and accumulate == 1
 
 
 def check_rows(selection: SelectionSettings | None, *, drawn: int, batch_size: int | None) -> int:

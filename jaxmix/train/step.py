@@ -14,6 +14,7 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, DomainVector
 from jaxmix.mixers.base import Feedback
 from jaxmix.models.base import token_loss
+from jaxmix.train.measured import Scanned, loss_sums_by_domain
 from jaxmix.train.micro_batches import split_rows
 from jaxmix.train.state import TrainState
 from jaxmix.train.update import guarded_update
@@ -55,6 +56,7 @@ class StepInfo(NamedTuple):
         grad_norm: f32[], global norm before clipping.
         skipped: i32[], updates skipped so far.
         consecutive_skipped: i32[], how many of the latest steps in a row were skipped.
+        scanned: what the step chose its tokens from, with `choose`; None without.
     """
 
     feedback: Feedback
@@ -62,6 +64,7 @@ class StepInfo(NamedTuple):
     grad_norm: Array
     skipped: Array
     consecutive_skipped: Array
+    scanned: Scanned | None = None
 
 
 def build_train_step(
@@ -71,6 +74,7 @@ def build_train_step(
     num_domains: int,
     normalisation: str = "token_mean",
     accumulate: int = 1,
+    choose: Callable[[Array, Batch], tuple[Batch, Scanned]] | None = None,
     out_shardings: Any = None,
 ) -> Callable[..., tuple[TrainState, StepInfo]]:
     """Builds `step(state, batch, loss_weights=None) -> (state, info)`, jitted, with `state` donated.
@@ -94,6 +98,9 @@ def build_train_step(
         num_domains: m; `batch["domain"]` holds ids below it, and −1 for rows that do not count.
         normalisation: a key of `NORMALISATIONS`.
         accumulate: number of micro-batches the batch is cut into, ≥ 1; it must divide the rows of each device.
+        choose: `(loss f32[b, t], batch) -> (batch, scanned)` takes targets out by the losses of this very forward pass,
+            which no gradient passes through (`train.selecting.build_token_choice`). Every token is then in one pass:
+            not with `accumulate` above 1.
         out_shardings: shardings of `(state, info)`; with them the state keeps its layout from step to step.
 
     Shapes:
@@ -110,18 +117,36 @@ def build_train_step(
         )
     if accumulate < 1:
         raise ConfigError(f"accumulate must be at least 1, got {accumulate}", where="train.accumulate")
+    if choose is not None and accumulate > 1:
+        raise ConfigError(
+            f"tokens cannot be chosen inside a step of {accumulate} micro-batches", where="build_train_step(choose)"
+        )
     token_weights = NORMALISATIONS[normalisation]
 
-    def objective(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[Array, Sums]:
-        loss, regulariser = token_loss(apply(params, batch))
+    def total_and_sums(
+        loss: Array, regulariser: Array | None, batch: Batch, token_weight: DomainVector
+    ) -> tuple[Array, Sums]:
         trained = loss if regulariser is None else loss + regulariser
         row_weight = jnp.where(batch["domain"] >= 0, token_weight[jnp.maximum(batch["domain"], 0)], 0.0)
         total = jnp.sum(jnp.sum(trained, axis=-1) * row_weight)
-        measured = {"loss_sum": loss}
-        if "reference_loss" in batch:
-            reference = batch["reference_loss"]
-            measured |= {"reference_loss_sum": reference, "clipped_excess_sum": jnp.maximum(loss - reference, 0.0)}
-        return total, {name: sum_by_domain(x, batch["domain"], num_domains) for name, x in measured.items()}
+        return total, loss_sums_by_domain(loss, batch.get("reference_loss"), batch["domain"], num_domains)
+
+    def objective(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[Array, Sums]:
+        return total_and_sums(*token_loss(apply(params, batch)), batch, token_weight)
+
+    def choosing_objective(params: Any, batch: Batch, loss_weights: DomainVector) -> tuple[Array, Any]:
+        assert choose is not None
+        loss, regulariser = token_loss(apply(params, batch))
+        chosen, scanned = choose(jax.lax.stop_gradient(loss), batch)
+        kept = chosen["targets"] >= 0
+        loss, regulariser = jax.tree.map(lambda x: jnp.where(kept, x, 0.0), (loss, regulariser))
+        counts = count(chosen)
+        total, sums = total_and_sums(loss, regulariser, chosen, token_weights(counts, loss_weights))
+        return total, (sums, counts, scanned)
+
+    def count(batch: Batch) -> DomainVector:
+        valid = batch["targets"] >= 0 if "targets" in batch else jnp.ones_like(batch["tokens"], bool)
+        return sum_by_domain(valid.astype(jnp.float32), batch["domain"], num_domains)
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
@@ -141,13 +166,17 @@ def build_train_step(
         return jax.lax.scan(add, start, micros)[0]
 
     def step(state: TrainState, batch: Batch, loss_weights: DomainVector | None = None) -> tuple[TrainState, StepInfo]:
-        valid = batch["targets"] >= 0 if "targets" in batch else jnp.ones_like(batch["tokens"], bool)
-        counts = sum_by_domain(valid.astype(jnp.float32), batch["domain"], num_domains)
-        loss_weights = jnp.ones_like(counts) if loss_weights is None else loss_weights
-        total, sums, grads = accumulated(state.params, batch, token_weights(counts, loss_weights))
+        loss_weights = jnp.ones(num_domains, jnp.float32) if loss_weights is None else loss_weights
+        scanned = None
+        if choose is None:
+            counts = count(batch)
+            total, sums, grads = accumulated(state.params, batch, token_weights(counts, loss_weights))
+        else:
+            choosing = jax.value_and_grad(choosing_objective, has_aux=True)
+            (total, (sums, counts, scanned)), grads = choosing(state.params, batch, loss_weights)
         new_state, grad_norm, is_finite = guarded_update(state, total, grads, optimizer)
         loss = jnp.sum(sums["loss_sum"]) / jnp.maximum(jnp.sum(counts), 1.0)
         feedback = Feedback(**{k: jnp.where(is_finite, x, 0.0) for k, x in {**sums, "token_count": counts}.items()})
-        return new_state, StepInfo(feedback, loss, grad_norm, new_state.skipped, new_state.consecutive_skipped)
+        return new_state, StepInfo(feedback, loss, grad_norm, new_state.skipped, new_state.consecutive_skipped, scanned)
 
     return jax.jit(step, donate_argnums=0, **({} if out_shardings is None else {"out_shardings": out_shardings}))

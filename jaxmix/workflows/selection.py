@@ -159,14 +159,16 @@ def compute_of(config: RunConfig, mixer: Mixer, model: TransformerConfig) -> Com
     """
     from jaxmix.mixers.base import REFERENCE_SIGNALS
     from jaxmix.models.accounting import flops_per_token
-    from jaxmix.train.selection_settings import Scan, scan_of
+    from jaxmix.train.selection_settings import Scan, chooses_in_step, scan_of
 
     selection = resolve_selection(config)
     trained, scanned = config.data.batch_size, drawn_rows(config)
     forward = flops_per_token(model) * config.data.seq_len / 3.0
     scan = Scan(False, False, bool(mixer.needs & set(REFERENCE_SIGNALS)))
+    scores = False
     if selection is not None:
         scan = scan_of(selection, mixer.needs)
+        scores = scan.learner and not chooses_in_step(selection, scan, accumulate=config.train.settings.get("accumulate", 1))
     rows = scanned if scan.reference else trained if scan.trained_reference else 0
     of_reference, is_known = 0.0, True
     if rows and reference_kind(config) == "model":
@@ -177,7 +179,7 @@ def compute_of(config: RunConfig, mixer: Mixer, model: TransformerConfig) -> Com
         trained=trained,
         scanned=scanned,
         training=3.0 * trained * forward,
-        scoring=scanned * forward if scan.learner else 0.0,
+        scoring=scanned * forward if scores else 0.0,
         reference=of_reference,
         is_reference_known=is_known,
         selects=selection is not None,

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from bigram import bigram, bigram_loss
 from small_run import NAMES, small_run
@@ -20,7 +21,7 @@ from jaxmix.train.programs import with_selecting
 from jaxmix.train.selecting import Selecting, build_selecting
 from jaxmix.train.selection_settings import SelectionSettings, candidate_rows, check_selection, scan_of
 from jaxmix.train.signals import reference_model
-from jaxmix.train.step import StepInfo
+from jaxmix.train.step import StepInfo, build_train_step
 
 M, B, C, T = 3, 8, 24, 6
 REFERENCE = np.asarray(bigram(scale=1.5).init(jax.random.key(7))["table"]["kernel"])
@@ -201,6 +202,7 @@ def programs_for(mixer, selection):
 
 
 STATIC, ODM = jaxmix.mixers.make("static"), jaxmix.mixers.make("odm")
+LEARNS = jaxmix.mixers.make("doremi")
 
 
 def selecting_run(run_dir, *, mixer=ODM, selection=SELECTION, steps=14, **options):
@@ -282,6 +284,29 @@ def test_accumulation_and_one_device_train_on_the_same_rows(tmp_path, whole):
     ours, theirs = train_records(tmp_path)[-1], train_records(whole[0])[-1]
     for name in NAMES:
         assert ours[f"select/share/{name}"] == theirs[f"select/share/{name}"]
+
+
+@pytest.mark.parametrize("feedback", ["scanned", "trained"])
+def test_tokens_chosen_inside_the_step_are_those_chosen_before_it(tmp_path, feedback):
+    selection = SelectionSettings("learnability", level="token", keep=0.4, feedback=feedback)
+    options = {"selection": selection, "reference": frozen(), "mixer": LEARNS, "steps": 8, "schedule": "constant"}
+    programs = programs_for(LEARNS, selection)
+    assert programs.selecting.train_step is not None
+    inside = small_run(tmp_path / "inside", programs=programs, **options)
+    before = small_run(tmp_path / "before", accumulate=2, **options)  # two micro-batches: a pass of its own
+    np.testing.assert_allclose(table(inside), table(before), atol=2e-6)
+    ours, theirs = train_records(tmp_path / "inside"), train_records(tmp_path / "before")
+    assert [set(record) for record in ours] == [set(record) for record in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["select/tokens"] < one["tokens"]
+        for name, value in one.items():
+            if name.startswith(("select", "mix", "train/loss")):
+                np.testing.assert_allclose(value, other[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_step_that_chooses_takes_no_micro_batches():
+    with pytest.raises(ConfigError, match="2 micro-batches"):
+        build_train_step(bigram().apply, optax.sgd(0.1), num_domains=3, accumulate=2, choose=lambda loss, batch: batch)
 
 
 def test_choosing_everything_is_training_without_selection(tmp_path):

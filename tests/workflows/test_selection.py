@@ -104,9 +104,12 @@ def test_the_plan_shows_every_axis():
     assert sum(s.rows for s in plan.sources) == pytest.approx(192)
     table = make_plan(configured(selection={"method": "learnability", "filter_ratio": 0.75}, reference=TABLE))
     assert table.relative_flops == pytest.approx(1 + 4 / 3)
-    token = make_plan(configured(selection={"method": "hard_learner", "level": "token"}))
+    tokens = {"method": "hard_learner", "level": "token"}
+    token = make_plan(configured(selection=tokens))
     assert (token.rows_trained, token.rows_scanned) == (48, 48)
-    assert token.relative_flops == pytest.approx(4 / 3)
+    assert token.relative_flops == 1.0  # chosen by the training pass itself
+    cut = make_plan(configured(selection=tokens, train={"accumulate": 2}))
+    assert cut.relative_flops == pytest.approx(4 / 3)
     control = make_plan(configured(selection={"method": "uniform", "filter_ratio": 0.75}))
     assert (control.rows_scanned, control.relative_flops) == (192, 1.0)
 
