@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,14 +47,14 @@ class PromptSet:
         array([[1., 0.]], dtype=float32)
     """
 
-    tokens: NDArray[np.int32]
-    targets: NDArray[np.int32] | None
-    arms: NDArray[np.int32]
+    tokens: Any
+    targets: Any
+    arms: Any
     arm_names: tuple[str, ...]
     families: tuple[str, ...]
     levels: tuple[int, ...]
-    reward: Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
-    decode: Callable[[NDArray[np.int32]], str]
+    reward: Callable[[NDArray, NDArray], NDArray[np.float32]]
+    decode: Callable[[NDArray], str]
     pad_id: int
     eos_id: int
     vocab_size: int

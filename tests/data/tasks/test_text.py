@@ -1,0 +1,173 @@
+"""Prompts over a tokenizer: word problems out of JSONL, and the generators of reasoning-gym."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jaxmix.core.errors import ConfigError, EnvironmentProblem
+from jaxmix.data.tasks import Question, gsm8k, reasoning_gym, text_prompts
+from jaxmix.data.tokenizers import byte_tokenizer
+
+LINES = [
+    {"question": "How many are 3 bags of 5 eggs?", "answer": "3*5=<<3*5=15>>15\n#### 15", "level": 0},
+    {"question": "Half of $2,500?", "answer": "#### 1,250", "level": 1},
+    {"question": "And of that?", "answer": 625, "level": 1},
+]
+
+
+def written(tmp_path, lines):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(
+        "\n\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8"
+    )
+    return path
+
+
+def completions_of(prompts, texts):
+    ids = [np.append(e, prompts.eos_id) for e in byte_tokenizer().encode_batch(texts)]
+    table = np.full((len(texts), 1, prompts.completion_length), prompts.pad_id, np.int32)
+    for row, one in enumerate(ids):
+        table[row, 0, : len(one)] = one
+    return table
+
+
+def test_word_problems(tmp_path):
+    prompts = gsm8k(written(tmp_path, LINES), completion_length=48, level_field="level", template="Q: {question} A:")
+    assert prompts.arm_names == ("all0", "all1")
+    assert prompts.arms.tolist() == [0, 1, 1]
+    assert prompts.decode(prompts.tokens[1]) == "Q: Half of $2,500? A:"
+    assert prompts.decode(prompts.targets[0]).endswith("#### 15")
+    assert prompts.vocab_size == 257
+    np.testing.assert_array_equal(prompts.reward(np.arange(3), prompts.targets[:, None]), np.ones((3, 1)))
+    texts = ["so 15 eggs", r"\boxed{\frac{2500}{2}}", "625.00 dollars"]
+    np.testing.assert_array_equal(prompts.reward(np.arange(3), completions_of(prompts, texts)), np.ones((3, 1)))
+    texts = ["15 #### 16", "1,25", ""]
+    np.testing.assert_array_equal(prompts.reward(np.arange(3), completions_of(prompts, texts)), np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "match"),
+    [
+        (["{"], {}, "line 1"),
+        (["[1]"], {}, "must be an object"),
+        ([{"question": "x"}], {}, "no 'answer'.*The line has: question"),
+        ([{"question": "x", "answer": " "}], {}, "the answer is empty"),
+        ([{"question": "x", "answer": 1, "level": "hard"}], {"level_field": "level"}, "whole number"),
+        ([{"question": "x", "answer": "1" * 60}], {}, "answer 0 has 61 tokens, more than 48"),
+        ([], {}, "no questions"),
+        (LINES, {"template": "Q"}, "has no {question}"),
+        (LINES, {"prompt_length": 3}, "prompt 0 has 31 tokens, more than 3"),
+    ],
+)
+def test_files_that_do_not_do_are_refused(tmp_path, lines, arguments, match):
+    with pytest.raises(ConfigError, match=match):
+        gsm8k(written(tmp_path, lines), **{"completion_length": 48} | arguments)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no file"):
+        gsm8k(tmp_path / "none.jsonl")
+
+
+TOKENS = arrays(np.int32, (2, 2, 12), elements=st.integers(-(2**31), 2**31 - 1) | st.integers(0, 257))
+
+
+def test_long_reference_answers_can_be_left_out(tmp_path):
+    lines = [{"question": "x", "answer": "long " * 40 + "#### 3"}]
+    prompts = gsm8k(written(tmp_path, lines), completion_length=12, is_targeted=False)
+    assert prompts.targets is None
+
+    @given(TOKENS)
+    def never_raises(completions):
+        rewards = prompts.reward(np.array([0, 0]), completions)
+        assert rewards.shape == (2, 2)
+        assert set(np.unique(rewards)) <= {0.0, 1.0}
+
+    never_raises()
+
+
+@given(TOKENS, st.sampled_from([np.nan, np.inf, -1.0, 2.0, "x", None, ZeroDivisionError, RecursionError]))
+def test_a_scorer_that_fails_counts_as_wrong(completions, outcome):
+    def score(row, text):
+        assert isinstance(text, str)
+        if isinstance(outcome, type):
+            raise outcome
+        return outcome
+
+    prompts = text_prompts([Question("a", "b")], score, byte_tokenizer(), completion_length=12)
+    expected = 1.0 if outcome == 2.0 else 0.0
+    np.testing.assert_array_equal(prompts.reward(np.array([0, 0]), completions), np.full((2, 2), expected))
+
+
+class Sums:
+    """As a dataset of reasoning-gym: entries with question, answer and metadata, and a scorer of its own."""
+
+    def __init__(self, seed, size, terms=2):
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(0, 9, (size, terms)).tolist()
+        self.entries = [{"question": f"{row}?", "answer": str(sum(row)), "metadata": {}} for row in rows]
+
+    def __iter__(self):
+        return iter(self.entries)
+
+    def score_answer(self, answer, entry):
+        if answer is None or not answer.isdigit():
+            raise ValueError(answer)
+        return 1.0 if answer == entry["answer"] else 0.01
+
+
+def create_dataset(name, seed, size, **options):
+    if name != "sums":
+        raise ValueError(f"Dataset '{name}' not registered")
+    return Sums(seed, size, **options)
+
+
+FAKE = SimpleNamespace(create_dataset=create_dataset)
+
+
+def test_generators_become_arms():
+    configurations = {"sums": [{"terms": 2}, {"terms": 3}]}
+    prompts = reasoning_gym(configurations, per_arm=20, completion_length=8, package=FAKE)
+    held_out = reasoning_gym(configurations, part="held_out", per_arm=10, completion_length=8, package=FAKE)
+    assert prompts.arm_names == held_out.arm_names == ("sums0", "sums1")
+    texts = {prompts.decode(row) for row in prompts.tokens}
+    assert len(texts) == len(prompts)
+    assert not texts & {held_out.decode(row) for row in held_out.tokens}
+    np.testing.assert_array_equal(prompts.reward(np.arange(3), prompts.targets[:3, None]), np.ones((3, 1)))
+    np.testing.assert_allclose(prompts.reward(np.arange(1), completions_of(prompts, [" 99 "])), [[0.01]])
+    np.testing.assert_array_equal(prompts.reward(np.arange(1), completions_of(prompts, ["?"])), [[0.0]])
+
+
+def test_answers_that_no_completion_can_be_leave_no_targets():
+    assert reasoning_gym(["sums"], per_arm=3, completion_length=2, package=FAKE).targets is None
+
+
+@pytest.mark.parametrize("datasets", [["products"], {"sums": [{"colour": 1}]}])
+def test_what_the_package_refuses_is_named(datasets):
+    with pytest.raises(ConfigError, match="reasoning-gym does not make"):
+        reasoning_gym(datasets, package=FAKE)
+
+
+def test_the_real_package():
+    package = pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
+    datasets = {
+        "chain_sum": [{"min_terms": 2, "max_terms": 2}, {"min_terms": 4, "max_terms": 4}],
+        "spell_backward": [{}],
+    }
+    prompts = reasoning_gym(datasets, per_arm=12, completion_length=32, package=package)
+    held_out = reasoning_gym(datasets, part="held_out", per_arm=8, completion_length=32)
+    assert prompts.arm_names == ("chain_sum0", "chain_sum1", "spell_backward0")
+    assert not {prompts.decode(r) for r in prompts.tokens} & {held_out.decode(r) for r in held_out.tokens}
+    np.testing.assert_array_equal(prompts.reward(np.arange(len(prompts)), prompts.targets[:, None]), 1.0)
+    assert (prompts.reward(np.arange(2), completions_of(prompts, ["", "\u0664 no"])) < 0.1).all()
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    with pytest.raises(EnvironmentProblem, match=r"jaxmix\[reasoning-gym\]"):
+        reasoning_gym(["sums"])
