@@ -1,0 +1,131 @@
+"""The files of an embedding store: names, checksums, replacement as a whole, the index."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jaxmix.core.errors import RunError
+
+__all__ = [
+    "DTYPES",
+    "FORMAT",
+    "INDEX",
+    "SETTINGS",
+    "Shard",
+    "checksum",
+    "read_json",
+    "read_store_index",
+    "replaced",
+    "stored_dtype",
+    "write_json",
+]
+
+FORMAT = 1
+DTYPES = ("float16", "bfloat16")
+INDEX, SETTINGS = "index.json", "store.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What the index says of a shard.
+
+    Attributes:
+        source: name of the shard of texts it was made from.
+        file: its rows.
+        rows: number of rows.
+        documents: number of texts; rows + dropped.
+        dropped: numbers of the texts without a row, ascending.
+        texts: hash of all its texts.
+        checksum: hash of `file`.
+    """
+
+    source: str
+    file: str
+    rows: int
+    documents: int
+    dropped: tuple[int, ...]
+    texts: str
+    checksum: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dropped", tuple(self.dropped))
+
+
+def stored_dtype(name: str) -> Any:
+    """The NumPy dtype of "float16" or "bfloat16", little-endian."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype("<f2")
+
+
+def checksum(path: Path) -> str:
+    """Hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name `path` at the end, when it is on disk; an error leaves nothing.
+
+    The name in between is this call's own: several processes may write the same file, and one of them wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replaced(path) as file:
+        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, None where there is none. RunError: it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunError(f"{path.name} is not JSON: {error}", where=str(path.parent), fix="Delete it.") from error
+
+
+def read_store_index(folder: Path) -> dict[str, Any]:
+    """The index of a whole store. RunError: there is none, or shards are missing."""
+    index = read_json(folder / INDEX)
+    if index is None:
+        done = len(list(folder.glob("shard-*.json"))) if folder.is_dir() else 0
+        is_begun = (folder / SETTINGS).is_file()
+        raise RunError(
+            f"the embedding store is not whole: {done} shards are written" if is_begun else "there are no embeddings",
+            where=str(folder),
+            fix="Call write_embedding_store with the same arguments to go on." if is_begun else "Embed a corpus first.",
+        )
+    if index.get("format") != FORMAT:
+        raise RunError(
+            f"the embedding store has format {index.get('format')}, this jaxmix reads {FORMAT}", where=str(folder)
+        )
+    return dict(index)
