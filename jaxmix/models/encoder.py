@@ -20,7 +20,7 @@ import numpy as np
 from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError, RunError
 
-__all__ = ["ENCODER_FILE", "Encoder", "checkpoint_encoder", "function_encoder", "load_encoder"]
+__all__ = ["BUILTIN", "ENCODER_FILE", "Encoder", "checkpoint_encoder", "function_encoder", "load_encoder"]
 
 ENCODER_FILE = "encoder.json"
 BUILTIN = "builtin"
@@ -175,8 +175,13 @@ def checkpoint_encoder(
             )
         return rows
 
-    about: dict[str, Any] = {"kind": "checkpoint", "folder": str(files.folder.resolve()), "compute_dtype": compute_dtype}
-    about |= {"pooling": settings.pooling, "max_length": settings.max_length, "prefix": settings.prefix}
+    about: dict[str, Any] = {"kind": "checkpoint", "folder": str(files.folder.resolve())}
+    about |= {
+        "compute_dtype": compute_dtype,
+        "pooling": settings.pooling,
+        "max_length": settings.max_length,
+        "prefix": settings.prefix,
+    }
     dtype = "bfloat16" if compute_dtype == "auto" and jax.default_backend() != "cpu" else compute_dtype
     key = {"files": files.digest(), "is_lowered": settings.is_lowered, "is_half": dtype == "bfloat16"}
     key |= {name: about[name] for name in ("pooling", "max_length", "prefix")}
