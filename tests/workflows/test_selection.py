@@ -164,7 +164,7 @@ def test_the_report_shows_every_axis_and_three_shares(compared):
     assert [a.trained for a in axes] == [48, 48, 48]
     assert [a.scanned for a in axes] == [48, 96, 48]
     ratios = [a.flops / axes[0].flops for a in axes]
-    assert ratios == pytest.approx([1, 1 + 2 / 3, 4 / 3])
+    assert ratios == pytest.approx([1, 1 + 2 / 3, 1])  # tokens are chosen by the training pass itself
     assert all(a.seconds > 0 for a in axes)
     assert axes_table(records).rows[1][3] == "96 (2.00x)"
     page = (compared / "report.html").read_text()
