@@ -1,0 +1,43 @@
+"""Clusters on the unit sphere: from embeddings of documents to the domains that a mixer weighs."""
+
+from jaxmix.clustering.base import Assignment, Clusterer, FitInfo, FitResult, GemState, Sums, registry
+from jaxmix.clustering.bundle import assign
+from jaxmix.clustering.fit import fit
+from jaxmix.clustering.gem import gem
+from jaxmix.clustering.gis import geometric_influence
+from jaxmix.clustering.quality import (
+    adjusted_rand_index,
+    cluster_sizes,
+    normalized_mutual_information,
+    purity,
+    size_entropy,
+)
+from jaxmix.clustering.spherical_kmeans import kmeans, spherical_kmeans
+from jaxmix.clustering.stream import fit_stream
+from jaxmix.clustering.vmf_mixture import vmf_mixture
+
+make = registry.make
+
+__all__ = [
+    "Assignment",
+    "Clusterer",
+    "FitInfo",
+    "FitResult",
+    "GemState",
+    "Sums",
+    "adjusted_rand_index",
+    "assign",
+    "cluster_sizes",
+    "fit",
+    "fit_stream",
+    "gem",
+    "geometric_influence",
+    "kmeans",
+    "make",
+    "normalized_mutual_information",
+    "purity",
+    "registry",
+    "size_entropy",
+    "spherical_kmeans",
+    "vmf_mixture",
+]

@@ -1,0 +1,161 @@
+"""What a clusterer is: four pure functions over a state of directions, concentrations and biases.
+
+Every method here ends in the same rule. A row x on the unit sphere goes to the largest of
+
+    κ_k μ_k·x + g(κ_k) + b_k,        g the relative log-normaliser of the von Mises–Fisher density,
+
+so one state serves all of them, and whatever labels, describes or stores clusters needs to know only that state.
+
+    state = clusterer.init(directions, concentration)
+    sums  = Σ over blocks of clusterer.accumulate(state, rows, sample_weight)
+    state = clusterer.maximise(state, sums)
+
+What `accumulate` returns are sums over rows: over blocks of a store, over devices and over processes they are added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxmix.core.pytree import state
+from jaxmix.core.registry import Registry
+from jaxmix.core.types import Array, Float, Int
+
+__all__ = ["Assignment", "Balance", "Clusterer", "FitInfo", "FitResult", "GemState", "Sums", "registry"]
+
+registry = Registry("clusterer")
+
+
+@state(version=1)
+class GemState:
+    """The model: what is stored, and all that a new row's label depends on. Leave no part of it out.
+
+    Attributes:
+        mean_directions: f[k, d], unit rows μ.
+        concentrations: f[k], κ ≥ 0. Under hard clusterers a common scale; see their docstrings.
+        biases: f[k], b: balance potentials of `gem`, `log(K α_k)` of a mixture with learned weights α.
+    """
+
+    mean_directions: Any
+    concentrations: Any
+    biases: Any
+
+
+class Assignment(NamedTuple):
+    """Attributes:
+    labels: i32[n], the likeliest cluster of every row; of equals the first.
+    log_posterior: f[n, k], `log softmax_k(κ_k μ_k·x + g(κ_k) + b_k)`; `None` where it was not asked for.
+    """
+
+    labels: Int[Array, " n"]
+    log_posterior: Any = None
+
+
+class Sums(NamedTuple):
+    """Statistics of rows, additive over blocks, devices and processes. Weights w_i are as given, not normalised.
+
+    Attributes:
+        count: f[], rows with a weight above 0.
+        weight: f[], `Σ w_i`.
+        value: f[], `Σ w_i logsumexp_k(logit_ik)`; for hard clusterers `Σ w_i max_k(score_ik)`.
+        mass: f[k], `Σ w_i γ_ik`.
+        resultant: f[k, d], `Σ w_i γ_ik x_i`.
+        gram: f[k, k], `Σ w_i γ_i γ_iᵀ`; zeros where it was not asked for.
+    """
+
+    count: Any
+    weight: Any
+    value: Any
+    mass: Any
+    resultant: Any
+    gram: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Balance:
+    """The balance penalty of `gem`, and how its E-step is solved.
+
+    Attributes:
+        strength: λ ≥ 0, infinity for exact balance.
+        target: K numbers that sum to 1, as a tuple; `None` for equal ones.
+        penalty: "per_sample" (λ as it is) or "summed" (λ divided by the number of rows).
+        e_step: "dual" or "mirror".
+        mirror_steps: inner steps of "mirror".
+    """
+
+    strength: float
+    target: tuple[float, ...] | None = None
+    penalty: str = "per_sample"
+    e_step: str = "dual"
+    mirror_steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Clusterer:
+    """A clusterer as a bundle of pure functions; made by `gem`, `vmf_mixture`, `spherical_kmeans` and `kmeans`.
+
+    Attributes:
+        init: `(mean_directions f[k, d], concentration f[]) -> GemState`: a start with a shared concentration.
+        accumulate: `(state, x f[n, d], sample_weight f[n] | None) -> Sums` of a block of any size, jitted.
+        maximise: `(state, sums) -> GemState`: the M-step, in closed form, jitted. Biases of `gem` stay.
+        assign: `(state, x, *, with_posterior=True) -> Assignment`, jitted, in blocks.
+        name: for logs and error messages.
+        num_clusters: K.
+        rule: "soft", "cosine" or "distance": posterior weights, or one cluster for each row.
+        has_learned_weights: the biases follow the masses.
+        max_concentration: κ is clipped to it.
+        balance: how the masses are held to a target; `None` for clusterers without.
+    """
+
+    init: Callable[..., GemState]
+    accumulate: Callable[..., Sums]
+    maximise: Callable[..., GemState]
+    assign: Callable[..., Assignment]
+    name: str
+    num_clusters: int
+    rule: str
+    has_learned_weights: bool
+    max_concentration: float
+    balance: Balance | None = None
+
+
+class FitInfo(NamedTuple):
+    """How a fit went, an entry an iteration; NumPy arrays.
+
+    Attributes:
+        gap: f[it], certificate of the E-step: how much F could still gain over the posterior weights (14).
+        evaluations: i32[it], passes over the log-likelihoods that the E-step took (a stream: over the rows).
+        reseeded: i32[it], clusters given a new start after the iteration; F may fall there.
+        largest_bias: f[it], `max |b|`. Near 0, the penalty does nothing.
+        strength_per_sample: λ as it acts on F.
+        strength_summed: the same on the scale of a likelihood summed over rows, N times as large.
+        restart: which restart was the best, from 0.
+        restart_objectives: f[restarts], the best F of each.
+    """
+
+    gap: Any
+    evaluations: Any
+    reseeded: Any
+    largest_bias: Any
+    strength_per_sample: float
+    strength_summed: float
+    restart: int
+    restart_objectives: Any
+
+
+class FitResult(NamedTuple):
+    """Attributes:
+    state: the state of the best F seen, with the biases of a last E-step.
+    objective: f64[it], NumPy: F after the M-step of every iteration (22).
+    converged: whether F and the labels came to rest within `max_iters`.
+    iterations: how many were run.
+    info: see `FitInfo`.
+    """
+
+    state: GemState
+    objective: Float[Any, " it"]
+    converged: bool
+    iterations: int
+    info: FitInfo

@@ -1,0 +1,88 @@
+"""From a rule and its settings to the four functions of a clusterer."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmix.clustering.base import Assignment, Balance, Clusterer, GemState, Sums
+from jaxmix.clustering.maximise import maximise
+from jaxmix.clustering.passes import fused_pass, label_pass
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.types import Array
+
+__all__ = ["assign", "build_clusterer", "check_rows"]
+
+_accumulate = jax.jit(fused_pass, static_argnames=("is_hard", "has_gram"))
+_label = jax.jit(label_pass, static_argnames="with_posterior")
+
+
+@functools.cache
+def build_clusterer(
+    name: str,
+    num_clusters: int,
+    *,
+    rule: str,
+    has_learned_weights: bool = False,
+    max_concentration: float,
+    balance: Balance | None = None,
+) -> Clusterer:
+    """The bundle; equal settings give the same object, so that what is compiled for one serves the next."""
+    has_gram = balance is not None and balance.strength > 0
+
+    def init(mean_directions: Any, concentration: Any) -> GemState:
+        directions = jnp.asarray(mean_directions)
+        kappa = jnp.minimum(jnp.asarray(concentration, directions.dtype), max_concentration)
+        return GemState(directions, jnp.full((num_clusters,), kappa), jnp.zeros((num_clusters,), directions.dtype))
+
+    def accumulate(state: GemState, x: Array, sample_weight: Array | None = None) -> Sums:
+        check_rows(name, state, x)
+        weights = jnp.ones(x.shape[:1], state.concentrations.dtype) if sample_weight is None else sample_weight
+        return _accumulate(state, x, weights, is_hard=rule != "soft", has_gram=has_gram)
+
+    def step(state: GemState, sums: Sums) -> GemState:
+        return maximise(state, sums, max_concentration, rule=rule, has_learned_weights=has_learned_weights)
+
+    def label(state: GemState, x: Array, *, with_posterior: bool = True) -> Assignment:
+        check_rows(name, state, x)
+        return Assignment(*_label(state, x, with_posterior=with_posterior))
+
+    return Clusterer(
+        init, accumulate, step, label, name, num_clusters, rule, has_learned_weights, max_concentration, balance
+    )
+
+
+def assign(clusterer: Clusterer, state: GemState, x: Array, *, with_posterior: bool = True) -> Assignment:
+    """The cluster of every row, by `argmax_k κ_k μ_k·x + g(κ_k) + b_k`. Blocks of rows; pure, for `jit` and shards.
+
+    Args:
+        clusterer: that fitted `state`; static under `jit`.
+        state: of a fit.
+        x: f[n, d] rows of length 1, any n; half precision is computed in float32. Rows may be sharded.
+        with_posterior: also return f[n, k]; leave it out where n is large. Static under `jit`.
+
+    Raises:
+        ConfigError: rows of another width than the state's.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmix.clustering import GemState, assign, gem
+        >>> state = GemState(jnp.eye(4)[:2], jnp.full(2, 10.0), jnp.zeros(2))
+        >>> assign(gem(2), state, jnp.eye(4)[:2]).labels.tolist()
+        [0, 1]
+    """
+    return clusterer.assign(state, x, with_posterior=with_posterior)
+
+
+def check_rows(name: str, state: GemState, x: Any) -> None:
+    """Raises `ConfigError` unless `x` is a matrix of floats as wide as the state."""
+    width = state.mean_directions.shape[1]
+    if x.ndim != 2 or x.shape[1] != width or x.shape[0] < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ConfigError(
+            f"rows must be floats of shape [n, {width}], got {x.dtype}{list(x.shape)}",
+            where=f"{name}: x",
+            fix="Give embeddings of the encoder that the state was fitted on.",
+        )

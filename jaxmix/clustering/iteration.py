@@ -1,0 +1,193 @@
+"""One iteration over rows in memory, on one device or with the rows split over a mesh.
+
+What an iteration of `gem` costs, in reads of the rows X [N, d] and of the table L [N, K] that stays with them:
+
+| pass | reads | work |
+|---|---|---|
+| logits and first evaluation of the dual | X, writes L | 2 N K d |
+| each further evaluation (none to three) | L | N K exponentials; 2 N K² with the Hessian's matrix |
+| means | X, L | 2 N K d |
+
+Keeping L is the cheapest way: it is K/d of X, while logits made anew would cost an evaluation 2 N K d. Over a mesh
+each device keeps the table of its own rows; the K + K² + 1 sums of an evaluation and the K d + K of the means are all
+that moves.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxmix.clustering.base import Clusterer, GemState, Sums
+from jaxmix.clustering.dual import DualSearch, Penalty, start_search, tell
+from jaxmix.clustering.maximise import expected_value, hard_objective, maximise
+from jaxmix.clustering.mirror import mirror_pass
+from jaxmix.clustering.passes import dual_pass, fused_pass, label_pass, logit_pass, moment_pass
+from jaxmix.core.sharding import batch_spec, shard_map, sum_over
+from jaxmix.core.types import Array
+
+__all__ = ["Iteration", "Kind", "build_iteration", "build_labels", "kind_of", "search_tolerance"]
+
+
+class Kind(NamedTuple):
+    """What of a clusterer is compiled in; numbers such as λ are arguments, so that one program serves them all."""
+
+    rule: str
+    has_learned_weights: bool
+    max_concentration: float
+    e_step: str  # "none", "dual", "mirror"
+    mirror_steps: int
+    always_gram: bool
+
+
+class Iteration(NamedTuple):
+    """Attributes:
+    state: after the M-step, or, without one, the old state with new biases.
+    table: f[n, k], rows as `x`: the log posterior, scratch of the next iteration ("mirror": log γ).
+    hessian: f[k, k], for the next search.
+    wants_gram: bool[], whether that one should begin with a new matrix.
+    objective: f[], F after the M-step (22), or after the E-step.
+    gap: f[], certificate of the E-step.
+    evaluations: i32[].
+    mass: f[k], π, sums to 1.
+    """
+
+    state: GemState
+    table: Any
+    hessian: Any
+    wants_gram: Any
+    objective: Any
+    gap: Any
+    evaluations: Any
+    mass: Any
+
+
+def kind_of(clusterer: Clusterer, dim: int) -> Kind:
+    """The compiled-in part of a clusterer for rows of width `dim`."""
+    balance = clusterer.balance
+    has_balance = balance is not None and (balance.strength > 0 or balance.e_step == "mirror")
+    return Kind(
+        clusterer.rule,
+        clusterer.has_learned_weights,
+        clusterer.max_concentration,
+        balance.e_step if balance is not None and has_balance else "none",
+        balance.mirror_steps if balance is not None else 0,
+        8 * clusterer.num_clusters <= dim,
+    )
+
+
+def search_tolerance(dtype: Any) -> float:
+    """Of the dual's certificate, relative to its value."""
+    return 1e-12 if dtype == jnp.float64 else 1e-7
+
+
+@functools.cache
+def build_iteration(kind: Kind, mesh: Mesh | None, *, has_m_step: bool = True) -> Any:
+    """Compiles `(x, weight, table, state, hessian, wants_gram, penalty, total) -> Iteration`; `table` is given up."""
+
+    def local(
+        x: Array,
+        weight: Array,
+        table: Array | None,
+        state: GemState,
+        hessian: Array,
+        wants_gram: Array,
+        penalty: Penalty,
+        total: Array,
+    ) -> Iteration:
+        add = (lambda tree: tree) if mesh is None else sum_over
+        search = start_search(state.biases, hessian, wants_gram)
+        if kind.e_step == "dual":
+            sums, search, table = _dual(kind, add, x, weight, table, state, search, penalty, total, has_m_step)
+            biases = search.base + search.change
+            level = search.level + search.value - jnp.log(jnp.asarray(weight.dtype.type(biases.shape[0])))
+            objective = level - jnp.where(penalty.inverse == 0, 0, search.gap)
+            state = GemState(state.mean_directions, state.concentrations, biases)
+        elif kind.e_step == "mirror":
+            sums, table, objective = mirror_pass(state, x, weight, table, penalty, total, add, kind.mirror_steps)
+            search = search._replace(gap=jnp.full_like(total, jnp.nan), evaluations=jnp.int32(1))
+            biases = -penalty.strength * (sums.mass / total - penalty.target)
+            state = GemState(state.mean_directions, state.concentrations, biases)
+        else:
+            sums = add(fused_pass(state, x, weight, is_hard=kind.rule != "soft"))
+            objective = sums.value / total - jnp.log(jnp.asarray(weight.dtype.type(state.biases.shape[0])))
+            search = search._replace(gap=jnp.zeros_like(total), evaluations=jnp.int32(1))
+        new = state
+        if has_m_step:
+            new = maximise(
+                state, sums, kind.max_concentration, rule=kind.rule, has_learned_weights=kind.has_learned_weights
+            )
+            if kind.rule == "soft":
+                value = functools.partial(expected_value, sums=sums, has_learned_weights=kind.has_learned_weights)
+                objective = objective + value(new) - value(state)
+            else:
+                objective = hard_objective(sums, kind.rule)
+        wants = jnp.bool_(kind.always_gram) | (search.evaluations > 3)
+        mass = sums.mass / total
+        return Iteration(new, table, search.hessian, wants, objective, search.gap, search.evaluations, mass)
+
+    if mesh is None:
+        return jax.jit(local, donate_argnums=2)
+    rows, same = batch_spec(), PartitionSpec()
+    has_table = kind.e_step != "none"
+    table_spec = rows if has_table else None
+    out = Iteration(same, table_spec, same, same, same, same, same, same)  # type: ignore[arg-type]
+    mapped = shard_map(local, mesh, in_specs=(rows, rows, table_spec, same, same, same, same, same), out_specs=out)
+    return jax.jit(mapped, donate_argnums=2)
+
+
+def _dual(
+    kind: Kind,
+    add: Any,
+    x: Array,
+    weight: Array,
+    table: Any,
+    state: GemState,
+    search: DualSearch,
+    penalty: Penalty,
+    total: Array,
+    has_m_step: bool,
+) -> tuple[Sums, DualSearch, Array]:
+    """Solves the dual, then takes the means; the sums that the M-step needs."""
+    k, d = state.mean_directions.shape
+    tolerance = search_tolerance(weight.dtype)
+
+    def note(search: DualSearch, value: Array, mass: Array, gram: Array) -> DualSearch:
+        value, mass = add((value, mass))
+        # The matrix travels only when it was made.
+        gram = jax.lax.cond(search.wants_gram, lambda: add(gram), lambda: jnp.zeros((k, k), gram.dtype))
+        return tell(
+            search,
+            penalty,
+            value / total,
+            mass / total,
+            gram / total,
+            always_gram=kind.always_gram,
+            tolerance=tolerance,
+        )
+
+    *found, table = logit_pass(state, x, weight, table, search.wants_gram)
+    search = note(search, *found)
+    search = jax.lax.while_loop(
+        lambda now: ~now.is_done,
+        lambda now: note(now, *dual_pass(table, weight, now.trial, now.wants_gram)),
+        search,
+    )
+    if has_m_step:
+        mass, resultant = add(moment_pass(table, x, weight, search.change))
+    else:
+        mass, resultant = search.mass * total, jnp.zeros((k, d), weight.dtype)
+    return Sums(total, total, search.value, mass, resultant, search.hessian), search, table
+
+
+@functools.cache
+def build_labels(mesh: Mesh | None, *, has_posterior: bool = False) -> Any:
+    """Compiles `(state, x) -> (labels i32[n], log posterior f[n, k] or None)` of rows that lie as the fit has them."""
+    local = functools.partial(label_pass, with_posterior=has_posterior)
+    if mesh is None:
+        return jax.jit(local)
+    return jax.jit(shard_map(local, mesh, in_specs=(PartitionSpec(), batch_spec()), out_specs=batch_spec()))

@@ -1,0 +1,251 @@
+"""Passes over rows, a block at a time: what is N × K is never made larger than the rows of one device.
+
+Three kinds. `fused_pass` reads the rows once and returns every sum. A balanced fit in memory splits it: `logit_pass`
+writes the normalised log posterior L at the biases it starts from, `dual_pass` evaluates other biases on L alone (an
+exponential and two products with vectors per entry, no product with the rows), and `moment_pass` reads the rows a
+second time for their means. With δ the change of the biases since L was made,
+
+    γ_ik ∝ exp(L_ik + δ_k),     lse_i(b + δ) − lse_i(b) = log Σ_k exp(L_ik + δ_k)
+
+so the dual's value is a mean of differences per row and keeps its digits in float32.
+
+The last block overlaps the one before when blocks do not divide the rows, with weight 0 for what was counted:
+a slice that is padded or reshaped instead copies all rows. Totals carry their rounding error along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmix.clustering.base import GemState, Sums
+from jaxmix.core.special import log_vmf_normalizer
+from jaxmix.core.types import Array
+
+__all__ = [
+    "as_rows",
+    "block_rows",
+    "by_blocks",
+    "dual_pass",
+    "fused_pass",
+    "label_pass",
+    "linear_rule",
+    "logit_pass",
+    "moment_pass",
+    "varying_zero",
+]
+
+HIGHEST = jax.lax.Precision.HIGHEST
+SAFE_RANGE = 80.0
+"""Nats: e^-80 is a normal float32. Biases that differ by less cannot make a row's posterior vanish."""
+_TILE = {"cpu": 3 << 19}
+_OTHER_TILE = 1 << 26
+"""Entries of a block and its logits together: the second-level caches of a CPU, enough to fill other devices."""
+
+
+def block_rows(rows: int, width: int) -> int:
+    """Rows of a block: the largest power of two whose `width` entries a row fit the tile, at most `rows`."""
+    tile = _TILE.get(jax.default_backend(), _OTHER_TILE)
+    return min(rows, 1 << max(6, (tile // width).bit_length() - 1))
+
+
+def linear_rule(state: GemState) -> tuple[Array, Array]:
+    """(κ μ [k, d], g(κ) + b [k]): logits are rows times the first plus the second."""
+    kappa = state.concentrations
+    return kappa[:, None] * state.mean_directions, log_vmf_normalizer(kappa, state.mean_directions.shape[1]) + (
+        state.biases
+    )
+
+
+def as_rows(block: Array, dtype: Any) -> Array:
+    """A block in the precision it is computed in. What was stored in half precision is brought back to length 1."""
+    if block.dtype == dtype:
+        return block
+    rows = block.astype(dtype)
+    return rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows * rows, axis=1, keepdims=True), jnp.finfo(dtype).tiny))
+
+
+def varying_zero(x: Array, dtype: Any) -> Array:
+    """0 that counts as different on every device that holds other rows of `x`, as `shard_map` wants of carries."""
+    return jnp.sum(x[:0], dtype=dtype)
+
+
+def by_blocks(
+    function: Callable[[Array, Array, Any], tuple[Any, Any]],
+    x: Array,
+    sample_weight: Array,
+    table: Any,
+    sums: Any,
+    width: int,
+) -> tuple[Any, Any]:
+    """Adds up `function(rows, weights, table_rows) -> (sums, new_table_rows)` over blocks; returns (sums, table).
+
+    Args:
+        function: of a block.
+        x: [n, d], in any float format.
+        sample_weight: [n].
+        table: tree of [n, …] read and written by rows; `None` for none.
+        sums: tree of zeros.
+        width: entries a row, for the size of a block.
+    """
+    total = x.shape[0]
+    rows = block_rows(total, width)
+    cut = lambda array, start: jax.lax.dynamic_slice_in_dim(array, start, rows)
+    put = lambda array, part, start: jax.lax.dynamic_update_slice_in_dim(array, part, start, 0)
+
+    def body(i: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        found, error, table = carry
+        start = jnp.minimum(i * rows, total - rows)
+        is_new = start + jnp.arange(rows, dtype=jnp.int32) >= i * rows
+        weights = jnp.where(is_new, cut(sample_weight, start), 0)
+        parts, written = function(cut(x, start), weights, jax.tree.map(lambda array: cut(array, start), table))
+        found, error = _add(found, error, parts)
+        return found, error, jax.tree.map(lambda array, part: put(array, part, start), table, written)
+
+    zero = lambda leaf: jnp.zeros_like(leaf) + varying_zero(x, leaf.dtype)
+    start = jax.tree.map(zero, sums)
+    found, error, table = jax.lax.fori_loop(0, -(-total // rows), body, (start, start, table))
+    return jax.tree.map(jnp.add, found, error), table
+
+
+def _add(total: Any, error: Any, part: Any) -> tuple[Any, Any]:
+    """Knuth's two-sum: what rounding took from the total goes to `error`."""
+    new = jax.tree.map(jnp.add, total, part)
+
+    def lost(a: Array, b: Array, s: Array, e: Array) -> Array:
+        back = s - a
+        return e + ((a - (s - back)) + (b - back))
+
+    return new, jax.tree.map(lost, total, part, new, error)
+
+
+def fused_pass(
+    state: GemState, x: Array, sample_weight: Array, *, is_hard: bool = False, has_gram: bool = False
+) -> Sums:
+    """Every sum at the biases of `state`, rows read once."""
+    slopes, offsets = linear_rule(state)
+    k, d = slopes.shape
+    dtype = slopes.dtype
+
+    def block(x: Array, weights: Array, _: None) -> tuple[Sums, None]:
+        rows = as_rows(x, dtype)
+        logits = jnp.matmul(rows, slopes.T, precision=HIGHEST) + offsets[None, :]
+        if is_hard:
+            value = jnp.max(logits, axis=1)
+            posterior = jax.nn.one_hot(jnp.argmax(logits, axis=1), k, dtype=dtype)
+        else:
+            posterior, value = _softmax(logits)
+        weighted = posterior * weights[:, None]
+        gram = jnp.matmul(weighted.T, posterior, precision=HIGHEST) if has_gram else jnp.zeros((k, k), dtype)
+        return Sums(
+            count=jnp.sum(weights > 0, dtype=dtype),
+            weight=jnp.sum(weights),
+            value=jnp.sum(weights * value),
+            mass=jnp.sum(weighted, axis=0),
+            resultant=jnp.matmul(weighted.T, rows, precision=HIGHEST),
+            gram=gram,
+        ), None
+
+    return by_blocks(block, x, sample_weight, None, _zero_sums(k, d, dtype), k + d)[0]
+
+
+def logit_pass(
+    state: GemState, x: Array, sample_weight: Array, table: Array, has_gram: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Writes the log posterior at the biases of `state` into `table` [n, k]; returns (value, mass, gram, table)."""
+    slopes, offsets = linear_rule(state)
+    k, d = slopes.shape
+    dtype = slopes.dtype
+
+    def block(x: Array, weights: Array, _: Array) -> tuple[tuple[Array, Array, Array], Array]:
+        logits = jnp.matmul(as_rows(x, dtype), slopes.T, precision=HIGHEST) + offsets[None, :]
+        posterior, value = _softmax(logits)
+        weighted = posterior * weights[:, None]
+        sums = jnp.sum(weights * value), jnp.sum(weighted, axis=0), _gram(weighted, posterior, has_gram)
+        return sums, logits - value[:, None]
+
+    zeros = jnp.zeros((), dtype), jnp.zeros((k,), dtype), jnp.zeros((k, k), dtype)
+    sums, table = by_blocks(block, x, sample_weight, table, zeros, k + d)
+    return *sums, table
+
+
+def dual_pass(table: Array, sample_weight: Array, shift: Array, has_gram: Array) -> tuple[Array, Array, Array]:
+    """(Σ w_i (lse_i after − before), mass, gram) at biases changed by `shift`, from the table alone."""
+    k, dtype = table.shape[1], table.dtype
+
+    def block(rows: Array, weights: Array, _: None) -> tuple[tuple[Array, Array, Array], None]:
+        posterior, value = _shifted(rows, shift)
+        weighted = posterior * weights[:, None]
+        return (jnp.sum(weights * value), jnp.sum(weighted, axis=0), _gram(weighted, posterior, has_gram)), None
+
+    zeros = jnp.zeros((), dtype), jnp.zeros((k,), dtype), jnp.zeros((k, k), dtype)
+    return by_blocks(block, table, sample_weight, None, zeros, 2 * k)[0]
+
+
+def moment_pass(table: Array, x: Array, sample_weight: Array, shift: Array) -> tuple[Array, Array]:
+    """(mass, resultant) at biases changed by `shift`."""
+    k, d, dtype = table.shape[1], x.shape[1], table.dtype
+
+    def block(x: Array, weights: Array, rows: Array) -> tuple[tuple[Array, Array], Array]:
+        posterior, _ = _shifted(rows, shift)
+        weighted = posterior * weights[:, None]
+        return (jnp.sum(weighted, axis=0), jnp.matmul(weighted.T, as_rows(x, dtype), precision=HIGHEST)), rows
+
+    zeros = jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype)
+    return by_blocks(block, x, sample_weight, table, zeros, k + d)[0]
+
+
+def label_pass(state: GemState, x: Array, *, with_posterior: bool) -> tuple[Array, Array | None]:
+    """(labels i32[n], log posterior [n, k] or `None`)."""
+    slopes, offsets = linear_rule(state)
+    k, d = slopes.shape
+    dtype, n = slopes.dtype, x.shape[0]
+
+    def block(x: Array, _: Array, table: Any) -> tuple[tuple[()], Any]:
+        logits = jnp.matmul(as_rows(x, dtype), slopes.T, precision=HIGHEST) + offsets[None, :]
+        labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
+        return (), (labels, jax.nn.log_softmax(logits, axis=1)) if with_posterior else (labels,)
+
+    labels = jnp.zeros((n,), jnp.int32) + varying_zero(x, jnp.int32)
+    posterior = (jnp.zeros((n, k), dtype) + varying_zero(x, dtype),) if with_posterior else ()
+    found = by_blocks(block, x, jnp.zeros((n,), dtype), (labels, *posterior), (), k + d)[1]
+    return found[0], found[1] if with_posterior else None
+
+
+def _softmax(logits: Array) -> tuple[Array, Array]:
+    """(softmax, logsumexp) of every row."""
+    largest = jnp.max(logits, axis=1, keepdims=True)
+    powers = jnp.exp(logits - largest)
+    total = jnp.sum(powers, axis=1, keepdims=True)
+    return powers / total, (jnp.log(total) + largest)[:, 0]
+
+
+def _shifted(table: Array, shift: Array) -> tuple[Array, Array]:
+    """(posterior, change of logsumexp) of rows that hold a log posterior, after biases changed by `shift`."""
+    largest = jnp.max(shift)
+    # Where the biases moved little, one number for all rows serves instead of each row's maximum.
+    top = jax.lax.cond(
+        largest - jnp.min(shift) > SAFE_RANGE,
+        lambda: jnp.max(table + shift[None, :], axis=1),
+        lambda: jnp.full(table.shape[:1], 0, table.dtype) + largest + varying_zero(table, table.dtype),
+    )
+    powers = jnp.exp(table + (shift[None, :] - top[:, None]))
+    total = jnp.sum(powers, axis=1)
+    return powers / total[:, None], jnp.log(total) + top
+
+
+def _gram(weighted: Array, posterior: Array, has_gram: Array) -> Array:
+    k, dtype = posterior.shape[1], posterior.dtype
+    return jax.lax.cond(
+        has_gram,
+        lambda: jnp.matmul(weighted.T, posterior, precision=HIGHEST),
+        lambda: jnp.zeros((k, k), dtype) + varying_zero(posterior, dtype),
+    )
+
+
+def _zero_sums(k: int, d: int, dtype: Any) -> Sums:
+    zero = jnp.zeros((), dtype)
+    return Sums(zero, zero, zero, jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype), jnp.zeros((k, k), dtype))

@@ -1,0 +1,237 @@
+"""Starts: mean directions from a sample of the rows, before the first iteration.
+
+"overseed": spherical k-means with 5 K seeds, then the pair whose union costs least is merged until K are left. The
+cost of a union is what the likelihood loses when two clusters share one direction and one concentration,
+
+    n_a h(R_a) + n_b h(R_b) − (n_a + n_b) h(R_ab),     h(R) = max_κ κ R + g(κ),   R_ab = |r_a + r_b| / (n_a + n_b).
+
+"kmeans++": K seeds, each drawn in proportion to 1 − cos to the nearest before, and 5 Lloyd steps. "random": K rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmix.clustering.base import GemState, Sums
+from jaxmix.clustering.maximise import maximise
+from jaxmix.clustering.passes import HIGHEST, fused_pass
+from jaxmix.core.special import inverse_bessel_ratio, log_vmf_normalizer
+from jaxmix.core.types import Array, Float, PRNGKeyArray
+
+__all__ = ["STARTS", "RowSampler", "mean_cosine", "merge_clusters", "sample_size", "seed_directions"]
+
+STARTS = ("overseed", "kmeans++", "random")
+OVERSEED = 5
+LLOYD_STEPS = 5
+_LEAST_SAMPLE = 1 << 16
+_ROUNDS = 128
+_SHORT = 1e-6
+
+
+def sample_size(num_clusters: int) -> int:
+    """Rows that a start looks at, where there are as many: 65,536, or 16 a seed."""
+    return max(_LEAST_SAMPLE, 16 * OVERSEED * num_clusters)
+
+
+class RowSampler:
+    """Draws rows of a stream without replacement: the same rows however the stream is cut into blocks.
+
+    Every row has a random number; those with the smallest stay. Rows of weight 0 never do.
+    """
+
+    def __init__(self, key: PRNGKeyArray, size: int):
+        self._random = np.random.Generator(np.random.Philox(np.random.SeedSequence(_words(key))))
+        self._size = size
+        self._rank = np.zeros((0,))
+        self._order = np.zeros((0,), np.int64)
+        self._seen = 0
+
+    def choose(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(positions in this block that stay, for now; which of the earlier ones stay), given the block's weights."""
+        rank = np.where(weights > 0, self._random.random(len(weights)), np.inf)
+        order = self._seen + np.arange(len(weights))
+        self._seen += len(weights)
+        every = np.concatenate([self._rank, rank])
+        kept = np.flatnonzero(every < np.inf)
+        if len(kept) > self._size:
+            kept = np.sort(kept[np.argpartition(every[kept], self._size - 1)[: self._size]])
+        held = len(self._rank)
+        self._rank, self._order = every[kept], np.concatenate([self._order, order])[kept]
+        return kept[kept >= held] - held, kept[kept < held]
+
+
+def _words(key: PRNGKeyArray) -> list[int]:
+    return [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
+
+
+def seed_directions(
+    key: PRNGKeyArray,
+    x: Float[Array, "n d"],
+    sample_weight: Float[Array, " n"],
+    num_clusters: int,
+    *,
+    start: str,
+    max_concentration: float,
+) -> Float[Array, "k d"]:
+    """K mean directions from rows; see the module. With fewer rows than seeds, as many seeds as rows."""
+    if start == "overseed":
+        seeds = min(OVERSEED * num_clusters, x.shape[0])
+        directions = _lloyd(_plus_plus(key, x, sample_weight, seeds), x, sample_weight)
+        sums = _hard_sums(directions, x, sample_weight)
+        return merge_clusters(sums.mass, sums.resultant, num_clusters, max_concentration)
+    if start == "kmeans++":
+        return _lloyd(_plus_plus(key, x, sample_weight, num_clusters), x, sample_weight)
+    rows = jax.random.choice(key, x.shape[0], (num_clusters,), replace=False, p=sample_weight / jnp.sum(sample_weight))
+    return x[rows]
+
+
+@jax.jit
+def mean_cosine(directions: Float[Array, "k d"], x: Float[Array, "n d"], sample_weight: Float[Array, " n"]) -> Array:
+    """`Σ w_i max_k μ_k·x_i / Σ w_i`, from which the shared first concentration follows."""
+    sums = fused_pass(_flat_state(directions), x, sample_weight, is_hard=True)
+    return sums.value / sums.weight
+
+
+def _flat_state(directions: Array) -> GemState:
+    """A state whose logits are cosines, but for a constant that is taken away."""
+    k, d = directions.shape
+    one = jnp.ones((k,), directions.dtype)
+    return GemState(directions, one, -log_vmf_normalizer(one, d))
+
+
+@jax.jit
+def _hard_sums(directions: Array, x: Array, sample_weight: Array) -> Sums:
+    return fused_pass(_flat_state(directions), x, sample_weight, is_hard=True)
+
+
+@jax.jit
+def _lloyd(directions: Array, x: Array, sample_weight: Array) -> Array:
+    def step(_: Any, directions: Array) -> Array:
+        state = _flat_state(directions)
+        found = maximise(state, fused_pass(state, x, sample_weight, is_hard=True), 1.0, rule="cosine")
+        return found.mean_directions
+
+    return jax.lax.fori_loop(0, LLOYD_STEPS, step, directions)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _plus_plus(key: PRNGKeyArray, x: Array, sample_weight: Array, num_seeds: int) -> Float[Array, "s d"]:
+    """Seeds in at most 128 rounds, those of a round drawn at once in proportion to 1 − cos to those before."""
+    width = -(-num_seeds // _ROUNDS)
+    rounds = -(-num_seeds // width)
+    log_weight = jnp.where(sample_weight > 0, jnp.log(sample_weight), -jnp.inf)
+
+    def draw(carry: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        noise = jax.random.gumbel(key, x.shape[:1], x.dtype)
+        # Rows that equal a seed keep a trace of a chance, for when there are no others.
+        chance = log_weight + jnp.log(jnp.maximum(1 - carry, 1e-9))
+        rows = x[jax.lax.top_k(chance + noise, width)[1]]
+        return jnp.maximum(carry, jnp.max(jnp.matmul(x, rows.T, precision=HIGHEST), axis=1)), rows
+
+    start = jnp.full(x.shape[:1], -1, x.dtype)
+    return jax.lax.scan(draw, start, jax.random.split(key, rounds))[1].reshape(-1, x.shape[1])[:num_seeds]
+
+
+class _Merging(NamedTuple):
+    mass: Any
+    resultant: Any
+    products: Any  # [s, s] of resultants
+    own: Any  # n h(R)
+    best: Any  # cheapest union with another one; of a stale one a lower bound
+    partner: Any
+    is_stale: Any
+    is_alive: Any
+    alive: Any
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def merge_clusters(
+    mass: Float[Array, " s"], resultant: Float[Array, "s d"], num_clusters: int, max_concentration: float
+) -> Float[Array, "k d"]:
+    """Greedy merging down to K clusters by the least loss of likelihood; returns their directions.
+
+    A union costs at least as much as the cheaper of its parts, so the best partner of a cluster whose partner was
+    merged is looked up again only when it would be next. O(s²) memory, about O(s) work a merge.
+    """
+    total, seeds = jnp.sum(mass), mass.shape[0]
+    mass, resultant = mass / total, resultant / total
+    dim, positions = resultant.shape[1], jnp.arange(seeds, dtype=jnp.int32)
+
+    def value(mass: Array, length: Array) -> Array:
+        """n h(R)."""
+        ratio = jnp.minimum(length / jnp.maximum(mass, jnp.finfo(mass.dtype).tiny), 1)
+        kappa = jnp.minimum(inverse_bessel_ratio(ratio, dim), max_concentration)
+        return mass * (kappa * ratio + log_vmf_normalizer(kappa, dim))
+
+    def costs(now: _Merging, a: Array) -> Array:
+        """Loss of the union of `a` with every other living one."""
+        square = now.products[a, a] + jnp.diagonal(now.products) + 2 * now.products[a]
+        union = value(now.mass[a] + now.mass, jnp.sqrt(jnp.maximum(square, 0)))
+        return jnp.where(now.is_alive & (positions != a), now.own[a] + now.own - union, jnp.inf)
+
+    def look_up(now: _Merging, a: Array) -> _Merging:
+        cost = costs(now, a)
+        found = jnp.argmin(cost).astype(jnp.int32)
+        return now._replace(
+            best=now.best.at[a].set(cost[found]),
+            partner=now.partner.at[a].set(found),
+            is_stale=now.is_stale.at[a].set(False),
+        )
+
+    def unite(now: _Merging, a: Array) -> _Merging:
+        b = now.partner[a]
+        row = now.products[a] + now.products[b]
+        row = row.at[a].set(row[a] + row[b])
+        products = now.products.at[a].set(row).at[:, a].set(row)
+        mass = now.mass.at[a].add(now.mass[b])
+        own = now.own.at[a].set(value(mass[a], jnp.sqrt(jnp.maximum(row[a], 0))))
+        orphaned = (now.partner == a) | (now.partner == b)
+        now = now._replace(
+            mass=mass,
+            resultant=now.resultant.at[a].add(now.resultant[b]),
+            products=products,
+            own=own,
+            is_alive=now.is_alive.at[b].set(False),
+            best=now.best.at[b].set(jnp.inf),
+            alive=now.alive - 1,
+        )
+        cost = costs(now, a)
+        is_better = cost < now.best
+        now = now._replace(
+            best=jnp.where(is_better, cost, now.best),
+            partner=jnp.where(is_better, a, now.partner),
+            is_stale=(now.is_stale | orphaned) & ~is_better,
+        )
+        found = jnp.argmin(cost).astype(jnp.int32)
+        return now._replace(
+            best=now.best.at[a].set(cost[found]),
+            partner=now.partner.at[a].set(found),
+            is_stale=now.is_stale.at[a].set(False),
+        )
+
+    products = jnp.matmul(resultant, resultant.T, precision=HIGHEST)
+    length = jnp.sqrt(jnp.diagonal(products))
+    blank, none = jnp.zeros((seeds,), mass.dtype), jnp.zeros((seeds,), jnp.bool_)
+    now = _Merging(
+        mass, resultant, products, value(mass, length), blank, jnp.zeros_like(positions), none, ~none, jnp.int32(seeds)
+    )
+    cheapest = jax.lax.map(
+        lambda a: (lambda c: (jnp.min(c), jnp.argmin(c).astype(jnp.int32)))(costs(now, a)), positions
+    )
+    now = now._replace(best=cheapest[0], partner=cheapest[1])
+
+    def step(now: _Merging) -> _Merging:
+        a = jnp.argmin(jnp.where(now.is_alive, now.best, jnp.inf)).astype(jnp.int32)
+        return jax.lax.cond(now.is_stale[a], look_up, unite, now, a)
+
+    now = jax.lax.while_loop(lambda now: now.alive > num_clusters, step, now)
+    kept = now.resultant[jnp.nonzero(now.is_alive, size=num_clusters)[0]]
+    norm = jnp.sqrt(jnp.sum(kept**2, axis=1, keepdims=True))
+    # Clusters of no row at all have no direction: any will do, and the first iteration re-seeds them.
+    spare = jax.nn.one_hot(jnp.arange(num_clusters) % dim, dim, dtype=kept.dtype)
+    return jnp.where(norm > _SHORT * 1e-3, kept / jnp.maximum(norm, jnp.finfo(kept.dtype).tiny), spare)
