@@ -9,7 +9,28 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 
-__all__ = ["Model", "token_loss"]
+__all__ = ["Decoding", "Model", "token_loss"]
+
+
+class Decoding(NamedTuple):
+    """Several continuations of each prompt, token by token; the prompt is computed once for all of them.
+
+    Prompts are padded on the left; `valid` bool[b, p] says which of their slots are tokens. Of n continuations the
+    next token stands at position p, whatever the padding. A cache is a tree of arrays, its form the model's business.
+
+    Attributes:
+        prefill: `(params, prompts i32[b, p], valid, num_continuations, length) -> (logits f32[b, v], cache)`: what
+            follows the prompt, and a cache with room for `length` tokens of n continuations (both static).
+        extend: `(params, tokens i32[b, n], index i32[], cache) -> (logits f32[b, n, v], cache)`: appends the token at
+            place `index` of each continuation and returns what follows it.
+        score: `(params, prompts i32[b, p], valid, continuations i32[b, n, t], counted bool[b, n, t], temperature=1.0)
+            -> f32[b, n, t]`: the log-probability of every token at a static temperature, 0 where not counted. May be
+            differentiated.
+    """
+
+    prefill: Callable[..., tuple[Any, Any]]
+    extend: Callable[..., tuple[Any, Any]]
+    score: Callable[..., Any]
 
 
 class Model(NamedTuple):
@@ -29,6 +50,7 @@ class Model(NamedTuple):
         readout: `(params) -> tree` of the last layer's parameters alone, and
         apply_readout: `(readout, params, batch) -> loss`, as `apply` with these in the place of the last layer's:
             what gradients with respect to the last layer are taken of. `None` for models without such a layer.
+        decoding: for rollouts; `None` for models that are not made for them.
     """
 
     init: Callable[[Any], Any]
@@ -39,6 +61,7 @@ class Model(NamedTuple):
     config: Any
     readout: Callable[[Any], Any] | None = None
     apply_readout: Callable[[Any, Any, Any], Any] | None = None
+    decoding: Decoding | None = None
 
 
 def token_loss(result: Any) -> tuple[Array, Array | None]:

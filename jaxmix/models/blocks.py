@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxmix.core.types import Array
 from jaxmix.models.config import TransformerConfig
 from jaxmix.models.partition import constrain_rows
 
-__all__ = ["add_blocks", "parameters", "run_blocks"]
+__all__ = ["add_blocks", "map_blocks", "parameters", "run_blocks"]
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -47,19 +48,47 @@ def run_blocks(module: Any, block: type, config: TransformerConfig, x: Array, *c
 
     What the backward pass computes again is `config.remat`.
     """
+    return _run(module, block, config, x, None, lambda made, x, layer: (made(x, *context), None))[0]
+
+
+def map_blocks(
+    module: Any, block: type, config: TransformerConfig, x: Array, layers: Any, *context: Any
+) -> tuple[Array, Any]:
+    """Runs blocks that read something of their own and return something beside the next x.
+
+    Args:
+        module: with the blocks that `add_blocks` made.
+        block: class with the same parameters, called as `block(x, layer, *context) -> (x, output)`.
+        config: the settings.
+        x: [b, t, d].
+        layers: what each block reads, in the form of the outputs; None: nothing.
+
+    Returns:
+        The last x, and the outputs: stacked along a leading axis if `config.is_scanned`, else a tuple.
+    """
+    return _run(module, block, config, x, layers, lambda made, x, layer: made(x, layer, *context))
+
+
+def _run(
+    module: Any, block: type, config: TransformerConfig, x: Array, layers: Any, call: Callable[..., tuple[Array, Any]]
+) -> tuple[Array, Any]:
     definition = _definition(block, config)
 
-    def run(x: Array, block_parameters: Any) -> tuple[Array, None]:
-        return constrain_rows(nnx.merge(definition, block_parameters)(x, *context)), None
+    def run(x: Array, of_layer: tuple[Any, Any]) -> tuple[Array, Any]:
+        block_parameters, layer = of_layer
+        x, output = call(nnx.merge(definition, block_parameters), x, layer)
+        return constrain_rows(x), output
 
     if config.remat != "none":
         # In a scan XLA cannot merge the second computation with the first; unrolled it could and must not.
         run = jax.checkpoint(run, prevent_cse=not config.is_scanned, policy=_REMAT_POLICIES[config.remat])
     if config.is_scanned:
-        return jax.lax.scan(run, x, parameters(module.blocks))[0]
+        return jax.lax.scan(run, x, (parameters(module.blocks), layers))
+    outputs = []
     for i in range(config.num_layers):
-        x, _ = run(x, parameters(getattr(module, _name(i))))
-    return x
+        x, output = run(x, (parameters(getattr(module, _name(i))), None if layers is None else layers[i]))
+        outputs.append(output)
+    return x, tuple(outputs)
 
 
 def _definition(block: type, config: TransformerConfig) -> Any:

@@ -16,6 +16,7 @@ from jaxmix.models.accounting import count_params, flops_per_token
 from jaxmix.models.attention import rotary_table
 from jaxmix.models.base import Model
 from jaxmix.models.blocks import add_blocks, parameters, run_blocks
+from jaxmix.models.cache import build_decoding
 from jaxmix.models.config import TransformerConfig
 from jaxmix.models.layers import Block, RMSNorm, matrix
 from jaxmix.models.loss import token_losses
@@ -116,4 +117,5 @@ def transformer(config: TransformerConfig) -> Model:
         config=config,
         readout=lambda params: params["table" if config.tie_embeddings else "readout"],
         apply_readout=apply_readout,
+        decoding=build_decoding(config, lambda params: nnx.merge(definition, params)),
     )

@@ -143,7 +143,7 @@ class FinetuneSettings:
             )
         if not self.waits and self.groups_per_update not in (None, self.batch_size):
             raise ConfigError(
-                f"groups_per_update is {self.groups_per_update}, but an update takes the {self.batch_size} of its batch",
+                f"groups_per_update is {self.groups_per_update}, an update takes the {self.batch_size} of its batch",
                 where="train.groups_per_update",
                 fix="Leave it out, or set accumulate_live_groups.",
             )
