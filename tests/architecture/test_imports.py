@@ -17,7 +17,7 @@ LAYERS = {
     **dict.fromkeys(("clustering", "curricula", "laws", "mixers", "selection"), 1),
     **dict.fromkeys(("data", "models"), 2),
     "train": 3,
-    **dict.fromkeys(("export", "report", "workflows"), 4),
+    **dict.fromkeys(("export", "integrations", "report", "workflows"), 4),
     "cli": 5,
 }
 SIBLINGS = {("curricula", "jaxmix.mixers.base"), ("workflows", "jaxmix.report"), ("workflows", "jaxmix.export")}
