@@ -57,8 +57,9 @@ class Shard:
     texts: str
     checksum: str
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dropped", tuple(self.dropped))
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Shard:
+        return cls(**{**plain, "dropped": tuple(plain["dropped"])})
 
 
 def stored_dtype(name: str) -> Any:

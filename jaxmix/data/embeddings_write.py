@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -15,31 +15,11 @@ from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.embeddings_files import DTYPES, FORMAT, INDEX, SETTINGS, Shard, read_json, replaced, stored_dtype
 from jaxmix.data.embeddings_files import write_json as _write_json
+from jaxmix.data.embeddings_read import EmbeddingStore, TextEncoder, open_embedding_store
 
-if TYPE_CHECKING:
-    from jaxmix.data.embeddings import EmbeddingStore
-
-__all__ = ["EmbeddingWriter", "TextEncoder", "write_embedding_store"]
+__all__ = ["EmbeddingWriter", "write_embedding_store"]
 
 Texts = Sequence[str] | Callable[[], Iterable[str]]
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """What a store needs of an encoder; `jaxmix.models.Encoder` is one.
-
-    Attributes:
-        encode: `texts -> f32[b, d]`; a row of zeros where there is nothing to encode.
-        dim: d.
-        identity: the same for encoders that give the same rows.
-    """
-
-    @property
-    def encode(self) -> Callable[[Sequence[str]], np.ndarray]: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def identity(self) -> str: ...
 
 
 class EmbeddingWriter:
@@ -151,7 +131,7 @@ class EmbeddingWriter:
         plain = read_json(self._folder / f"{Path(_file(number)).stem}.json")
         if plain is None:
             return None
-        entry = Shard(**plain)
+        entry = Shard.from_json(plain)
         if number < len(self._sources) and entry.source != self._sources[number]:
             raise ConfigError(
                 f"shard {number} was made from {entry.source!r}, not {self._sources[number]!r}",
@@ -238,8 +218,6 @@ def write_embedding_store(
             report(done, len(mine), shard)
     if not writer.finish():
         return None
-    from jaxmix.data.embeddings import open_embedding_store
-
     return open_embedding_store(folder)
 
 
