@@ -19,7 +19,7 @@ def rule_scores(
     *,
     state: Any,
     x: np.ndarray,
-    log_posterior: np.ndarray,
+    confidence: np.ndarray,
     labels: np.ndarray,
     form: str = "standardised",
 ) -> np.ndarray | None:
@@ -36,16 +36,15 @@ def rule_scores(
         rule: one of `RULES`.
         state: the teacher's state: mean_directions f32[k, d] and whatever its influence score needs.
         x: f32[n, d] unit rows.
-        log_posterior: f32[n, k].
+        confidence: f32[n], log posterior of each document's own cluster.
         labels: i32[n].
         form: of the influence score.
     """
     check_choice("rule_scores", "rule", rule, RULES)
     if rule == "random":
         return None
-    own = np.arange(len(labels))
     if rule == "confidence":
-        return np.asarray(log_posterior, np.float32)[own, labels]
+        return np.asarray(confidence, np.float32)
     if rule == "centre":
         means = np.asarray(state.mean_directions, np.float32)
         return np.einsum("nd,nd->n", np.asarray(x, np.float32), means[labels])

@@ -145,7 +145,9 @@ class RunConfig:
 
     train: TrainConfig
     sources: Literal["bundled"] | dict[str, SourceConfig] | None = setting(
-        None, help="`bundled`, or a mapping from domain name to source; empty: the names in data.prepared"
+        None,
+        help="`bundled`, a mapping from domain name to source, or the folder of a discovery; "
+        "empty: the names in data.prepared",
     )
     data: DataConfig = setting(factory=DataConfig)
     mixture: MixtureConfig = setting(factory=MixtureConfig)
@@ -206,11 +208,27 @@ def from_mapping(
     from jaxmix.workflows.resolve import check_config
 
     origin = Origin(file, frozenset(name for name, _ in overrides))
-    config = build(cls, apply_overrides(mapping, overrides), origin=origin)
+    plain = apply_overrides(mapping, overrides)
+    if isinstance(plain.get("sources"), str) and plain["sources"] != "bundled":
+        plain["sources"] = _discovered(plain["sources"], origin("sources"))
+    config = build(cls, plain, origin=origin)
     if isinstance(config, RunConfig):
         check_config(config, origin)
         config = _with_folders(config, Path(file).stem)
     return config
+
+
+def _discovered(folder: str, where: str) -> Any:
+    """The domains that `jaxmix discover` has left in `folder`, as a section `sources`."""
+    path = Path(folder) / "sources.yaml"
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), where=str(path))["sources"]
+    except (OSError, KeyError, TypeError):
+        raise ConfigError(
+            f"sources cannot be {folder!r}: there is no finished discovery with a sources.yaml",
+            where=where,
+            fix="Write `bundled`, a mapping from domain name to source, or the folder of `jaxmix discover`.",
+        ) from None
 
 
 def _with_folders(config: RunConfig, stem: str) -> RunConfig:

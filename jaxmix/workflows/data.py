@@ -24,6 +24,7 @@ __all__ = [
     "preparation_table",
     "prepare_and_open",
     "prepare_sources",
+    "source_specs",
 ]
 
 
@@ -199,16 +200,19 @@ def _prepared(config: RunConfig) -> Path:
 
 
 def _specs(config: RunConfig) -> dict[str, SourceSpec] | None:
+    return None if config.sources is None else source_specs(config.sources)
+
+
+def source_specs(sources: Any) -> dict[str, SourceSpec]:
+    """The section `sources` of a configuration, "bundled" or a mapping of `SourceConfig`, as specifications by name."""
     from jaxmix.data.sources import SourceSpec
 
-    if config.sources is None:
-        return None
-    if config.sources == "bundled":
+    if sources == "bundled":
         from jaxmix.data.corpora import bundled_corpus
 
         return {name: SourceSpec(name=name, path=str(domain.path)) for name, domain in bundled_corpus().items()}
-    assert isinstance(config.sources, Mapping)
-    return {name: _spec(name, source) for name, source in config.sources.items()}
+    assert isinstance(sources, Mapping)
+    return {name: _spec(name, source) for name, source in sources.items()}
 
 
 def _spec(name: str, source: SourceConfig) -> SourceSpec:

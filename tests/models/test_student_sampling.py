@@ -32,11 +32,11 @@ def test_random_rows_are_even_and_repeatable():
 def test_scores_of_rules():
     x = RNG.normal(size=(8, 4)).astype(np.float32)
     means = RNG.normal(size=(5, 4)).astype(np.float32)
-    posterior = RNG.normal(size=(8, 5)).astype(np.float32)
-    given = {"state": SimpleNamespace(mean_directions=means), "x": x, "log_posterior": posterior, "labels": LABELS}
+    confidence = RNG.normal(size=8).astype(np.float32)
+    given = {"state": SimpleNamespace(mean_directions=means), "x": x, "confidence": confidence, "labels": LABELS}
     assert rule_scores("random", **given) is None
     for i, label in enumerate(LABELS):
-        assert rule_scores("confidence", **given)[i] == posterior[i, label]
+        assert rule_scores("confidence", **given)[i] == confidence[i]
         np.testing.assert_allclose(rule_scores("centre", **given)[i], x[i] @ means[label], rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="rule"):
         rule_scores("best", **given)

@@ -1,0 +1,406 @@
+"""`jaxmix discover`: documents → vectors → clusters → student → named domains that other commands train on.
+
+Every stage has a folder below `out`, is done once and goes on after a kill:
+
+    documents/   the documents that clusters are found on, a Parquet file per piece of the sources
+    encoder/     the encoder, for labelling
+    embeddings/  vectors of the documents
+    clusters/    the clusters with their biases, and the labels of the documents
+    student/     the classifier of raw text, and how it compares with the clusters
+    taxonomy/    what each cluster is about; taxonomy.json
+    sources/     all documents of the sources, one folder per domain
+    sources.yaml, domains.json, discovery.json, report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.data.files import write_whole
+from jaxmix.workflows.discover_config import DiscoverConfig, find_namer
+from jaxmix.workflows.discover_documents import (
+    SampleTable,
+    decode_texts,
+    read_sample,
+    read_shard,
+    source_units,
+    write_parquet,
+    write_sample,
+)
+from jaxmix.workflows.discover_domains import DOMAINS, Domains, label_rows, load_clusters, save_clusters
+from jaxmix.workflows.discover_stages import run_stage
+from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
+from jaxmix.workflows.strict import dump_yaml, to_plain
+from jaxmix.workflows.taxonomy import (
+    count_terms,
+    describe_clusters,
+    excerpt,
+    name_clusters,
+    nearest_rows,
+    suggest_name,
+    top_terms,
+)
+
+__all__ = ["DISCOVERY", "SOURCES", "describe_discovery", "run_discovery"]
+
+DISCOVERY, SOURCES = "discovery.json", "sources.yaml"
+_SHARD_ROWS = 65_536
+_POOL = 50_000
+_PER_TERMS = 2_000
+
+
+def run_discovery(config: DiscoverConfig, *, command: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs all stages that are not done and returns the summary, which is also discovery.json.
+
+    Args:
+        config: from `load_discovery`.
+        command: what was typed.
+        say: receives one line per stage.
+
+    Raises:
+        ConfigError: a stage was made with other settings, or the sources cannot be read.
+        RunError: there is too little to cluster.
+    """
+    assert config.out is not None
+    return _Discovery(config, Path(config.out), say).run(command)
+
+
+class _Discovery:
+    """One discovery: its folder, and the stages as methods."""
+
+    def __init__(self, config: DiscoverConfig, out: Path, say: Callable[[str], None]):
+        self._config, self._out, self._say = config, out, say
+        self._units = source_units(config.sources)
+        self._k = config.clusterer.num_clusters
+
+    def run(self, command: str) -> dict[str, Any]:
+        plain = to_plain(self._config)
+        specs = {spec.name: spec for spec, _ in self._units.values()}
+        inputs = {name: spec.fingerprint() for name, spec in specs.items()}
+        write_whole(self._out / "config.yaml", dump_yaml(plain))
+        documents = self._stage(
+            "documents", {"sources": inputs, "documents": plain["documents"]},
+            lambda folder: write_sample(folder, self._units, self._config.documents),
+        )  # fmt: skip
+        if documents["documents"] < 2 * self._k:
+            raise RunError(
+                f"{documents['documents']} documents are too few for {self._k} clusters",
+                where=str(self._out / "documents"),
+                fix="Take more documents or fewer clusters.",
+            )
+        embeddings = self._stage("embeddings", {"encoder": plain["encoder"], "after": documents["key"]}, self._embed)
+        clusters = self._stage(
+            "clusters",
+            {"clusterer": plain["clusterer"], "fit": plain["fit"], "after": embeddings["key"]},
+            self._cluster,
+        )
+        student = self._stage("student", {"student": plain["student"], "after": clusters["key"]}, self._teach)
+        taxonomy = self._stage("taxonomy", {"taxonomy": plain["taxonomy"], "after": clusters["key"]}, self._describe)
+        identities = {
+            "encoder": embeddings["encoder"], "clusters": clusters["identity"], "student": student["identity"]
+        }  # fmt: skip
+        names = [cluster["name"] for cluster in taxonomy["clusters"]]
+        domains = Domains(self._out, tuple(names), identities)
+        sources = self._stage(
+            "sources",
+            {
+                "label_with": self._config.label_with,
+                "names": names,
+                "after": clusters["key"],
+                "student": student["key"],
+            },
+            lambda folder: self._sort(folder, domains),
+        )
+        self._write_sources(names, sources)
+        summary = {
+            "out": str(self._out),
+            "documents": documents,
+            "embeddings": embeddings,
+            "clusters": clusters,
+            "student": student,
+            "taxonomy": taxonomy,
+            "sources": sources,
+        }
+        about = {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
+        provenance = {**about, "finished": now(), "sources": inputs, "identities": identities}
+        write_json(self._out / DISCOVERY, {**summary, "provenance": provenance, "config": plain})
+        from jaxmix.report.discover import write_discovery_page
+
+        page = write_discovery_page(self._out, {**summary, "provenance": provenance, "config": plain})
+        write_json(self._out / DOMAINS, {"format": 1, "names": names, "identities": identities})
+        return {**summary, "report": str(page)}
+
+    def _stage(self, name: str, settings: Mapping[str, Any], work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        folder = self._out / name
+        return run_stage(folder, settings, lambda: work(folder), say=self._say)
+
+    # ── stages ───────────────────────────────────────────────────────────────────────────────────
+
+    def _embed(self, folder: Path) -> dict[str, Any]:
+        from jaxmix.data.embeddings import write_embedding_store
+        from jaxmix.models.encoder import ENCODER_FILE, load_encoder
+
+        section, home = self._config.encoder, self._out / "encoder"
+        if not (home / ENCODER_FILE).is_file():
+            sample = self._encoder_sample(section.sample) if section.name == "builtin" else None
+            encoder = load_encoder(section.name, sample=sample, **section.options)
+            if encoder.save is None:
+                raise ConfigError(f"the encoder {section.name!r} cannot be saved", where="encoder.name")
+            encoder.save(home)
+        encoder = load_encoder(home)
+        texts = {name: self._reader(name) for name in self._units}
+        step = max(1, len(texts) // 10)
+
+        def report(done: int, total: int, shard: Any) -> None:
+            if done % step == 0 or done == total:
+                self._say(f"  embeddings: {done} of {total} shards")
+
+        store = write_embedding_store(
+            folder / "store", texts_by_shard=texts, encoder=encoder, dtype=section.dtype, report=report
+        )
+        assert store is not None
+        dropped = sum(len(numbers) for numbers in store.dropped().values())
+        return {"rows": len(store), "dim": store.dim, "encoder": store.identity, "dropped": dropped}
+
+    def _reader(self, name: str) -> Callable[[], list[str]]:
+        return lambda: read_shard(self._out / "documents", name)
+
+    def _encoder_sample(self, most: int) -> list[str]:
+        """Evenly spaced documents of all shards, so many in all."""
+        table = self._table()
+        chosen = np.unique(np.linspace(0, len(table.row) - 1, min(most, len(table.row))).round().astype(np.int64))
+        return self._texts(chosen)
+
+    def _cluster(self, folder: Path) -> dict[str, Any]:
+        import jax
+
+        from jaxmix.clustering import cluster_sizes, fit, fit_stream, make, size_entropy
+        from jaxmix.data.embeddings import open_embedding_store
+
+        section, how = self._config.clusterer, self._config.fit
+        store, table = open_embedding_store(self._out / "embeddings" / "store"), self._table()
+        clusterer = make(section.name, section.num_clusters, **section.options)
+        places = self._places(store, table)
+        words = np.maximum(table.words[places], 1).astype(np.float32)
+        weights = words / words.mean() if how.weigh_by == "words" else None
+        key = jax.random.key(how.seed)
+        if len(store) * store.dim * 4 <= how.memory:
+            result = fit(clusterer, store.read(0, len(store)), key=key, sample_weight=weights, **how.options)
+        else:
+            result = fit_stream(
+                clusterer, lambda: _blocks(store, weights), key=key, checkpoint=folder / "fit", **how.options
+            )
+        identity = save_clusters(
+            folder,
+            result.state,
+            clusterer=section.name,
+            num_clusters=section.num_clusters,
+            options=section.options,
+            encoder=store.identity,
+        )
+        labels, confidence, soft = np.full(len(table.row), -1, np.int32), np.zeros(len(table.row), np.float32), 0.0
+        clusterer, state, _ = load_clusters(folder)
+        for start in range(0, len(store), _SHARD_ROWS):
+            here = places[start : start + _SHARD_ROWS]
+            labels[here], posterior = label_rows(clusterer, state, store.read(start, start + len(here)))
+            confidence[here] = posterior.max(axis=1)
+            soft = soft + np.exp(posterior.astype(np.float64)).sum(axis=0)
+        np.savez(folder / "labels.npz", labels=labels, confidence=confidence)
+        sizes = cluster_sizes(labels, self._k)
+        by_words = cluster_sizes(labels, self._k, np.maximum(table.words, 1))
+        mass = np.asarray(soft) / np.sum(soft)
+        return {
+            "identity": identity,
+            "objective": [float(value) for value in result.objective],
+            "converged": bool(result.converged),
+            "iterations": int(result.iterations),
+            "largest_bias": float(np.abs(np.asarray(state.biases)).max()),
+            "size_entropy": {
+                "documents": float(size_entropy(sizes)),
+                "words": float(size_entropy(by_words)),
+                "posterior": float(size_entropy(mass)),
+            },
+            "largest_share": float(sizes.max()),
+            "smallest_share": float(sizes.min()),
+        }
+
+    def _teach(self, folder: Path) -> dict[str, Any]:
+        import jax
+
+        from jaxmix.models.student_sampling import choose_rows, compare_labels, rule_scores
+        from jaxmix.models.student_training import train_student
+
+        section, table = self._config.student, self._table()
+        labels, confidence = self._labels()
+        usable = np.flatnonzero((labels >= 0) & ~table.held_out)
+        pool = usable[choose_rows(labels[usable], None, num_clusters=self._k, per_cluster=_POOL, seed=section.seed)]
+        scores = None
+        if section.rule != "random":
+            rows, _, state = self._vectors(pool)
+            scores = rule_scores(section.rule, state=state, x=rows, confidence=confidence[pool], labels=labels[pool])
+        chosen = pool[
+            choose_rows(labels[pool], scores, num_clusters=self._k, per_cluster=section.per_cluster, seed=section.seed)
+        ]
+        targets: np.ndarray = labels[chosen]
+        if section.soft:
+            rows, clusterer, state = self._vectors(chosen)
+            targets = np.exp(label_rows(clusterer, state, rows)[1])
+            targets /= targets.sum(axis=1, keepdims=True)
+        counts = np.bincount(labels[usable], minlength=self._k)
+        student = train_student(
+            self._texts(chosen),
+            targets,
+            num_clusters=self._k,
+            key=jax.random.key(section.seed),
+            mass=np.maximum(counts, 0.5) / len(usable) if section.match_mass else None,
+            **section.options,
+        )
+        student.save(folder / "model")
+        held = np.flatnonzero((labels >= 0) & table.held_out)
+        result: dict[str, Any] = {"identity": student.identity, "trained_on": len(chosen), "held_out": len(held)}
+        if len(held):
+            found, _ = student.predict(self._texts(held))
+            quality = compare_labels(labels[held], found, num_clusters=self._k)
+            result |= {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in quality._asdict().items()}
+        return result
+
+    def _describe(self, folder: Path) -> dict[str, Any]:
+        from jaxmix.models.student_sampling import choose_rows, rule_scores
+
+        section, table = self._config.taxonomy, self._table()
+        labels, confidence = self._labels()
+        usable = np.flatnonzero(labels >= 0)
+        seed = self._config.documents.seed
+
+        def drawn(count: int) -> np.ndarray:
+            return usable[choose_rows(labels[usable], None, num_clusters=self._k, per_cluster=count, seed=seed)]
+
+        some = drawn(_PER_TERMS)
+        parts = (some[i : i + 512] for i in range(0, len(some), 512))
+        terms = top_terms(
+            count_terms(((self._texts(part), labels[part]) for part in parts), self._k), count=section.terms
+        )
+        pool = drawn(_POOL)
+        rows, _, state = self._vectors(pool)
+        kinds = {}
+        for kind, rule in (("nearest", "centre"), ("representatives", "gis")):
+            scores = rule_scores(rule, state=state, x=rows, confidence=confidence[pool], labels=labels[pool])
+            assert scores is not None
+            best = nearest_rows(scores, labels[pool], num_clusters=self._k, count=section.documents)
+            kinds[kind] = [pool[found] for found in best]
+        texts = {kind: [self._texts(rows) for rows in found] for kind, found in kinds.items()}
+        titles, names = name_clusters(
+            [suggest_name(words) for words in terms],
+            representatives=texts["representatives"],
+            terms=terms,
+            namer=find_namer(section.namer, "taxonomy.namer"),
+        )
+        words = np.bincount(labels[usable], table.words[usable], minlength=self._k)
+        shards = list(self._units)
+
+        def shown(kind: str) -> list[list[dict[str, Any]]]:
+            return [
+                [
+                    {"shard": shards[table.shard[row]], "document": int(table.document[row]), "text": excerpt(text)}
+                    for row, text in zip(rows, own, strict=True)
+                ]
+                for rows, own in zip(kinds[kind], texts[kind], strict=True)
+            ]
+
+        clusters = describe_clusters(
+            name=names,
+            title=titles,
+            documents=np.bincount(labels[usable], minlength=self._k).tolist(),
+            words=[int(value) for value in words],
+            concentration=[float(value) for value in np.asarray(state.concentrations)],
+            bias=[float(value) for value in np.asarray(state.biases)],
+            terms=terms,
+            nearest=shown("nearest"),
+            representatives=shown("representatives"),
+        )
+        write_json(folder / "taxonomy.json", {"clusters": clusters})
+        return {"clusters": clusters}
+
+    def _sort(self, folder: Path, domains: Domains) -> dict[str, Any]:
+        """Writes every document of the sources to its domain, piece by piece; returns documents and bytes by domain."""
+        import pyarrow as pa
+
+        from jaxmix.data.readers import Trouble
+
+        table, (labels, _) = self._table(), self._labels()
+        counts = {name: [0, 0] for name in domains.names}
+        for number, (shard, (spec, unit)) in enumerate(self._units.items()):
+            known = dict(zip(table.document[table.shard == number].tolist(), labels[table.shard == number].tolist(),
+                             strict=True))  # fmt: skip
+            found = [(document, text) for document, _, text in decode_texts(spec, unit, Trouble())]
+            own = np.asarray([known.get(document, -1) for document, _ in found], np.int32)
+            if self._config.label_with == "student":
+                own[:] = -1
+            missing = np.flatnonzero(own < 0)
+            own[missing] = domains.label([found[i][1] for i in missing], "student").labels
+            for label, name in enumerate(domains.names):
+                texts = [found[i][1] for i in np.flatnonzero(own == label)]
+                path = folder / name / f"{shard}.parquet"
+                if texts and not path.is_file():
+                    write_parquet(path, pa.table({"text": pa.array(texts, pa.large_string())}))
+                counts[name][0] += len(texts)
+                counts[name][1] += sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        return {"domains": {name: {"documents": d, "bytes": b} for name, (d, b) in counts.items()}}
+
+    def _write_sources(self, names: list[str], sources: Mapping[str, Any]) -> None:
+        """The section `sources` of other configurations: domains that have documents, with absolute paths."""
+        there = [name for name in names if sources["domains"][name]["documents"]]
+        section = {name: {"path": str((self._out / "sources" / name).resolve())} for name in there}
+        write_whole(self._out / SOURCES, dump_yaml({"sources": section}))
+
+    # ── what stages read ─────────────────────────────────────────────────────────────────────────
+
+    def _table(self) -> SampleTable:
+        return read_sample(self._out / "documents", list(self._units))
+
+    def _labels(self) -> tuple[np.ndarray, np.ndarray]:
+        with np.load(self._out / "clusters" / "labels.npz") as stored:
+            return stored["labels"], stored["confidence"]
+
+    def _texts(self, rows: np.ndarray) -> list[str]:
+        """Texts of documents of the sample, in the order asked."""
+        table, names = self._table(), list(self._units)
+        texts: dict[int, str] = {}
+        for shard in np.unique(table.shard[rows]).tolist():
+            own = read_shard(self._out / "documents", names[shard])
+            texts |= {int(row): own[table.row[row]] for row in rows[table.shard[rows] == shard]}
+        return [texts[int(row)] for row in rows]
+
+    def _places(self, store: Any, table: SampleTable) -> np.ndarray:
+        """For every vector, the document of the sample that it is of."""
+        starts = np.searchsorted(table.shard, np.arange(len(self._units)))
+        shard, number = store.documents()
+        return np.asarray(starts[shard] + number)
+
+    def _vectors(self, rows: np.ndarray) -> tuple[np.ndarray, Any, Any]:
+        """Vectors f32[n, d] of documents that have one, the clusterer, and its state."""
+        from jaxmix.data.embeddings import open_embedding_store
+
+        store, table = open_embedding_store(self._out / "embeddings" / "store"), self._table()
+        vector = np.full(len(table.row), -1, np.int64)
+        vector[self._places(store, table)] = np.arange(len(store))
+        clusterer, state, _ = load_clusters(self._out / "clusters")
+        return store.take(vector[rows]), clusterer, state
+
+
+def _blocks(store: Any, weights: np.ndarray | None) -> Iterator[Any]:
+    for start, block in zip(range(0, len(store), _SHARD_ROWS), store.blocks(_SHARD_ROWS), strict=True):
+        yield block if weights is None else (block, weights[start : start + len(block)])
+
+
+def describe_discovery(config: DiscoverConfig) -> dict[str, Any]:
+    """What a discovery would read, compute and write. Looks for the files and reads none of their text."""
+    from jaxmix.workflows.discover_cost import estimate
+
+    return {"out": config.out, **estimate(config), "stages": dataclasses.asdict(config)}
