@@ -5,6 +5,7 @@ draws the clusters of every batch from what the rollouts earned, and `prompt_cur
 """
 
 from jaxmix.curricula.advantage import dump, sec
+from jaxmix.curricula.as_mixer import as_mixer, curriculum
 from jaxmix.curricula.base import Bandit, make, registry, rescale_rewards
 from jaxmix.curricula.cursors import CursorState, PromptCursors, prompt_cursors
 from jaxmix.curricula.difficulty import adarft, dots, staged
@@ -19,7 +20,9 @@ __all__ = [
     "PromptCursors",
     "Reduction",
     "adarft",
+    "as_mixer",
     "bots",
+    "curriculum",
     "dapo",
     "difficulty_from_attempts",
     "dots",

@@ -170,6 +170,7 @@ def resolve_mixer(
     """
     import jax
 
+    import jaxmix.curricula  # registers the mixer that is any bandit  # noqa: F401
     from jaxmix import mixers
 
     origin = origin or Origin()

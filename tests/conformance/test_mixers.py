@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxmix.curricula  # registers the mixer that is any bandit  # noqa: F401
 import jaxmix.mixers as mixers
 from jaxmix.core import sharding
 from jaxmix.core.errors import ConfigError
@@ -56,6 +57,7 @@ VARIANTS = {
             "buffer": 16,
         },
     ),
+    "curriculum_dump": ("curriculum", {"bandit": "dump", "update_every": 2}),
     "dga_ema": ("dga", {"decay": 0.5}),
     "dga_normalise": ("dga", {"normalise": True}),
     "dga_training": ("dga", {"target": "training", "normalise": True}),

@@ -274,14 +274,13 @@ def lenient_promotion():
 def test_the_real_learner():
     """google-tunix's own learner on its toy model."""
     pytest.importorskip("tunix", reason="google-tunix is not installed")
+    import optax
     from flax import nnx
     from jax.interpreters import pxla
     from tunix.rl import rl_cluster as clusters
     from tunix.rl.grpo import grpo_learner
     from tunix.rl.rollout import base_rollout
     from tunix.tests import test_common
-
-    import optax
 
     words = ["input string", "hello world", "My name", "hello there"] * 6
     calls = []
