@@ -7,10 +7,10 @@ import math
 
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.curricula.uniform import MAX_REFILLS, OVERSAMPLING
+from jaxmix.train.grpo import AGGREGATES
 
-__all__ = ["AGGREGATES", "FinetuneSettings"]
+__all__ = ["FinetuneSettings"]
 
-AGGREGATES = ("token_mean", "sequence_mean", "constant")
 _RESUME = ("auto", "must", "never")
 
 
