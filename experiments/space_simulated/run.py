@@ -30,10 +30,11 @@ ROWS = {
     "dump": ("dump", {}),
     "sec": ("sec", {"temperature": 0.4}),
     "lilo": ("lilo", {}),
-    "adarft": ("adarft", {"prompts_per_arm": 4000}),
+    "adarft": ("adarft", {}),
     "staged": ("staged", {}),
     "mopps": ("mopps", {"kept": 0.5}),
 }
+BATCH = 16
 BY_LEVEL = {"adarft": "difficulty", "staged": "order"}
 """Rows that are told how hard each arm is at the start."""
 
@@ -44,6 +45,9 @@ def bandit_of(row, start):
         rank = np.argsort(-start, kind="stable")
         labels = 100 * (start.max() - start) / np.ptp(start)
         arguments = arguments | {BY_LEVEL[row]: [int(arm) for arm in rank] if row == "staged" else labels.tolist()}
+    if row == "adarft":
+        # Arms of one label share a batch: the order of their prompts in the pool is not known.
+        arguments["prompts_per_arm"] = max(1, BATCH * len(set(start.tolist())) // len(start))
     return curricula.make(name, len(start), **arguments)
 
 
