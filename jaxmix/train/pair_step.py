@@ -16,8 +16,9 @@ from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.pytree import state
 from jaxmix.core.sharding import batch_sharding, replicated
 from jaxmix.core.types import Array, Int
+from jaxmix.models.contrastive_loss import sharded_loss
 from jaxmix.models.mixed_resolution import embed_mixed
-from jaxmix.selection.base import Embeddings, Selector
+from jaxmix.selection.base import LOSSES, Embeddings, Selector
 from jaxmix.train.embedding_cache import EmbeddingCache
 from jaxmix.train.gradient_cache import build_contrastive_gradient
 from jaxmix.train.pairs import Augment, augment_rows
@@ -227,8 +228,8 @@ def build_pair_programs(
         reference: a cache whose rows come with the batches, or a frozen model. None only for a selector that needs
             none.
         settings: see `PairSettings`.
-        loss: `(image, text, temperature, bias) -> f32[]`; the model's own if None. On several devices give
-            `jaxmix.models.sharded_loss(mesh, …)`, which never holds the logits of the whole batch.
+        loss: `(image, text, temperature, bias) -> f32[]`; the model's own if None. For a model whose `config.loss` is
+            known that is on several devices `jaxmix.models.sharded_loss`, which never holds the logits of the batch.
         augment: `(key, image) -> image`, see `augment_rows`. A cached reference saw the image as it is stored.
         accumulate: micro-batches per step, ≥ 1.
         selection_flops: of one selection, for `cost`; None: the products of one pass over the selector's chunks.
@@ -253,7 +254,7 @@ def build_pair_programs(
     _check(settings, selector, reference, num_candidates, num_select, accumulate, shards)
     reuse = settings.resolved_reuse(selector, accumulate)
     is_stale = settings.is_stale and selector is not None
-    loss = model.loss if loss is None else loss
+    loss = _own_loss(model, mesh, shards) if loss is None else loss
     rows = batch_sharding(mesh)
     frozen = None
     if isinstance(reference, OnlineReference):
@@ -414,6 +415,11 @@ def _embed_mixed(model: Any, settings: PairSettings, params: Any, images: Array,
     if len(sizes) < 2:
         return _embed(model, params, images, tokens, sizes[0] if sizes else None)
     return embed_mixed(model.embed_image, params, images, patch_sizes=sizes), model.embed_text(params, tokens)
+
+
+def _own_loss(model: Any, mesh: Mesh, shards: int) -> Callable[..., Array]:
+    name = getattr(getattr(model, "config", None), "loss", None)
+    return sharded_loss(mesh, loss=name) if shards > 1 and name in LOSSES else model.loss
 
 
 def _check(

@@ -27,6 +27,7 @@ class LinearTowers(NamedTuple):
 
 class Config(NamedTuple):
     embedding_dim: int
+    loss: str = "sigmoid"
 
 
 def unit(x):

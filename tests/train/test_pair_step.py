@@ -59,7 +59,9 @@ def programs(devices=1, *, selector="learnable", reference=REFERENCE, settings=N
 
 @functools.cache
 def initial():
-    return jax.device_get(init_pair_state(jax.random.key(0), TOWERS, programs()).train)
+    built = programs()
+    with use_mesh(built.mesh):
+        return jax.device_get(init_pair_state(jax.random.key(0), TOWERS, built).train)
 
 
 def start(built):
@@ -158,9 +160,22 @@ def test_training_through_the_scoring_forward_is_the_same():
     same(run(programs(settings=PairSettings(reuse="activations"))), plain_run())
 
 
-@pytest.mark.parametrize(("devices", "accumulate"), [(2, 1), (8, 2)])
+@pytest.mark.parametrize(("devices", "accumulate"), [(2, 1), (4, 1), (8, 2)])
 def test_any_number_of_devices_trains_alike(devices, accumulate):
-    same(run(programs(devices, accumulate=accumulate, settings=PairSettings(reuse="none"))), plain_run())
+    built = programs(devices, accumulate=accumulate, settings=PairSettings(reuse="none"))
+    same(run(built), plain_run())
+
+
+def test_no_device_holds_the_logits_of_the_batch():
+    def lowered(devices):
+        built = programs(devices, selector=None, num_candidates=CHOSEN, reference=None)
+        batch = PairStream(pool(), num_candidates=CHOSEN, seed=0).batch(0)
+        with use_mesh(built.mesh):
+            return jax.jit(built.step).lower(start(built), global_batch(built.mesh, batch)).as_text()
+
+    logits = f"tensor<{CHOSEN}x{CHOSEN}xf32>"
+    assert logits in lowered(1)
+    assert logits not in lowered(2)
 
 
 def test_a_cached_reference_is_the_online_one():
