@@ -168,7 +168,9 @@ def compute_of(config: RunConfig, mixer: Mixer, model: TransformerConfig) -> Com
     scores = False
     if selection is not None:
         scan = scan_of(selection, mixer.needs)
-        scores = scan.learner and not chooses_in_step(selection, scan, accumulate=config.train.settings.get("accumulate", 1))
+        scores = scan.learner and not chooses_in_step(
+            selection, scan, accumulate=config.train.settings.get("accumulate", 1)
+        )
     rows = scanned if scan.reference else trained if scan.trained_reference else 0
     of_reference, is_known = 0.0, True
     if rows and reference_kind(config) == "model":
