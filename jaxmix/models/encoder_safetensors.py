@@ -69,7 +69,8 @@ def _array(path: Path, data: np.ndarray, name: str, entry: Any) -> np.ndarray:
         raise ConfigError(
             f"{name!r} has the dtype {kind!r}", where=str(path), fix=f"Known: {', '.join(_DTYPES)}, BF16."
         )
-    if not 0 <= first <= last <= len(data) or math.prod(shape) * dtype.itemsize != last - first:
+    is_inside = 0 <= first <= last <= len(data) and all(side >= 0 for side in shape)
+    if not is_inside or math.prod(shape) * dtype.itemsize != last - first:
         raise _damaged(path, f"{name!r} of shape {list(shape)} cannot lie at bytes {first} to {last} of {len(data)}")
     return data[first:last].view(dtype).reshape(shape)
 
