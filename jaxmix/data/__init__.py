@@ -6,16 +6,19 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "EmbeddingStore": "embeddings",
     "MixtureStream": "stream",
     "PreparedSource": "store",
     "SourceSpec": "sources",
     "bundled_corpus": "corpora",
     "byte_tokenizer": "tokenizers",
     "load_tokenizer": "tokenizers",
+    "open_embedding_store": "embeddings",
     "open_prepared": "store",
     "prepare_corpus": "prepare",
     "read_regmix": "run_tables",
     "read_run_table": "run_tables",
+    "write_embedding_store": "embeddings",
     "write_run_table": "run_tables",
 }
 

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Encoder": "encoder",
     "ImageTowerConfig": "towers_config",
     "Model": "base",
     "PRESETS": "presets",
@@ -19,6 +20,7 @@ _HOMES = {
     "embed_mixed": "mixed_resolution",
     "fit_partition": "partition",
     "flops_per_token": "accounting",
+    "load_encoder": "encoder",
     "mean_flops_per_image": "mixed_resolution",
     "preset": "presets",
     "sharded_loss": "contrastive_loss",
@@ -32,6 +34,7 @@ _HOMES = {
 __all__ = [
     "PRESETS",
     "TOWER_PRESETS",
+    "Encoder",
     "ImageTowerConfig",
     "Model",
     "TextTowerConfig",
@@ -43,6 +46,7 @@ __all__ = [
     "embed_mixed",
     "fit_partition",
     "flops_per_token",
+    "load_encoder",
     "mean_flops_per_image",
     "preset",
     "sharded_loss",

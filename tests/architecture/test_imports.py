@@ -20,7 +20,13 @@ LAYERS = {
     **dict.fromkeys(("export", "integrations", "report", "workflows"), 4),
     "cli": 5,
 }
-SIBLINGS = {("curricula", "jaxmix.mixers.base"), ("workflows", "jaxmix.report"), ("workflows", "jaxmix.export")}
+SIBLINGS = {
+    ("curricula", "jaxmix.mixers.base"),
+    ("models", "jaxmix.data.files"),
+    ("models", "jaxmix.data.hashing"),
+    ("workflows", "jaxmix.report"),
+    ("workflows", "jaxmix.export"),
+}
 """Imports within a layer that the architecture allows: (package, what it may import)."""
 
 KERNEL_IMPORTS = {"numpy", "jax", "optax", "chex", "jaxtyping", "jaxmix"}
