@@ -87,6 +87,46 @@ COMMANDS: tuple[Command, ...] = (
         sections=_SECTIONS,
     ),
     Command(
+        "discover",
+        "Find balanced domains in documents: embed, cluster, distil, name, and sort into sources",
+        """CONFIG names sources, encoder, clusterer and student, see configs/discover/. The folder it writes holds the
+        domains for `label`, and can be given as `sources` to prepare, train, compare and swarm; report.html says what
+        each domain is about. Stages are done once: stopped or killed, the same command goes on.""",
+        positional=(_CONFIG,),
+        flags=(Flag("--out", "folder to write to (runs/<name of the file>)", "FOLDER"), _DRY_RUN, _JSON),
+        sections=(
+            "sources",
+            "documents",
+            "encoder",
+            "clusterer",
+            "fit",
+            "student",
+            "taxonomy",
+            "label_with",
+            "out",
+        ),
+        home="discover",
+    ),
+    Command(
+        "label",
+        "Label every document of a corpus with the domains of a discovery",
+        """Writes a Parquet file of labels beside every input file, see configs/label/. By the student, from the words
+        alone, or by the teacher; in this process or on a Ray cluster, with the same bytes out. What is labelled is
+        passed over.""",
+        positional=(_CONFIG,),
+        flags=(
+            Flag("--out", "folder of the summary (runs/<name of the file>)", "FOLDER"),
+            Flag("--domains", "folder of a finished discovery", "FOLDER"),
+            Flag("--method", "student or teacher", "NAME"),
+            Flag("--engine", "local or ray", "NAME"),
+            Flag("--labels", "one folder for all labels, instead of beside the files", "FOLDER"),
+            _DRY_RUN,
+            _JSON,
+        ),
+        sections=("sources", "ray", "batch_documents"),
+        home="discover",
+    ),
+    Command(
         "swarm",
         "Train many small models at once on a design of mixtures, for mixing laws",
         """generate draws the mixtures and writes design.csv; run trains a proxy on each, all at once, and collects the
@@ -210,7 +250,7 @@ def _dispatch(words: list[str]) -> int:
     command = commands[rest[0]]
     arguments = parse(command, rest[1:])
     if arguments.help:
-        print(help_text(command, _config_keys() if command.sections else ()))
+        print(help_text(command, _config_keys(command) if command.sections else ()))
         return 0
     return _runner(command)(arguments)
 
@@ -219,9 +259,18 @@ def _runner(command: Command) -> Callable[[Arguments], int]:
     return getattr(importlib.import_module(f"jaxmix.cli.{command.home}"), command.name)
 
 
-def _config_keys() -> list[tuple[str, str]]:
-    from jaxmix.workflows.config import RunConfig
+def _config_keys(command: Command) -> list[tuple[str, str]]:
     from jaxmix.workflows.strict import list_settings
+
+    if command.name == "discover":
+        from jaxmix.workflows.discover_config import DiscoverConfig
+
+        return list_settings(DiscoverConfig)
+    if command.name == "label":
+        from jaxmix.workflows.label_config import LabelConfig
+
+        return list_settings(LabelConfig)
+    from jaxmix.workflows.config import RunConfig
 
     return list_settings(RunConfig)
 

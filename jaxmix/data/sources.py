@@ -12,7 +12,10 @@ from typing import Any
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, nearest
 from jaxmix.data.readers import FORMATS, Trouble, Unit, detect_format, read_unit, split_file
 
-__all__ = ["SourceSpec"]
+__all__ = ["LABELS", "SourceSpec"]
+
+LABELS = ".labels.parquet"
+"""Ending of the files that `jaxmix label` writes beside documents: no documents themselves."""
 
 _GROUP_BYTES, _GROUP_FILES = 8_000_000, 2000
 _GROUP_RECORDS = 20_000
@@ -75,15 +78,16 @@ class SourceSpec:
         if self.path is None:
             return []
         found: set[Path] = set()
+        is_document = lambda p: p.is_file() and not p.name.endswith(LABELS)
         for pattern in self.path if isinstance(self.path, tuple) else (self.path,):
             path = Path(pattern)
             if path.is_dir():
-                inside = (p for p in path.rglob("*") if p.is_file())
+                inside = (p for p in path.rglob("*") if is_document(p))
                 found |= {p for p in inside if self.format != "auto" or detect_format(p)}
             elif path.is_file():
                 found.add(path)
             else:
-                found |= {Path(p) for p in glob.glob(str(pattern), recursive=True) if Path(p).is_file()}
+                found |= set(filter(is_document, map(Path, glob.glob(str(pattern), recursive=True))))
         if not found:
             raise ConfigError(
                 f"source {self.name!r}: no file at {self.path}",

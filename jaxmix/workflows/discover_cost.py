@@ -10,7 +10,7 @@ from jaxmix.workflows.discover_documents import source_units
 __all__ = ["estimate"]
 
 _BYTES_PER_DOCUMENT = 4_000
-_BUILTIN_DIM = 256
+_BUILTIN_DIM, _BUILTIN_FEATURES = 256, 1 << 16
 _PACKED = 0.45
 """Bytes of zstd-compressed text per byte of plain text (0.35 to 0.5 on the bundled texts)."""
 
@@ -41,6 +41,7 @@ def estimate(config: DiscoverConfig) -> dict[str, Any]:
         "dim": dim,
         "disk_bytes": {
             "documents": round(packed * share),
+            "encoder": 4 * _BUILTIN_FEATURES * dim if config.encoder.name == "builtin" else 1_000,
             "embeddings": round(vectors * dim * 2),
             "student": 4 * (k + 1) * min(int(config.student.options.get("buckets", 1 << 21)), round(vectors * 400)),
             "sources": round(packed),

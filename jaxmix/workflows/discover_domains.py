@@ -95,11 +95,15 @@ def _identity(arrays: dict[str, np.ndarray], encoder: str) -> str:
 
 def label_rows(clusterer: Any, state: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels i32[n] and log posteriors f32[n, k] of vectors, in blocks of one size, so that one program serves."""
+    import jax
+    import jax.numpy as jnp
+
+    state = jax.tree.map(jnp.asarray, state)
     labels, posterior = [np.zeros(0, np.int32)], [np.zeros((0, state.mean_directions.shape[0]), np.float32)]
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]
         filled = np.concatenate([block, np.repeat(block[:1], ROWS_AT_ONCE - len(block), axis=0)])
-        found = clusterer.assign(state, filled, with_posterior=True)
+        found = clusterer.assign(state, jnp.asarray(filled), with_posterior=True)
         labels.append(np.asarray(found.labels)[: len(block)])
         posterior.append(np.asarray(found.log_posterior, np.float32)[: len(block)])
     return np.concatenate(labels), np.concatenate(posterior)

@@ -9,7 +9,9 @@ from jaxmix.cli import main
 from jaxmix.train import latest_by_step, read_records
 from jaxmix.workflows.compare import load_comparison
 from jaxmix.workflows.config import load_config
+from jaxmix.workflows.discover_config import load_discovery
 from jaxmix.workflows.doremi import load_doremi
+from jaxmix.workflows.label_config import load_labelling
 from jaxmix.workflows.swarm_config import load_swarm
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -18,7 +20,13 @@ TINY = ["--data.seq_len", "16", "--data.batch_size", "16", "--data.validation_ro
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_a_config_loads_and_its_head_says_what_it_does(path):
-    loaders = {"compare": load_comparison, "swarm": load_swarm, "doremi": load_doremi}
+    loaders = {
+        "discover": load_discovery,
+        "label": load_labelling,
+        "compare": load_comparison,
+        "swarm": load_swarm,
+        "doremi": load_doremi,
+    }
     loaders.get(path.parent.name, load_config)(str(path))
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = " ".join(head)
