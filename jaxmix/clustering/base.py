@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from jaxmix.core.pytree import state
 from jaxmix.core.registry import Registry
-from jaxmix.core.types import Array, Float, Int
+from jaxmix.core.types import Array, Int
 
 __all__ = ["Assignment", "Balance", "Clusterer", "FitInfo", "FitResult", "GemState", "Sums", "registry"]
 
@@ -155,7 +155,7 @@ class FitResult(NamedTuple):
     """
 
     state: GemState
-    objective: Float[Any, " it"]
+    objective: Any
     converged: bool
     iterations: int
     info: FitInfo

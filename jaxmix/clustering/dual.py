@@ -11,8 +11,9 @@ sums come from a table in memory, from eight devices or from a stream of blocks 
 an evaluation is 1 + K + K² numbers, or 1 + K where the Hessian is kept.
 
 **When the K × K matrix Σ w γ γᵀ is worth its price.** It takes 2 N K² operations, the two products with the rows
-4 N K d. For K ≤ d/8 every evaluation brings it along: Newton's method. For larger K one matrix serves on, also over
-iterations of the fit, until an evaluation fails to halve the gradient: the chord method, whose limit is the same.
+4 N K d. For K ≤ 64 or K ≤ d/8 every evaluation brings it along: Newton's method. For larger
+K one matrix serves on, also over iterations of the fit, until an evaluation fails to halve the gradient: the chord
+method, whose limit is the same.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class DualSearch(NamedTuple):
     mass: f[k], π there.
     gradient: f[k].
     value: f[], `D(base + change) − D(base)`.
-    level: f[], |D| at the start, the scale of the tolerance.
+    level: f[], D(base).
     hessian: f[k, k], at some point so far.
     direction: f[k]; step: f[], share of it that is tried.
     trial: f[k], the change to evaluate next.
@@ -94,7 +95,15 @@ def start_search(biases: Array, hessian: Array, wants_gram: Array) -> DualSearch
 
 
 def tell(
-    search: DualSearch, penalty: Penalty, value: Array, mass: Array, gram: Array, *, always_gram: bool, tolerance: Any
+    search: DualSearch,
+    penalty: Penalty,
+    value: Array,
+    mass: Array,
+    gram: Array,
+    *,
+    always_gram: bool,
+    tolerance: Any,
+    noise: Any = 1.0,
 ) -> DualSearch:
     """The search after an evaluation at `base + trial`.
 
@@ -106,7 +115,8 @@ def tell(
         gram: `Σ w_i γ_i γ_iᵀ` over the weight in all; read where `search.wants_gram`.
         always_gram: ask for the matrix every time.
         tolerance: the search ends where (14) is below `tolerance · max(1, |D|)`; for λ = ∞ where `Σ|π − u|` is below
-            its square root.
+            its 0.6th power.
+        noise: size of the numbers that `value` is a difference of; 1 where it is a mean of differences per row.
 
     A step is taken if D falls enough (Armijo), or, where the fall to be expected drowns in rounding, if the gradient
     shrinks; else it is halved.
@@ -114,7 +124,7 @@ def tell(
     b, trial = search.base + search.trial, search.trial
     is_first = search.evaluations == 0
     level = value - jnp.sum(b * penalty.target) + 0.5 * penalty.inverse * jnp.sum(b * b)
-    level = jnp.where(is_first, jnp.abs(level), search.level)
+    level = jnp.where(is_first, level, search.level)
     change = value - jnp.sum(trial * penalty.target)
     change = change + penalty.inverse * (jnp.sum(search.base * trial) + 0.5 * jnp.sum(trial * trial))
     change = jnp.where(is_first, 0, change)
@@ -122,7 +132,7 @@ def tell(
     size, old_size = jnp.sum(gradient**2), jnp.sum(search.gradient**2)
 
     fall = -search.step * jnp.sum(search.gradient * search.direction)
-    rounding = 20 * jnp.finfo(b.dtype).eps * (1 + jnp.max(jnp.abs(trial)))
+    rounding = 20 * jnp.finfo(b.dtype).eps * (noise + jnp.max(jnp.abs(trial)))
     has_fallen = change <= search.value - _ARMIJO * fall
     is_taken = is_first | jnp.where(fall > rounding, has_fallen, size < old_size)
 
@@ -136,7 +146,7 @@ def tell(
     finite_gap = 0.5 * jnp.where(is_infinite, 0, penalty.strength) * size
     gap = jnp.where(is_infinite, jnp.abs(jnp.sum(b * gradient)), finite_gap)
     is_small = jnp.where(
-        is_infinite, jnp.sum(jnp.abs(gradient)) <= tolerance**0.5, gap <= tolerance * jnp.maximum(level, 1)
+        is_infinite, jnp.sum(jnp.abs(gradient)) <= tolerance**0.6, gap <= tolerance * jnp.maximum(jnp.abs(level), 1)
     )
     evaluations = search.evaluations + 1
     is_lost = (step < 1e-6) | (evaluations >= MAX_EVALUATIONS)

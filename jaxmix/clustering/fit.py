@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ def check_fit(name: str, clusterer: Clusterer, max_iters: int, tol: float, init:
     if isinstance(init, str):
         check_choice(name, "init", init, STARTS)
         return
-    shape = getattr(init, "shape", ())
+    shape: tuple[int, ...] = getattr(init, "shape", ())
     if len(shape) != 2 or shape[0] != clusterer.num_clusters:
         raise ConfigError(
             f"given directions have shape {list(shape)}, expected [{clusterer.num_clusters}, d]",
@@ -164,7 +165,7 @@ class Progress:
         self.record: dict[str, list[float]] = {
             name: [] for name in ("objective", "gap", "evaluations", "reseeded", "bias")
         }
-        self.best: tuple[float, Any] = (-math.inf, None)
+        self.best_objective, self.best_state = -math.inf, GemState(None, None, None)
         self.dying = np.zeros(clusterer.num_clusters, np.int64)
         self.reseeds = 0
 
@@ -185,8 +186,8 @@ class Progress:
         previous = self.record["objective"][-1] if self.record["objective"] else -math.inf
         was_reseeded = bool(self.record["reseeded"] and self.record["reseeded"][-1])
         is_resting = not was_reseeded and objective - previous <= self.tol * max(1.0, abs(objective))
-        if objective > self.best[0]:
-            self.best = (objective, state)
+        if objective > self.best_objective:
+            self.best_objective, self.best_state = objective, state
         is_dead = mass < DEAD_SHARE * self.target
         if self.clusterer.rule == "soft":
             is_dead |= np.asarray(state.concentrations) >= self.clusterer.max_concentration
@@ -216,6 +217,23 @@ class Progress:
         kappa[chosen], biases[chosen] = shared, 0
         return GemState(*(jnp.asarray(value) for value in (directions, kappa, biases)))
 
+    def dump(self) -> dict[str, Any]:
+        """Arrays that `load` makes the same progress of."""
+        return {
+            **{name: np.asarray(series, np.float64) for name, series in self.record.items()},
+            "best_objective": np.asarray(self.best_objective),
+            "dying": self.dying,
+            "reseeds": np.asarray(self.reseeds),
+            "best": self.best_state,
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.record = {name: saved[name].tolist() for name in self.record}
+        self.best_objective, self.dying = float(saved["best_objective"]), saved["dying"]
+        self.reseeds = int(saved["reseeds"])
+        if "best" in saved:
+            self.best_state = GemState(**{name: jnp.asarray(value) for name, value in saved["best"].items()})
+
     def result(self, state: GemState, converged: bool, strength: float, count: float) -> FitResult:
         """The result with one restart."""
         record = self.record
@@ -227,7 +245,7 @@ class Progress:
             strength_per_sample=strength,
             strength_summed=strength * count,
             restart=0,
-            restart_objectives=np.asarray([self.best[0]]),
+            restart_objectives=np.asarray([self.best_objective]),
         )
         return FitResult(state, np.asarray(record["objective"]), converged, self.iterations, info)
 
@@ -236,10 +254,10 @@ def _fit_once(
     clusterer: Clusterer, rows: Rows, sample: Sample, key: PRNGKeyArray, init: Any, max_iters: int, tol: float
 ) -> FitResult:
     dtype, k = rows.weight.dtype, clusterer.num_clusters
-    penalty, strength = penalty_of(clusterer, rows.count, dtype)
+    penalty, strength = penalty_of(clusterer, rows.number, dtype)
     kind = kind_of(clusterer, rows.x.shape[1])
     iterate = build_iteration(kind, rows.mesh)
-    place = (lambda tree: tree) if rows.mesh is None else lambda tree: jax.device_put(tree, replicated(rows.mesh))
+    place = functools.partial(_replicate, rows.mesh)
     progress = Progress(clusterer, sample, key, tol, np.asarray(penalty.target))
     state = first_state(clusterer, sample, key, init)
     table = _table(kind.e_step, state, rows)
@@ -253,15 +271,19 @@ def _fit_once(
         state, is_resting = progress.note(done.state, float(objective), float(gap), int(evaluations), mass)
         if is_resting:
             new = build_labels(rows.mesh)(place(state), rows.x)[0]
-            converged = labels is not None and float(_changes(labels, new, rows.weight)) <= LABEL_CHANGES * rows.count
+            converged = labels is not None and float(_changes(labels, new, rows.weight)) <= LABEL_CHANGES * rows.number
             labels = new
         else:
             labels = None
-    state = progress.best[1]
-    if kind.e_step == "dual":
-        last = build_iteration(kind, rows.mesh, has_m_step=False)
+    state = progress.best_state
+    if kind.e_step != "none":
+        last = build_iteration(kind._replace(e_step="dual"), rows.mesh, has_m_step=False)
         state = last(rows.x, rows.weight, table, place(state), hessian, jnp.bool_(True), *whole).state
-    return progress.result(state, converged, strength, rows.count)
+    return progress.result(state, converged, strength, rows.number)
+
+
+def _replicate(mesh: Mesh | None, tree: Any) -> Any:
+    return tree if mesh is None else jax.device_put(tree, replicated(mesh))
 
 
 @jax.jit

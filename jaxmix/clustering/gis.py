@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -86,7 +85,8 @@ def geometric_influence(
     k = state.mean_directions.shape[0]
     if clusters.shape != (x.shape[0],) or clusters.max() >= k:
         raise ConfigError(
-            f"labels {list(clusters.shape)} up to {clusters.max(initial=-1)} do not fit {x.shape[0]} rows in {k} clusters",
+            f"labels {list(clusters.shape)} up to {clusters.max(initial=-1)} do not fit {x.shape[0]} rows "
+            f"in {k} clusters",
             where="geometric_influence(labels)",
             fix="Give the labels that assign returned for these rows.",
         )
@@ -154,10 +154,10 @@ def _nearest(x: Array, numbers: Array, others: Array, other_numbers: Array, best
     return jax.lax.top_k(jnp.concatenate([best, cosine], axis=1), best.shape[1])[0]
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _terms(state: GemState, x: Array, labels: Array) -> tuple[Array, Array]:
     """(log γ at the label, log density at the label)."""
-    posterior = label_pass(state, x, with_posterior=True)[1]
+    posterior: Any = label_pass(state, x, with_posterior=True)[1]
     rows = as_rows(x, state.mean_directions.dtype)
     kappa = state.concentrations[labels]
     d = rows.shape[1]

@@ -30,7 +30,20 @@ from jaxmix.clustering.passes import dual_pass, fused_pass, label_pass, logit_pa
 from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array
 
-__all__ = ["Iteration", "Kind", "build_iteration", "build_labels", "kind_of", "search_tolerance"]
+__all__ = [
+    "Iteration",
+    "Kind",
+    "build_iteration",
+    "build_labels",
+    "improve",
+    "kind_of",
+    "objective_of",
+    "search_tolerance",
+]
+
+
+_SMALL = 64
+"""Clusters up to which the Hessian's matrix, 2 K operations an entry of L, costs less than the entry's exponential."""
 
 
 class Kind(NamedTuple):
@@ -76,13 +89,28 @@ def kind_of(clusterer: Clusterer, dim: int) -> Kind:
         clusterer.max_concentration,
         balance.e_step if balance is not None and has_balance else "none",
         balance.mirror_steps if balance is not None else 0,
-        8 * clusterer.num_clusters <= dim,
+        clusterer.num_clusters <= max(_SMALL, dim // 8),
     )
 
 
 def search_tolerance(dtype: Any) -> float:
     """Of the dual's certificate, relative to its value."""
-    return 1e-12 if dtype == jnp.float64 else 1e-7
+    return 1e-13 if dtype == jnp.float64 else 1e-9
+
+
+def improve(kind: Kind, state: GemState, sums: Sums, objective: Array) -> tuple[GemState, Array]:
+    """The M-step, and F after it from F before it: no pass over rows (22)."""
+    new = maximise(state, sums, kind.max_concentration, rule=kind.rule, has_learned_weights=kind.has_learned_weights)
+    if kind.rule != "soft":
+        return new, hard_objective(sums, kind.rule)
+    value = functools.partial(expected_value, sums=sums, has_learned_weights=kind.has_learned_weights)
+    return new, objective + value(new) - value(state)
+
+
+def objective_of(search: DualSearch, penalty: Penalty) -> Array:
+    """F at the best biases of a search: the dual's value less the certificate (14), which equals (15)."""
+    level = search.level + search.value - jnp.log(jnp.asarray(search.base.dtype.type(search.base.shape[0])))
+    return level - jnp.where(penalty.inverse == 0, 0, search.gap)
 
 
 @functools.cache
@@ -92,7 +120,7 @@ def build_iteration(kind: Kind, mesh: Mesh | None, *, has_m_step: bool = True) -
     def local(
         x: Array,
         weight: Array,
-        table: Array | None,
+        table: Any,
         state: GemState,
         hessian: Array,
         wants_gram: Array,
@@ -104,8 +132,7 @@ def build_iteration(kind: Kind, mesh: Mesh | None, *, has_m_step: bool = True) -
         if kind.e_step == "dual":
             sums, search, table = _dual(kind, add, x, weight, table, state, search, penalty, total, has_m_step)
             biases = search.base + search.change
-            level = search.level + search.value - jnp.log(jnp.asarray(weight.dtype.type(biases.shape[0])))
-            objective = level - jnp.where(penalty.inverse == 0, 0, search.gap)
+            objective = objective_of(search, penalty)
             state = GemState(state.mean_directions, state.concentrations, biases)
         elif kind.e_step == "mirror":
             sums, table, objective = mirror_pass(state, x, weight, table, penalty, total, add, kind.mirror_steps)
@@ -118,14 +145,7 @@ def build_iteration(kind: Kind, mesh: Mesh | None, *, has_m_step: bool = True) -
             search = search._replace(gap=jnp.zeros_like(total), evaluations=jnp.int32(1))
         new = state
         if has_m_step:
-            new = maximise(
-                state, sums, kind.max_concentration, rule=kind.rule, has_learned_weights=kind.has_learned_weights
-            )
-            if kind.rule == "soft":
-                value = functools.partial(expected_value, sums=sums, has_learned_weights=kind.has_learned_weights)
-                objective = objective + value(new) - value(state)
-            else:
-                objective = hard_objective(sums, kind.rule)
+            new, objective = improve(kind, state, sums, objective)
         wants = jnp.bool_(kind.always_gram) | (search.evaluations > 3)
         mass = sums.mass / total
         return Iteration(new, table, search.hessian, wants, objective, search.gap, search.evaluations, mass)

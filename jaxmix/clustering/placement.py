@@ -24,7 +24,7 @@ class Rows(NamedTuple):
     """Attributes:
     x: [n, d]; over a mesh padded with zero rows to a multiple of its data axes.
     weight: f[n], 0 for padding.
-    count: rows with a weight above 0.
+    number: rows with a weight above 0.
     total: their weight.
     given: rows without padding.
     mesh: or `None` for one device.
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
     x: Array
     weight: Array
-    count: float
+    number: float
     total: float
     given: int
     mesh: Mesh | None
@@ -44,8 +44,10 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def place_rows(name: str, x: Any, sample_weight: Any, num_clusters: int, mesh: Mesh | None) -> Rows:
-    """Puts rows and weights where the passes want them, and checks them there.
+def place_rows(
+    name: str, x: Any, sample_weight: Any, num_clusters: int, mesh: Mesh | None, *, is_checked: bool = True
+) -> Rows:
+    """Puts rows and weights where the passes want them, and checks them there unless it was done before.
 
     Raises:
         ConfigError: `x` is not a matrix of floats, a row is not of length 1, weights are negative or not finite or of
@@ -58,7 +60,7 @@ def place_rows(name: str, x: Any, sample_weight: Any, num_clusters: int, mesh: M
             fix="Give a row of length 1 for every document.",
         )
     given = x.shape[0]
-    dtype = jnp.dtype(jnp.float64 if x.dtype == np.float64 and jax.config.jax_enable_x64 else jnp.float32)
+    dtype = jnp.dtype(jnp.float64 if x.dtype == np.float64 and jax.config.read("jax_enable_x64") else jnp.float32)
     weight = np.ones((given,), dtype) if sample_weight is None else sample_weight
     if getattr(weight, "shape", None) != (given,):
         raise ConfigError(
@@ -76,9 +78,11 @@ def place_rows(name: str, x: Any, sample_weight: Any, num_clusters: int, mesh: M
             x = host.pad(x, ((0, pad), (0, 0)))
         x = jax.device_put(x, sharding)
         weight = jax.device_put(jnp.pad(jnp.asarray(weight, dtype), (0, pad)), sharding)
+    if not is_checked:
+        return Rows(x, weight, math.nan, math.nan, given, mesh)
     # One pass of row lengths; under plain `jit` each device looks at its own rows.
     length, count, total, is_fine = jax.device_get(_inspect(x, weight))
-    if not is_fine or not total > 0:
+    if not is_fine or (num_clusters and not total > 0):
         raise ConfigError(
             "weights must be finite, ≥ 0 and not all 0", where=f"{name}(sample_weight)", fix="Drop rows with weight 0."
         )
