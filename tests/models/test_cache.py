@@ -10,7 +10,7 @@ import pytest
 from jaxmix.core.errors import ConfigError
 from jaxmix.models import TransformerConfig, transformer
 from jaxmix.models.cache import Part, joint_attention
-from jaxmix.models.generate import generate, is_prompt_token
+from jaxmix.models.generation import generate, is_prompt_token
 from jaxmix.models.sampling import Sampling
 
 WORDS, PAD, EOS = 13, 0, 1
