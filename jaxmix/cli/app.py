@@ -146,6 +146,23 @@ COMMANDS: tuple[Command, ...] = (
         home="swarm",
     ),
     Command(
+        "finetune",
+        "Fine-tune a policy on tasks with verifiers, its prompts paced by a bandit",
+        """CONFIG names tasks, model, start, bandit and loop, see configs/finetune/. What the run will take is said
+        before it starts. The run folder holds config.yaml, provenance.json, metrics.jsonl, timing.jsonl, checkpoints/,
+        start/, curriculum.yaml and report.html. Stopped or killed, the same command continues exactly.""",
+        positional=(_CONFIG,),
+        flags=(
+            Flag("--out", "run folder (out: in the file, else runs/<name of the file>)", "FOLDER"),
+            *_PROCESSES,
+            Flag("--distributed", "join the processes that the environment names"),
+            _DRY_RUN,
+            _JSON,
+        ),
+        sections=("tasks", "model", "start", "bandit", "train", "track", "checkpoint", "out"),
+        home="finetune",
+    ),
+    Command(
         "law",
         "Fit mixing laws to a table of runs, compare them, propose the best mixture",
         """check compares all laws on mixtures they have not seen; fit judges and fits one, or with auto
@@ -270,6 +287,10 @@ def _config_keys(command: Command) -> list[tuple[str, str]]:
         from jaxmix.workflows.label_config import LabelConfig
 
         return list_settings(LabelConfig)
+    if command.name == "finetune":
+        from jaxmix.workflows.finetune_config import FinetuneConfig
+
+        return list_settings(FinetuneConfig)
     from jaxmix.workflows.config import RunConfig
 
     return list_settings(RunConfig)

@@ -8,8 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from jaxmix.core.errors import ConfigError
 from jaxmix.report import charts
 from jaxmix.report.diagnosis import is_near_one_hot, warnings
+from jaxmix.report.finetune import describe_finetune, finetune_sections
+from jaxmix.report.finetune_measures import arms_of, is_finetune
 from jaxmix.report.pieces import curve, domains_shown, figure_html, moves, note_shown, table_html, trained
 from jaxmix.report.runs import RunRecord, find_runs, load_run
 from jaxmix.report.sections import mixer_section, paired_section
@@ -45,6 +48,8 @@ def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:
 
 def describe_result(runs: Sequence[RunRecord]) -> list[str]:
     """The result in sentences, the most important first."""
+    if _all_finetune(runs):
+        return describe_finetune(runs)
     if len(runs) == 1:
         return _single_verdict(runs[0])
     result = comparison(runs)
@@ -123,9 +128,24 @@ def build_page(runs: Sequence[RunRecord], *, title: str) -> str:
         f'<p class="verdict">{escape(first)}</p>',
         *(f"<p>{escape(s)}</p>" for s in others),
     ]
-    body += _single(runs[0]) if len(runs) == 1 else _several(runs)
+    if _all_finetune(runs):
+        body += finetune_sections(runs)
+    else:
+        body += _single(runs[0]) if len(runs) == 1 else _several(runs)
     body += _origin(runs)
     return html_page(title, body)
+
+
+def _all_finetune(runs: Sequence[RunRecord]) -> bool:
+    """Whether these are runs of fine-tuning; a page cannot show them beside others."""
+    kinds = {is_finetune(run) for run in runs}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "these runs are of two kinds, training on mixtures and fine-tuning",
+            where="command line",
+            fix="Name a run folder, or a folder that holds runs of one kind.",
+        )
+    return kinds == {True}
 
 
 def _judged_by(runs: Sequence[RunRecord]) -> str:
@@ -133,10 +153,14 @@ def _judged_by(runs: Sequence[RunRecord]) -> str:
 
 
 def _subtitle(runs: Sequence[RunRecord]) -> str:
-    domains = runs[0].domains
     what = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
     made = runs[-1].provenance.get("finished") or runs[-1].provenance.get("started")
-    parts = [what, f"{len(domains)} domains", f"{max(r.tokens for r in runs):,} tokens" + (" each" if runs[1:] else "")]
+    each = " each" if runs[1:] else ""
+    if _all_finetune(runs):
+        prompts = max((int(r.get("prompts", 0)) for run in runs for r in (*run.train, *run.eval)), default=0)
+        parts = [what, f"{len(arms_of(runs[0]))} arms", f"{prompts:,} prompts{each}"]
+    else:
+        parts = [what, f"{len(runs[0].domains)} domains", f"{max(r.tokens for r in runs):,} tokens{each}"]
     return " · ".join([*parts, str(made)] if made else parts)
 
 

@@ -11,6 +11,7 @@ from jaxmix.workflows.compare import load_comparison
 from jaxmix.workflows.config import load_config
 from jaxmix.workflows.discover_config import load_discovery
 from jaxmix.workflows.doremi import load_doremi
+from jaxmix.workflows.finetune_config import load_finetune
 from jaxmix.workflows.label_config import load_labelling
 from jaxmix.workflows.swarm_config import load_swarm
 
@@ -22,6 +23,7 @@ TINY = ["--data.seq_len", "16", "--data.batch_size", "16", "--data.validation_ro
 def test_a_config_loads_and_its_head_says_what_it_does(path):
     loaders = {
         "discover": load_discovery,
+        "finetune": load_finetune,
         "label": load_labelling,
         "compare": load_comparison,
         "swarm": load_swarm,

@@ -1,0 +1,71 @@
+"""`jaxmix finetune CONFIG`."""
+
+from __future__ import annotations
+
+import shlex
+
+from jaxmix.cli.arguments import Arguments
+from jaxmix.cli.output import process_index, say, say_json, say_table
+
+__all__ = ["finetune"]
+
+
+def finetune(arguments: Arguments) -> int:
+    """Says what the run will take, fine-tunes, and prints the table of arms."""
+    from jaxmix.workflows.finetune_config import load_finetune
+
+    config = load_finetune(arguments.config, arguments.overrides, out=arguments.out)
+    if arguments.dry_run:
+        _say_plan(config, arguments.json)
+        if not arguments.json:
+            say(f"\nWould write to {config.out}. Nothing was written.")
+        return 0
+    given = (arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.distributed or any(value is not None for value in given):
+        from jaxmix.core.sharding import initialize_distributed
+
+        initialize_distributed(*given)
+    if not arguments.json:
+        _say_plan(config, as_json=False)
+        say()
+    from jaxmix.workflows.finetune import run_finetune
+
+    command = shlex.join(["jaxmix", *arguments.argv])
+    try:
+        outcome = run_finetune(config, command=command, say=(lambda line: None) if arguments.json else say)
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise
+        raise KeyboardInterrupt(f"What is finished is kept. Continue with: {command}") from None
+    if process_index():
+        return 0
+    if arguments.json:
+        say_json(outcome.as_json())
+        return 0
+    from jaxmix.report import describe_result, load_run
+    from jaxmix.report.finetune import finetune_table
+
+    run = load_run(outcome.run_dir)
+    table = finetune_table(run)
+    say()
+    say_table(table.columns, table.rows)
+    say()
+    say(" ".join(describe_result([run])))
+    say(f"\nPage: {outcome.report}")
+    return 0
+
+
+def _say_plan(config: object, as_json: bool) -> None:
+    from jaxmix.workflows.finetune_config import FinetuneConfig
+    from jaxmix.workflows.finetune_plan import finetune_plan_lines, finetune_plan_rows, make_finetune_plan
+
+    assert isinstance(config, FinetuneConfig)
+    plan = make_finetune_plan(config)
+    if as_json:
+        say_json(plan.as_json())
+        return
+    columns, rows = finetune_plan_rows(plan)
+    say_table(columns, rows)
+    say()
+    for line in finetune_plan_lines(plan):
+        say(line)
