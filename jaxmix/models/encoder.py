@@ -63,7 +63,7 @@ def load_encoder(
         sample: texts that the built-in encoder is fitted to, a few thousand or more.
         identity: of a function: a name that changes whenever its results do.
         options: those of `checkpoint_encoder` or `fit_hashed_encoder`; `dim` of a function, if an encoding of one word
-            is not to be tried for it.
+            is not to be tried for it; `checkpoint` with a saved folder: where the checkpoint it refers to is now.
 
     Raises:
         ConfigError: `which` is none of these, or an argument does not belong to it.
@@ -119,7 +119,7 @@ def checkpoint_encoder(
         pooling: "mean" or "cls", where the files do not say or should not decide.
         max_length: in tokens; longer texts are cut. Time is about proportional to it.
         prefix: in front of every text, such as "query: " or "passage: " for E5.
-        compute_dtype: "float32", "bfloat16" (GPU, TPU: several times faster, cosines off by about 1e-3), or "auto".
+        compute_dtype: "float32", "bfloat16" (GPU, TPU: several times faster, cosines off by about 1e-4), or "auto".
         batch_tokens: rows × tokens of a batch; None: 2,048 on CPU (what stays in the cache), 65,536 elsewhere.
         mesh: from `jaxmix.core.sharding.build_mesh`; rows are split over its data and fsdp axes. Devices of this
             process only: processes encode different shards.
@@ -237,11 +237,18 @@ def _load_saved(folder: Path, options: dict[str, Any]) -> Encoder:
         from jaxmix.models.hashed_encoder import load_hashed_encoder
 
         return load_hashed_encoder(folder)
+    checkpoint = options.pop("checkpoint", plain["folder"])
+    if not Path(checkpoint).is_dir():
+        raise ConfigError(
+            f"the checkpoint is no longer at {checkpoint}",
+            where=str(folder / ENCODER_FILE),
+            fix="Put it back, or say where it is now: load_encoder(folder, checkpoint=...).",
+        )
     names = ("pooling", "max_length", "prefix", "compute_dtype")
-    encoder = checkpoint_encoder(plain["folder"], **{**{name: plain[name] for name in names}, **options})
+    encoder = checkpoint_encoder(checkpoint, **{**{name: plain[name] for name in names}, **options})
     if encoder.identity != plain["identity"]:
         raise ConfigError(
-            f"the checkpoint in {plain['folder']} is no longer the one that {ENCODER_FILE} was written for",
+            f"the checkpoint in {checkpoint} is not the one that {ENCODER_FILE} was written for",
             where=str(folder),
             fix="Put the old files back, or embed and discover again.",
         )

@@ -149,7 +149,8 @@ def bert(config: BertConfig) -> Bert:
     >>> import jax, jax.numpy as jnp
     >>> model = bert(BertConfig(vocab_size=9, width=8, num_layers=2, num_heads=2, mlp_width=16, max_positions=4))
     >>> tokens = jnp.array([[1, 2, 3]])
-    >>> model.apply(model.init(jax.random.key(0)), tokens, tokens > 0).shape
+    >>> params = jax.eval_shape(model.init, jax.random.key(0))
+    >>> jax.eval_shape(model.apply, params, tokens, tokens > 0).shape
     (1, 3, 8)
 
     References:

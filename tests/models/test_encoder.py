@@ -72,8 +72,12 @@ def test_an_encoder_is_saved_by_reference(checkpoint, tmp_path):
     different = {encoder.identity, load_encoder(checkpoint).identity, load_encoder(checkpoint, max_length=12).identity}
     assert len(different) == 3
     plain = json.loads((tmp_path / "encoder.json").read_text())
+    (tmp_path / "encoder.json").write_text(json.dumps({**plain, "folder": "elsewhere"}))
+    with pytest.raises(ConfigError, match="no longer at elsewhere"):
+        load_encoder(tmp_path)
+    assert load_encoder(tmp_path, checkpoint=checkpoint).identity == encoder.identity
     (tmp_path / "encoder.json").write_text(json.dumps({**plain, "identity": "0"}))
-    with pytest.raises(ConfigError, match="no longer the one"):
+    with pytest.raises(ConfigError, match="is not the one that"):
         load_encoder(tmp_path)
 
 
