@@ -165,8 +165,8 @@ def _start(
     import jax
 
     from jaxmix.models.partition import fit_partition
-    from jaxmix.train.checkpoint import Checkpointer, read_params
     from jaxmix.train import warm_start
+    from jaxmix.train.checkpoint import Checkpointer, read_params
 
     section = config.start
     if section.run is None and section.steps == 0:
