@@ -29,8 +29,8 @@ def _load(arguments: Arguments, *, out: str | None = None) -> Any:
 
 
 def quickstart(arguments: Arguments) -> int:
-    """Prepares, finds a mixture by proxies and a law, trains eight runs, prints the table, names the page."""
-    from jaxmix.workflows.quickstart import DEFAULT_OUT, propose_mixture, quickstart_members
+    """Prepares, finds a mixture by proxies and a law, trains eight runs and one on discovered domains; prints all."""
+    from jaxmix.workflows.quickstart import DEFAULT_OUT, discovered_arm, propose_mixture, quickstart_members
 
     out = arguments.out or DEFAULT_OUT
     overrides = list(arguments.overrides)
@@ -44,8 +44,12 @@ def quickstart(arguments: Arguments) -> int:
         cost = propose_mixture(runs[0].config, overrides, out=out, command=_command(arguments), say=note)
     runs = quickstart_members(overrides, out=out, seeds=arguments.seeds)
     outcome = _run_comparison(arguments, runs, out)
+    discovered: list[str] = []
+    with _continued_by(_command(arguments)):
+        if not arguments.given_only:
+            discovered = discovered_arm(runs, overrides, out=out, command=_command(arguments), say=note)
     if arguments.json:
-        say_json({**outcome.summary, "notes": [cost]})
+        say_json({**outcome.summary, "notes": [cost, *discovered]})
         return 0
     from jaxmix.report import load_run
     from jaxmix.report.tables import comparison_table
@@ -54,7 +58,7 @@ def quickstart(arguments: Arguments) -> int:
     say()
     say_table(table.columns, table.rows, title="Validation loss (nats per token), realised share, epochs; seed means")
     say()
-    for sentence in (*outcome.sentences, cost):
+    for sentence in (*outcome.sentences, cost, *discovered):
         say(sentence)
     say(f"\nPage: {outcome.report}")
     return 0

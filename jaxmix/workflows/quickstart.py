@@ -1,4 +1,7 @@
-"""`jaxmix quickstart`: four mixtures on the bundled texts, one of them proposed by a law, compared at equal tokens."""
+"""`jaxmix quickstart`: four mixtures on the bundled texts, one of them proposed by a law, compared at equal tokens.
+
+Then one of them again, on domains that were discovered instead of given.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from jaxmix.workflows.compare import Member, members
 from jaxmix.workflows.config import RunConfig
 from jaxmix.workflows.strict import apply_overrides, dump_yaml, parse_yaml
 
-__all__ = ["DEFAULT_OUT", "propose_mixture", "quickstart_members"]
+__all__ = ["DEFAULT_OUT", "discovered_arm", "propose_mixture", "quickstart_members"]
 
 DEFAULT_OUT = "runs/quickstart"
 FILE = "quickstart.yaml"
@@ -35,7 +38,7 @@ def quickstart_members(
         seeds: number of seeds instead of the file's.
     """
     text = _text()
-    del text["law"]
+    del text["law"], text["gem"]
     found = _mixture_file(out)
     if found.is_file():
         text["variants"][VARIANT] = {**text["variants"][VARIANT], **parse_yaml(found.read_text(), where=str(found))}
@@ -82,6 +85,30 @@ def propose_mixture(
     if not _mixture_file(out).is_file():
         _fit_and_propose(run, swarm.table, out=out, command=command, say=say)
     return _cost(run, swarm)
+
+
+def discovered_arm(
+    runs: Sequence[Member],
+    overrides: Sequence[tuple[str, str]],
+    *,
+    out: str,
+    command: str,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Discovers domains in the training texts, trains on them, and returns in sentences how that went.
+
+    Args:
+        runs: of the comparison, finished.
+        overrides: of its base configuration.
+        out: folder of the comparison.
+        command: what was typed.
+        say: receives one line per stage.
+    """
+    from jaxmix.workflows.quickstart_gem import run_discovered_arm
+
+    text = _text()
+    base = apply_overrides(text["base"], overrides)
+    return run_discovered_arm(text["gem"], base, runs, file=FILE, out=out, command=command, say=say)
 
 
 def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say: Callable[[str], None]) -> None:

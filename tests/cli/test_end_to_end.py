@@ -142,8 +142,31 @@ def test_doctor_names_a_known_bad_pair(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["ok"]
 
 
-def test_quickstart_compares_and_is_not_repeated(tmp_path, capsys):
+@pytest.mark.slow
+def test_quickstart_discovers_domains_too(tmp_path, capsys):
     arguments = ["quickstart", "--steps", "3", "--seeds", "1", "--out", str(tmp_path / "q"), "--json"]
+    small = ["--data.seq_len", "32", "--data.batch_size", "8", "--data.validation_rows", "4"]
+    assert main([*arguments, *small]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert "odm on 11 domains discovered by GEM" in notes[1]
+    run = tmp_path / "q" / "gem" / "odm-seed0"
+    result = json.loads((run / "result.json").read_text())
+    given = yaml.safe_load((tmp_path / "q" / "odm-seed0" / "config.yaml").read_text())
+    assert set(result["losses"]) == set(
+        yaml.safe_load((tmp_path / "q" / "law" / "mixture.yaml").read_text())["mixture"]["weights"]
+    )
+    discovered = yaml.safe_load((run / "config.yaml").read_text())
+    assert len(discovered["sources"]) == 11
+    assert discovered["train"]["steps"] == given["train"]["steps"] == 3
+    assert len(list((tmp_path / "q" / "gem" / "domains").glob("report.html"))) == 1
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("metrics.jsonl")}
+    assert main([*arguments, *small]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == notes
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "q").rglob("metrics.jsonl")} == before
+
+
+def test_quickstart_compares_and_is_not_repeated(tmp_path, capsys):
+    arguments = ["quickstart", "--steps", "3", "--seeds", "1", "--out", str(tmp_path / "q"), "--json", "--given-only"]
     small = ["--data.seq_len", "32", "--data.batch_size", "8", "--data.validation_rows", "4", "--train.log_every", "1"]
     assert main([*arguments, *small]) == 0
     summary = json.loads(capsys.readouterr().out)
