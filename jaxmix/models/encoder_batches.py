@@ -94,6 +94,8 @@ def tokenize(fast: Any, texts: Sequence[str], max_length: int) -> list[list[int]
         max_length: in tokens.
     """
     limit = max_length * _CHARACTERS_PER_TOKEN
+    # Lone surrogates, which the library refuses, become question marks.
+    texts = [text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     encodings = fast.encode_batch([text[:limit] for text in texts])
     ids = []
     for text, encoding in zip(texts, encodings, strict=True):

@@ -43,6 +43,7 @@ def test_a_bert_checkpoint_equals_numpy(checkpoint):
     np.testing.assert_allclose(rows, expected, atol=2e-6)
     np.testing.assert_array_equal(encoder.encode(TEXTS), rows)
     assert encoder.encode([]).shape == (0, WIDTH)
+    np.testing.assert_array_equal(*encoder.encode(["a cat \ud800 dog", "a cat ? dog"]))
     half = load_encoder(checkpoint, batch_tokens=60, compute_dtype="bfloat16")
     assert half.identity != encoder.identity
     is_kept = np.linalg.norm(rows, axis=1) > 0
