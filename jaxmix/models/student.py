@@ -80,8 +80,8 @@ class Student:
     def predict(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Labels i32[n] and probabilities f32[n, k] of raw texts; a text without known words gets the bias's.
 
-        Runs on the host: after hashing, a prediction is one product of a sparse and a dense matrix, which takes a
-        tenth of the hashing's time. A text's result does not depend on the others of the batch.
+        Runs on the host: what is left after hashing is one product of a sparse and a dense matrix. A text's result
+        does not depend on the others of the batch.
         """
         parts = [self._logits(texts[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(texts), _TEXTS_AT_ONCE)]
         logits = np.concatenate(parts) if parts else np.zeros((0, self.config.num_clusters), np.float32)

@@ -11,7 +11,9 @@ from jaxmix.train import latest_by_step, read_records
 from jaxmix.workflows.held_out import held_out_losses, write_training_texts
 
 
-def test_losses_and_texts_of_a_prepared_folder(tmp_path, capsys):
+@pytest.fixture
+def config(tmp_path):
+    """A tiny run on two tiny domains; → the file."""
     for name, word in (("plain", "the cat sat. "), ("code", "def f(x): ")):
         (tmp_path / name).mkdir()
         for i in range(12):
@@ -27,12 +29,11 @@ def test_losses_and_texts_of_a_prepared_folder(tmp_path, capsys):
     }  # fmt: skip
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
-    assert main(["train", str(path), "--out", str(tmp_path / "run"), "--json"]) == 0
-    capsys.readouterr()
-    own = latest_by_step(read_records(tmp_path / "run" / "metrics.jsonl"), "eval")[-1]
-    found = held_out_losses(tmp_path / "run", tmp_path / "prepared", rows_per_domain=4)
-    assert found == {name: pytest.approx(own[f"eval/loss/{name}"], rel=1e-6) for name in ("plain", "code")}
+    return path
 
+
+def test_texts_of_the_training_part(config, tmp_path, capsys):
+    assert main(["prepare", str(config), "--json"]) == 0
     files = write_training_texts(tmp_path / "prepared", tmp_path / "texts")
     held = {bytes(tokens[:-1].astype("u1")).decode() for s in ("plain", "code")
             for tokens in open_prepared(tmp_path / "prepared", "validation")[s]}  # fmt: skip
@@ -45,6 +46,13 @@ def test_losses_and_texts_of_a_prepared_folder(tmp_path, capsys):
     write_training_texts(tmp_path / "prepared", tmp_path / "texts")
     assert {file: file.stat().st_mtime_ns for file in files.values()} == times
 
+
+@pytest.mark.slow
+def test_losses_are_those_of_the_runs_own_evaluation(config, tmp_path, capsys):
+    assert main(["train", str(config), "--out", str(tmp_path / "run"), "--json"]) == 0
+    own = latest_by_step(read_records(tmp_path / "run" / "metrics.jsonl"), "eval")[-1]
+    found = held_out_losses(tmp_path / "run", tmp_path / "prepared", rows_per_domain=4)
+    assert found == {name: pytest.approx(own[f"eval/loss/{name}"], rel=1e-6) for name in ("plain", "code")}
     index = tmp_path / "prepared" / "index.json"
     index.write_text(index.read_text().replace('"tokenizer": "', '"tokenizer": "other '))
     with pytest.raises(ConfigError, match="another tokenizer"):

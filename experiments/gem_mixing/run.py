@@ -1,0 +1,226 @@
+"""One corpus divided in several ways, each trained on under the same mixers; resumable per cell.
+
+python experiments/gem_mixing/run.py --out runs/gem_mixing                  # all
+python experiments/gem_mixing/run.py --out runs/gem_mixing --part 0/2       # every other cell, for two processes
+python experiments/gem_mixing/run.py --out runs/gem_mixing --summary        # results.json and the table alone
+python experiments/gem_mixing/run.py --out /tmp/try --smallest              # does it run at all
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmix.core.errors import JaxmixError
+from jaxmix.data.files import write_whole
+from jaxmix.workflows.config import from_mapping
+from jaxmix.workflows.data import prepare_and_open
+from jaxmix.workflows.discover import run_discovery
+from jaxmix.workflows.discover_config import discovery_from
+from jaxmix.workflows.held_out import held_out_losses, write_training_texts
+from jaxmix.workflows.provenance import versions, write_json
+from jaxmix.workflows.strict import dump_yaml, parse_yaml
+from jaxmix.workflows.train import run_train
+
+HERE = Path(__file__).parent
+CLUSTERERS: dict[str, dict[str, Any]] = {
+    "gem": {"name": "gem", "balance": 1000},
+    "gem_unbalanced": {"name": "gem", "balance": 1},
+    "spherical_kmeans": {"name": "spherical_kmeans"},
+}
+PARTITIONS = ("given", *CLUSTERERS)
+METHODS: dict[str, dict[str, Any]] = {
+    "natural": {"mixture": {"weights": "natural"}, "mixer": {"name": "static"}},
+    "uniform": {"mixture": {"weights": "uniform"}, "mixer": {"name": "static"}},
+    "odm": {"mixture": {"weights": "natural"}, "mixer": {"name": "odm"}},
+    "law": {"mixer": {"name": "static"}},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large everything is."""
+
+    steps: int
+    rows: int
+    proxies: int
+    seeds: int
+    proxy_share: float = 0.33
+
+
+SIZES = {"real": Size(steps=1000, rows=256, proxies=24, seeds=5), "smallest": Size(4, 4, 4, 1, 0.5)}
+
+
+def base(out: Path, size: Size) -> dict[str, Any]:
+    """What all runs share."""
+    return {
+        "data": {"tokenizer": "byte", "seq_len": 64, "batch_size": 16, "block": 1, "validation_rows": size.rows},
+        "model": {"preset": "lm-300k", "num_layers": 2, "width": 64, "num_heads": 4},
+        "train": {
+            "steps": size.steps, "learning_rate": 2e-3, "log_every": max(size.steps // 40, 1), "eval_every": size.steps
+        },
+        "checkpoint": {"every": 10**6, "keep": 1},
+    }  # fmt: skip
+
+
+def held_out_folder(out: Path, size: Size, sources: Any) -> Path:
+    """Prepares the corpus by its given labels: its validation part judges all runs."""
+    plain = base(out, size) | {"sources": sources, "out": "unused"}
+    plain["data"] = plain["data"] | {"prepared": str(out / "corpus"), "validation_fraction": 0.1}
+    prepare_and_open(from_mapping(plain, file="gem_mixing"))
+    return out / "corpus"
+
+
+def partition_sources(name: str, out: Path, texts: dict[str, Path], seed: int) -> dict[str, Any]:
+    """The section `sources` of a partition; clusters are found where they are not there yet."""
+    if name == "given":
+        return {domain: {"path": str(path)} for domain, path in texts.items()}
+    config = discovery_from(
+        {
+            "sources": {"texts": {"path": [str(path) for path in texts.values()]}},
+            "encoder": {"name": "builtin", "dim": 128},
+            "clusterer": {"num_clusters": len(texts), **CLUSTERERS[name]},
+            "fit": {"seed": seed},
+            "student": {"rule": "random", "per_cluster": 200, "buckets": 65536},
+        },
+        file=name,
+        out=str(out / name / "domains"),
+    )
+    run_discovery(config, command="gem_mixing", say=lambda line: None)
+    found = parse_yaml((out / name / "domains" / "sources.yaml").read_text(), where="sources.yaml")
+    return dict(found["sources"])
+
+
+def cell_config(partition: str, method: str, seed: int, out: Path, size: Size, sources: Any) -> dict[str, Any]:
+    plain = base(out, size) | {"sources": sources, **METHODS[method]}
+    plain["data"] = plain["data"] | {"prepared": str(out / partition / "prepared"), "validation_fraction": 0.05}
+    plain["train"] = plain["train"] | {"seed": seed}
+    plain["out"] = str(out / partition / f"{method}-seed{seed}")
+    if method == "law":
+        plain["mixture"] = propose(partition, out, size, plain)
+    return plain
+
+
+def propose(partition: str, out: Path, size: Size, plain: dict[str, Any]) -> dict[str, Any]:
+    """The mixture of the law of a partition, from a swarm of smaller proxies; made once."""
+    home = out / partition
+    path = home / "law" / "mixture.yaml"
+    if not path.is_file():
+        from jaxmix.models.accounting import count_params
+        from jaxmix.workflows.data import known_sizes
+        from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
+        from jaxmix.workflows.resolve import resolve_model_config
+        from jaxmix.workflows.swarm import collect
+        from jaxmix.workflows.swarm_config import load_swarm
+
+        steps = max(round(size.proxy_share * size.steps), 1)
+        small = {k: v for k, v in plain.items() if k not in ("out", "mixer", "mixture")} | {
+            "model": plain["model"] | {"width": 32, "num_heads": 2},
+            "mixture": {"weights": "natural"},
+        }
+        small["train"] = {k: v for k, v in plain["train"].items() if k != "seed"} | {
+            "steps": steps,
+            "eval_every": steps,
+        }
+        design = {"runs": size.proxies, "seed": 0, "include": ["prior", "uniform"], "concentration": [0.5, 20.0]}
+        swarm = home / "swarm.yaml"
+        write_whole(swarm, dump_yaml({"base": small, "design": design, "seeds": [0]}))
+        words = [sys.executable, "-m", "jaxmix.cli", "swarm", "run", str(swarm), "--out", str(home / "swarm"), "--json"]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        table = collect(load_swarm(str(swarm), out=str(home / "swarm"))).table
+        law = LawSettings(law="hierarchical" if size.proxies > 10 else "linear")
+        fitted = fit_law(table, law, out=str(home / "law"), command="gem_mixing", source=str(home / "swarm"))
+        config = from_mapping({**small, "out": "unused"}, file="gem_mixing")
+        target = from_mapping({**plain, "mixture": {"weights": "natural"}}, file="gem_mixing")
+        model = resolve_model_config(target, vocab_size=known_sizes(config).vocab_size)
+        make_proposal(
+            fitted, model_size=count_params(model) / 1e6, tokens=size.steps * 16 * 64 / 1e9, out=str(home / "law"),
+            command="gem_mixing", kl_strength=0.03,
+        )  # fmt: skip
+    return dict(parse_yaml(path.read_text(), where=str(path))["mixture"])
+
+
+def run_cell(partition: str, method: str, seed: int, out: Path, size: Size, sources: Any, corpus: Path) -> None:
+    started = time.time()
+    plain = cell_config(partition, method, seed, out, size, sources)
+    run_train(from_mapping(plain, file=partition), command="gem_mixing", label=f"{partition} {method} seed {seed}",
+              extra={"variant": f"{partition} {method}"}, has_page=False)  # fmt: skip
+    losses = held_out_losses(plain["out"], corpus, rows_per_domain=size.rows)
+    seconds = round(time.time() - started, 1)
+    write_json(Path(plain["out"]) / "result.json", {"losses": losses, "seconds": seconds, "versions": versions()})
+    print(f"{partition:18s} {method:8s} seed {seed}: {np.mean(list(losses.values())):.4f}, {seconds} s", flush=True)
+
+
+def summarise(out: Path, sizes: dict[str, float], target: Path) -> None:
+    """Means over seeds of the loss over given domains: even, and weighted by their sizes."""
+    rows: dict[str, Any] = {}
+    for path in sorted(out.glob("*/*-seed*/result.json")):
+        method, seed = path.parent.name.rsplit("-seed", 1)
+        losses = json.loads(path.read_text())["losses"]
+        even = float(np.mean(list(losses.values())))
+        by_size = float(np.average(list(losses.values()), weights=[sizes[name] for name in losses]))
+        rows.setdefault(f"{path.parent.parent.name} {method}", {})[seed] = {"even": even, "by_size": by_size}
+    if not rows:
+        return
+    write_json(target, {"cells": rows})
+    print(f"\n{'':28s} {'mean over given domains':>26s} {'weighted by size':>24s}   seeds")
+    for name, seeds in rows.items():
+        shown = []
+        for key in ("even", "by_size"):
+            values = [s[key] for s in seeds.values()]
+            spread = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.4f}" if len(values) > 1 else ""
+            shown.append(f"{np.mean(values):.4f}{spread}")
+        print(f"{name:28s} {shown[0]:>26s} {shown[1]:>24s}   {len(seeds)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/gem_mixing")
+    parser.add_argument("--texts", help="folder of DOMAIN.jsonl files instead of the bundled texts")
+    parser.add_argument("--partitions", default=",".join(PARTITIONS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th cell from the i-th")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after so long")
+    parser.add_argument("--smallest", action="store_true", help="a few steps of everything, to see that it runs")
+    parser.add_argument("--summary", action="store_true", help="only collect what is finished")
+    arguments = parser.parse_args()
+    size, out = SIZES["smallest" if arguments.smallest else "real"], Path(arguments.out).resolve()
+    sources: Any = "bundled"
+    if arguments.texts:
+        sources = {path.stem: {"path": str(path)} for path in sorted(Path(arguments.texts).glob("*.jsonl"))}
+    corpus = held_out_folder(out, size, sources)
+    index = json.loads((corpus / "index.json").read_text())
+    shares = {name: float(entry["splits"]["train"]["tokens"]) for name, entry in index["domains"].items()}
+    target = out / "results.json" if arguments.smallest else HERE / "results.json"
+    if not arguments.summary:
+        texts = write_training_texts(corpus, out / "texts")
+        number, count = map(int, arguments.part.split("/"))
+        todo = [
+            (partition, method, seed)
+            for seed in range(size.seeds)
+            for partition in arguments.partitions.split(",")
+            for method in arguments.methods.split(",")
+        ][number::count]
+        deadline, failed = time.time() + 60 * arguments.minutes, 0
+        for partition, method, seed in todo:
+            if (out / partition / f"{method}-seed{seed}" / "result.json").is_file() or time.time() > deadline:
+                continue
+            try:
+                found = partition_sources(partition, out, texts, seed=0)
+                run_cell(partition, method, seed, out, size, found, corpus)
+            except (JaxmixError, subprocess.CalledProcessError) as error:
+                failed += 1
+                print(f"{partition} {method} seed {seed} FAILED: {error}", flush=True)
+    summarise(out, shares, target)
+
+
+if __name__ == "__main__":
+    main()
