@@ -295,13 +295,7 @@ def build_policy_programs(
             stepper = scaled(optimizer, count(is_live & is_present) / jnp.maximum(count(is_present), 1.0))
 
         def once(train: TrainState, _: None) -> tuple[TrainState, UpdateInfo]:
-            def add(carry: Any, piece: Any) -> tuple[Any, None]:
-                found = jax.value_and_grad(objective, has_aux=True)(train.params, piece)
-                return jax.tree.map(jnp.add, carry, found), None
-
-            shapes = jax.eval_shape(lambda: add_shapes(train.params, pieces))
-            start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            ((loss, sums), grads), _ = jax.lax.scan(add, start, pieces)
+            (loss, sums), grads = gradient(train.params, pieces)
             result = guarded_update(train, loss, grads, stepper)
             means = sums / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
             return result.state, UpdateInfo(loss, result.grad_norm, *means)
@@ -310,8 +304,13 @@ def build_policy_programs(
         rest = jax.tree.map(lambda x: jnp.roll(x, -groups, axis=0) if x.ndim else jnp.maximum(x - groups, 0), buffer)
         return train, rest, jax.tree.map(jnp.mean, infos)
 
-    def add_shapes(params: Any, pieces: Any) -> Any:
-        return jax.value_and_grad(objective, has_aux=True)(params, jax.tree.map(lambda x: x[0], pieces))
+    def gradient(params: Any, pieces: Any) -> Any:
+        """((loss, sums), gradient) over all pieces."""
+        of_piece = jax.value_and_grad(objective, has_aux=True)
+        shapes = jax.eval_shape(of_piece, params, jax.tree.map(lambda x: x[0], pieces))
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        add = lambda carry, piece: (jax.tree.map(jnp.add, carry, of_piece(params, piece)), None)
+        return jax.lax.scan(add, start, pieces)[0]
 
     def logp_of(params: Any, piece: Any) -> Array:
         valid = is_prompt_token(piece["prompts"], pad_id)
