@@ -112,7 +112,7 @@ def ascent(tiny: bool) -> Iterator[Cell]:
     for strength in STRENGTHS:
         for bits in (64, 32):
             yield f"dual/{strength}/{bits}", lambda s=strength, b=bits: cell(s, b, {})
-        for steps in (1, 5):
+        for steps in (1, 5) if strength else ():
             options = {"e_step": "mirror", "mirror_steps": steps}
             yield f"mirror{steps}/{strength}/64", lambda s=strength, o=options: cell(s, 64, o)
 

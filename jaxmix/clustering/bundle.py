@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmix.clustering.base import Assignment, Balance, Clusterer, GemState, Sums
 from jaxmix.clustering.maximise import maximise
 from jaxmix.clustering.passes import fused_pass, label_pass
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.sharding import shard_map
 from jaxmix.core.types import Array
 
 __all__ = ["assign", "build_clusterer", "check_rows"]
@@ -48,7 +50,7 @@ def build_clusterer(
 
     def label(state: GemState, x: Array, *, with_posterior: bool = True) -> Assignment:
         check_rows(name, state, x)
-        return Assignment(*_label(state, x, with_posterior=with_posterior))
+        return Assignment(*_label_rows(x)(state, x, with_posterior=with_posterior))
 
     return Clusterer(
         init, accumulate, step, label, name, num_clusters, rule, has_learned_weights, max_concentration, balance
@@ -58,23 +60,44 @@ def build_clusterer(
 def assign(clusterer: Clusterer, state: GemState, x: Array, *, with_posterior: bool = True) -> Assignment:
     """The cluster of every row, by `argmax_k κ_k μ_k·x + g(κ_k) + b_k`. Blocks of rows; pure, for `jit` and shards.
 
-    Args:
-        clusterer: that fitted `state`; static under `jit`.
-        state: of a fit.
-        x: f[n, d] rows of length 1, any n; half precision is computed in float32. Rows may be sharded.
-        with_posterior: also return f[n, k]; leave it out where n is large. Static under `jit`.
+        Args:
+            clusterer: that fitted `state`; static under `jit`.
+            state: of a fit.
+            x: f[n, d] rows of length 1, any n; half precision is computed in float32. Rows may be sharded.
+            with_posterior: also return f[n, k]; leave it out where n is large. Static under `jit`.
 
-    Raises:
-        ConfigError: rows of another width than the state's.
+        Raises:
+            ConfigError: rows of another width than the state's.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxmix.clustering import GemState, assign, gem
-        >>> state = GemState(jnp.eye(4)[:2], jnp.full(2, 10.0), jnp.zeros(2))
-        >>> assign(gem(2), state, jnp.eye(4)[:2]).labels.tolist()
-        [0, 1]
+        Example:
+            >>> import jax.numpy as jnp
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+            >>> from jaxmix.clustering import GemState, assign, gem
+            >>> state = GemState(jnp.eye(4)[:2], jnp.full(2, 10.0), jnp.zeros(2))
+            >>> assign(gem(2), state, jnp.eye(4)[:2]).labels.tolist()
+            [0, 1]
     """
     return clusterer.assign(state, x, with_posterior=with_posterior)
+
+
+def _label_rows(x: Any) -> Any:
+    """The labelling of rows where they lie: each device its own, when they are split over a mesh."""
+    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    if isinstance(sharding, NamedSharding) and len(sharding.spec) and sharding.spec[0] is not None:
+        return _label_shards(sharding.mesh, PartitionSpec(sharding.spec[0]))
+    return _label
+
+
+@functools.cache
+def _label_shards(mesh: Mesh, rows: PartitionSpec) -> Any:
+    def label(state: GemState, x: Array, *, with_posterior: bool) -> tuple[Array, Array | None]:
+        local = functools.partial(label_pass, with_posterior=with_posterior)
+        found: tuple[Array, Array | None] = shard_map(local, mesh, in_specs=(PartitionSpec(), rows), out_specs=rows)(
+            state, x
+        )
+        return found
+
+    return jax.jit(label, static_argnames="with_posterior")
 
 
 def check_rows(name: str, state: GemState, x: Any) -> None:

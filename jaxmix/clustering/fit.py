@@ -277,8 +277,8 @@ def _fit_once(
             labels = None
     state = progress.best_state
     if kind.e_step != "none":
-        last = build_iteration(kind._replace(e_step="dual"), rows.mesh, has_m_step=False)
-        state = last(rows.x, rows.weight, table, place(state), hessian, jnp.bool_(True), *whole).state
+        last = build_iteration(kind._replace(e_step="dual"), rows.mesh)
+        state = last(rows.x, rows.weight, table, place(state), hessian, place(jnp.bool_(True)), *whole).solved
     return progress.result(state, converged, strength, rows.number)
 
 
@@ -297,6 +297,11 @@ def _table(e_step: str, state: GemState, rows: Rows) -> Any:
         return None
     if e_step == "mirror":
         return build_labels(rows.mesh, has_posterior=True)(state, rows.x)[1]
-    shape = (rows.x.shape[0], state.biases.shape[0])
     sharding = None if rows.mesh is None else rows.weight.sharding
-    return jax.jit(lambda: jnp.zeros(shape, rows.weight.dtype), out_shardings=sharding)()
+    return _zeros((rows.x.shape[0], state.biases.shape[0]), rows.weight.dtype, sharding)()
+
+
+@functools.cache
+def _zeros(shape: tuple[int, int], dtype: Any, sharding: Any) -> Any:
+    """Compiles what makes a table, on the devices that hold its rows."""
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)

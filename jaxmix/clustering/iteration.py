@@ -59,21 +59,25 @@ class Kind(NamedTuple):
 
 class Iteration(NamedTuple):
     """Attributes:
-    state: after the M-step, or, without one, the old state with new biases.
+    state: after the M-step.
+    solved: before it, with the biases that the E-step found.
     table: f[n, k], rows as `x`: the log posterior, scratch of the next iteration ("mirror": log γ).
     hessian: f[k, k], for the next search.
     wants_gram: bool[], whether that one should begin with a new matrix.
-    objective: f[], F after the M-step (22), or after the E-step.
+    objective: f[], F after the M-step (22).
+    solved_objective: f[], F after the E-step (15).
     gap: f[], certificate of the E-step.
     evaluations: i32[].
     mass: f[k], π, sums to 1.
     """
 
     state: GemState
+    solved: GemState
     table: Any
     hessian: Any
     wants_gram: Any
     objective: Any
+    solved_objective: Any
     gap: Any
     evaluations: Any
     mass: Any
@@ -82,7 +86,7 @@ class Iteration(NamedTuple):
 def kind_of(clusterer: Clusterer, dim: int) -> Kind:
     """The compiled-in part of a clusterer for rows of width `dim`."""
     balance = clusterer.balance
-    has_balance = balance is not None and (balance.strength > 0 or balance.e_step == "mirror")
+    has_balance = balance is not None and balance.strength > 0
     return Kind(
         clusterer.rule,
         clusterer.has_learned_weights,
@@ -114,7 +118,7 @@ def objective_of(search: DualSearch, penalty: Penalty) -> Array:
 
 
 @functools.cache
-def build_iteration(kind: Kind, mesh: Mesh | None, *, has_m_step: bool = True) -> Any:
+def build_iteration(kind: Kind, mesh: Mesh | None) -> Any:
     """Compiles `(x, weight, table, state, hessian, wants_gram, penalty, total) -> Iteration`; `table` is given up."""
 
     def local(
@@ -130,7 +134,7 @@ def build_iteration(kind: Kind, mesh: Mesh | None, *, has_m_step: bool = True) -
         add = (lambda tree: tree) if mesh is None else sum_over
         search = start_search(state.biases, hessian, wants_gram)
         if kind.e_step == "dual":
-            sums, search, table = _dual(kind, add, x, weight, table, state, search, penalty, total, has_m_step)
+            sums, search, table = _dual(kind, add, x, weight, table, state, search, penalty, total)
             biases = search.base + search.change
             objective = objective_of(search, penalty)
             state = GemState(state.mean_directions, state.concentrations, biases)
@@ -143,19 +147,19 @@ def build_iteration(kind: Kind, mesh: Mesh | None, *, has_m_step: bool = True) -
             sums = add(fused_pass(state, x, weight, is_hard=kind.rule != "soft"))
             objective = sums.value / total - jnp.log(jnp.asarray(weight.dtype.type(state.biases.shape[0])))
             search = search._replace(gap=jnp.zeros_like(total), evaluations=jnp.int32(1))
-        new = state
-        if has_m_step:
-            new, objective = improve(kind, state, sums, objective)
+        new, after = improve(kind, state, sums, objective)
         wants = jnp.bool_(kind.always_gram) | (search.evaluations > 3)
         mass = sums.mass / total
-        return Iteration(new, table, search.hessian, wants, objective, search.gap, search.evaluations, mass)
+        return Iteration(
+            new, state, table, search.hessian, wants, after, objective, search.gap, search.evaluations, mass
+        )
 
     if mesh is None:
         return jax.jit(local, donate_argnums=2)
     rows, same = batch_spec(), PartitionSpec()
     has_table = kind.e_step != "none"
     table_spec = rows if has_table else None
-    out = Iteration(same, table_spec, same, same, same, same, same, same)  # type: ignore[arg-type]
+    out = Iteration(same, same, table_spec, same, same, same, same, same, same, same)  # type: ignore[arg-type]
     mapped = shard_map(local, mesh, in_specs=(rows, rows, table_spec, same, same, same, same, same), out_specs=out)
     return jax.jit(mapped, donate_argnums=2)
 
@@ -170,10 +174,9 @@ def _dual(
     search: DualSearch,
     penalty: Penalty,
     total: Array,
-    has_m_step: bool,
 ) -> tuple[Sums, DualSearch, Array]:
     """Solves the dual, then takes the means; the sums that the M-step needs."""
-    k, d = state.mean_directions.shape
+    k = state.mean_directions.shape[0]
     tolerance = search_tolerance(weight.dtype)
 
     def note(search: DualSearch, value: Array, mass: Array, gram: Array) -> DualSearch:
@@ -197,10 +200,7 @@ def _dual(
         lambda now: note(now, *dual_pass(table, weight, now.trial, now.wants_gram)),
         search,
     )
-    if has_m_step:
-        mass, resultant = add(moment_pass(table, x, weight, search.change))
-    else:
-        mass, resultant = search.mass * total, jnp.zeros((k, d), weight.dtype)
+    mass, resultant = add(moment_pass(table, x, weight, search.change))
     return Sums(total, total, search.value, mass, resultant, search.hessian), search, table
 
 

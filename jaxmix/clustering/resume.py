@@ -66,7 +66,7 @@ class StreamCheckpoint:
         if not path.exists():
             return None
         try:
-            with np.load(path) as archive:
+            with np.load(io.BytesIO(path.read_bytes())) as archive:
                 flat = {key: archive[key] for key in archive.files}
         except Exception as error:
             raise RunError(

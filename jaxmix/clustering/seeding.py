@@ -168,67 +168,52 @@ def merge_clusters(
         kappa = jnp.minimum(inverse_bessel_ratio(ratio, dim), max_concentration)
         return mass * (kappa * ratio + log_vmf_normalizer(kappa, dim))
 
-    def costs(now: _Merging, a: Array) -> Array:
-        """Loss of the union of `a` with every other living one."""
-        square = now.products[a, a] + jnp.diagonal(now.products) + 2 * now.products[a]
-        union = value(now.mass[a] + now.mass, jnp.sqrt(jnp.maximum(square, 0)))
-        return jnp.where(now.is_alive & (positions != a), now.own[a] + now.own - union, jnp.inf)
-
-    def look_up(now: _Merging, a: Array) -> _Merging:
-        cost = costs(now, a)
-        found = jnp.argmin(cost).astype(jnp.int32)
-        return now._replace(
-            best=now.best.at[a].set(cost[found]),
-            partner=now.partner.at[a].set(found),
-            is_stale=now.is_stale.at[a].set(False),
-        )
-
     def unite(now: _Merging, a: Array) -> _Merging:
+        """Puts the partner of `a` into `a`; who had either as a partner has to look again."""
         b = now.partner[a]
         row = now.products[a] + now.products[b]
         row = row.at[a].set(row[a] + row[b])
-        products = now.products.at[a].set(row).at[:, a].set(row)
-        mass = now.mass.at[a].add(now.mass[b])
-        own = now.own.at[a].set(value(mass[a], jnp.sqrt(jnp.maximum(row[a], 0))))
-        orphaned = (now.partner == a) | (now.partner == b)
-        now = now._replace(
-            mass=mass,
+        return now._replace(
+            mass=now.mass.at[a].add(now.mass[b]),
             resultant=now.resultant.at[a].add(now.resultant[b]),
-            products=products,
-            own=own,
+            products=now.products.at[a].set(row).at[:, a].set(row),
             is_alive=now.is_alive.at[b].set(False),
-            best=now.best.at[b].set(jnp.inf),
+            is_stale=now.is_stale | (now.partner == a) | (now.partner == b),
             alive=now.alive - 1,
         )
-        cost = costs(now, a)
+
+    def step(now: _Merging) -> _Merging:
+        """The pair that costs least is united, unless that cost is out of date; then the first one looks again."""
+        a = jnp.argmin(jnp.where(now.is_alive, now.best, jnp.inf)).astype(jnp.int32)
+        now = jax.lax.cond(now.is_stale[a], lambda now, a: now, unite, now, a)
+        square = now.products[a, a] + jnp.diagonal(now.products) + 2 * now.products[a]
+        together, lengths = now.mass[a] + now.mass, jnp.sqrt(jnp.maximum(square, 0))
+        # The union with itself has twice the value: one evaluation serves for all.
+        unions = value(together, lengths)
+        own = now.own.at[a].set(unions[a] / 2)
+        cost = jnp.where(now.is_alive & (positions != a), own[a] + own - unions, jnp.inf)
         is_better = cost < now.best
-        now = now._replace(
-            best=jnp.where(is_better, cost, now.best),
-            partner=jnp.where(is_better, a, now.partner),
-            is_stale=(now.is_stale | orphaned) & ~is_better,
-        )
         found = jnp.argmin(cost).astype(jnp.int32)
         return now._replace(
-            best=now.best.at[a].set(cost[found]),
-            partner=now.partner.at[a].set(found),
-            is_stale=now.is_stale.at[a].set(False),
+            own=own,
+            best=jnp.where(is_better, cost, now.best).at[a].set(cost[found]),
+            partner=jnp.where(is_better, a, now.partner).at[a].set(found),
+            is_stale=(now.is_stale & ~is_better).at[a].set(False),
         )
 
     products = jnp.matmul(resultant, resultant.T, precision=HIGHEST)
-    length = jnp.sqrt(jnp.diagonal(products))
-    blank, none = jnp.zeros((seeds,), mass.dtype), jnp.zeros((seeds,), jnp.bool_)
+    everybody = jnp.ones((seeds,), jnp.bool_)
     now = _Merging(
-        mass, resultant, products, value(mass, length), blank, jnp.zeros_like(positions), none, ~none, jnp.int32(seeds)
+        mass=mass,
+        resultant=resultant,
+        products=products,
+        own=value(mass, jnp.sqrt(jnp.diagonal(products))),
+        best=jnp.full((seeds,), -jnp.inf, mass.dtype),  # nobody has looked yet
+        partner=jnp.zeros((seeds,), jnp.int32),
+        is_stale=everybody,
+        is_alive=everybody,
+        alive=jnp.int32(seeds),
     )
-    cheapest = jax.lax.map(
-        lambda a: (lambda c: (jnp.min(c), jnp.argmin(c).astype(jnp.int32)))(costs(now, a)), positions
-    )
-    now = now._replace(best=cheapest[0], partner=cheapest[1])
-
-    def step(now: _Merging) -> _Merging:
-        a = jnp.argmin(jnp.where(now.is_alive, now.best, jnp.inf)).astype(jnp.int32)
-        return jax.lax.cond(now.is_stale[a], look_up, unite, now, a)
-
     now = jax.lax.while_loop(lambda now: now.alive > num_clusters, step, now)
     kept = now.resultant[jnp.nonzero(now.is_alive, size=num_clusters)[0]]
     norm = jnp.sqrt(jnp.sum(kept**2, axis=1, keepdims=True))
