@@ -253,7 +253,8 @@ def test_a_supervised_start_learns_the_answers_of_the_arms_it_is_given(started):
     prompts = toy_prompts()
     tokens, answers = jnp.asarray(prompts.tokens), jnp.asarray(prompts.targets)[:, None]
     counted = answers != PAD
-    logp = toy_model().decoding.score(params, tokens, is_prompt_token(tokens, PAD), answers, counted)
+    score = jax.jit(toy_model().decoding.score)
+    logp = score(params, tokens, is_prompt_token(tokens, PAD), answers, counted)
     chance = np.exp(np.asarray(logp).sum((1, 2)))
     assert len(reports) == 10
     assert reports[-1] < 0.3 < reports[0]

@@ -10,6 +10,8 @@ import pytest
 from jaxmix.core.errors import ConfigError
 from jaxmix.train.grpo import AGGREGATES, group_advantages, grpo_loss
 
+compiled = jax.jit(grpo_loss, static_argnames=("clip_low", "clip_high", "kl_weight", "aggregate", "standardise"))
+
 
 def oracle(logp, old, reference, rewards, mask, *, low, high, beta, aggregate, standardise):
     """Loss, clip shares and mean KL, token by token."""
@@ -59,7 +61,7 @@ def test_loss_equals_its_definition(aggregate, standardise):
     options = {"aggregate": aggregate, "standardise": standardise}
     expected = oracle(logp, old, reference, rewards, mask, low=0.1, high=0.3, beta=0.05, **options)
     single = [jnp.asarray(x, jnp.float32) for x in (logp, old, reference, rewards)]
-    loss, info = grpo_loss(*single, jnp.asarray(mask), clip_low=0.1, clip_high=0.3, kl_weight=0.05, **options)
+    loss, info = compiled(*single, jnp.asarray(mask), clip_low=0.1, clip_high=0.3, kl_weight=0.05, **options)
     np.testing.assert_allclose((loss, info.clip_low, info.clip_high, info.kl), expected, rtol=2e-5, atol=1e-6)
     assert min(expected[1:3]) > 0
     np.testing.assert_allclose(info.live_share, 3 / 4)
@@ -76,7 +78,7 @@ def test_gradient_on_the_logit_is_the_root_of_the_variance():
         old = jax.lax.stop_gradient(logp)
         return grpo_loss(logp, old, None, group[None], jnp.ones(logp.shape, bool))[0]
 
-    gradients = jax.vmap(jax.grad(slope))(jnp.asarray(rng.normal(size=200), jnp.float32), rewards)
+    gradients = jax.jit(jax.vmap(jax.grad(slope)))(jnp.asarray(rng.normal(size=200), jnp.float32), rewards)
     solve_rate = np.asarray(rewards, np.float64).mean(1)
     # The 1e-6 beside the standard deviation takes as much from it.
     np.testing.assert_allclose(-gradients, np.sqrt(solve_rate * (1 - solve_rate)), atol=1.5e-6)
@@ -108,7 +110,7 @@ def test_k3_is_unbiased_and_never_negative():
     drawn = rng.choice(20, p=policy, size=200_000)
     logp, other = (jnp.asarray(np.log(p)[drawn], jnp.float32)[:, None, None] for p in (policy, reference))
     rewards, mask = jnp.zeros((len(drawn), 1)), jnp.ones(logp.shape, bool)
-    loss, info = grpo_loss(logp, logp, other, rewards, mask, kl_weight=1.0)
+    loss, info = compiled(logp, logp, other, rewards, mask, kl_weight=1.0)
     each = np.exp(np.asarray(other - logp, np.float64)) - 1 - np.asarray(other - logp, np.float64)
     assert each.min() >= 0
     assert float(info.kl) == pytest.approx(kl, abs=4 * each.std() / np.sqrt(len(drawn)))
@@ -117,21 +119,27 @@ def test_k3_is_unbiased_and_never_negative():
 
     # Near 0, where exp(δ) − δ − 1 is all rounding.
     close = logp[:1000] + 1e-4 * jnp.asarray(rng.normal(size=(1000, 1, 1)), jnp.float32)
-    assert float(grpo_loss(logp[:1000], logp[:1000], close, rewards[:1000], mask[:1000])[1].kl) >= 0
+    assert float(compiled(logp[:1000], logp[:1000], close, rewards[:1000], mask[:1000])[1].kl) >= 0
+
+
+slope_of = jax.jit(
+    jax.value_and_grad(
+        lambda logp, old, reference, rewards, mask: grpo_loss(logp, old, reference, rewards, mask, kl_weight=0.1)[0]
+    )
+)
 
 
 @pytest.mark.parametrize("filler", [-1e9, 1e9, math.nan, -math.inf])
 def test_padding_leaves_no_trace(filler):
     logp, old, reference, rewards, mask = random_batch()
     rewards[2, 1] = math.nan  # a verifier that failed
-    single = [jnp.asarray(x, jnp.float32) for x in (logp, old, reference, rewards)]
+    single = [x.astype(np.float32) for x in (logp, old, reference, rewards)]
 
-    def gradient(arrays, filled):
-        arrays = [jnp.where(mask, x, filled) for x in arrays[:3]] + arrays[3:]
-        loss = lambda logp: grpo_loss(logp, *arrays[1:], jnp.asarray(mask), kl_weight=0.1)[0]
-        return jax.value_and_grad(loss)(arrays[0])
+    def gradient(filled):
+        logp, *others = (np.where(mask, x, np.float32(filled)) for x in single[:3])
+        return slope_of(logp, *others, single[3], mask)
 
-    (loss, slope), (expected, expected_slope) = gradient(single, filler), gradient(single, 0.0)
+    (loss, slope), (expected, expected_slope) = gradient(filler), gradient(0.0)
     assert np.isfinite(float(loss))
     np.testing.assert_array_equal(loss, expected)
     np.testing.assert_array_equal(slope, expected_slope)
@@ -141,8 +149,8 @@ def test_padding_leaves_no_trace(filler):
 def test_a_batch_without_a_live_group_has_a_gradient_of_zero():
     logp, old, _, rewards, mask = random_batch()
     single = [jnp.asarray(x, jnp.float32) for x in (logp, old)]
-    loss = lambda x: grpo_loss(x, single[1], None, jnp.ones(rewards.shape), jnp.asarray(mask))[0]
-    np.testing.assert_array_equal(jax.grad(loss)(single[0]), 0.0)
+    slope = jax.jit(jax.grad(lambda x: grpo_loss(x, single[1], None, jnp.ones(rewards.shape), jnp.asarray(mask))[0]))
+    np.testing.assert_array_equal(slope(single[0]), 0.0)
 
 
 def test_wrong_arguments_are_named():
