@@ -33,7 +33,15 @@ from jaxmix.workflows.discover_documents import (
     write_parquet,
     write_sample,
 )
-from jaxmix.workflows.discover_domains import DOMAINS, Domains, label_rows, load_clusters, save_clusters
+from jaxmix.workflows.discover_domains import (
+    DOMAINS,
+    Domains,
+    accelerators,
+    label_rows,
+    load_clusters,
+    open_encoder,
+    save_clusters,
+)
 from jaxmix.workflows.discover_stages import run_stage
 from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
 from jaxmix.workflows.strict import dump_yaml, to_plain
@@ -153,7 +161,7 @@ class _Discovery:
             if encoder.save is None:
                 raise ConfigError(f"the encoder {section.name!r} cannot be saved", where="encoder.name")
             encoder.save(home)
-        encoder = load_encoder(home)
+        encoder = open_encoder(home)
         texts = {name: self._reader(name) for name in self._units}
         step = max(1, len(texts) // 10)
 
@@ -191,10 +199,21 @@ class _Discovery:
         weights = words / words.mean() if how.weigh_by == "words" else None
         key = jax.random.key(how.seed)
         if len(store) * store.dim * 4 <= how.memory:
-            result = fit(clusterer, store.read(0, len(store)), key=key, sample_weight=weights, **how.options)
+            rows = store.read(0, len(store))
+            result = fit(clusterer, rows, key=key, sample_weight=weights, mesh=accelerators(), **how.options)
         else:
+            options = {name: value for name, value in how.options.items() if name != "restarts"}
+            if how.options.get("restarts", 1) != 1:
+                raise ConfigError(
+                    "a fit larger than fit.memory has one start", where="fit.restarts", fix="Leave it out."
+                )
             result = fit_stream(
-                clusterer, lambda: _blocks(store, weights), key=key, checkpoint=folder / "fit", **how.options
+                clusterer,
+                lambda: _blocks(store, weights),
+                key=key,
+                mesh=accelerators(),
+                checkpoint=folder / "fit",
+                **options,
             )
         identity = save_clusters(
             folder,

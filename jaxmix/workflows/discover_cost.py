@@ -28,7 +28,8 @@ def estimate(config: DiscoverConfig) -> dict[str, Any]:
         seen |= set(files)
         own = sum(path.stat().st_size for path in files)
         size += own
-        packed += own * (_PACKED if unit.kind == "text" or files and files[0].suffix in (".jsonl", ".ndjson") else 1.0)
+        is_plain = unit.kind == "text" or any(path.suffix in (".jsonl", ".ndjson") for path in files)
+        packed += own * (_PACKED if is_plain else 1.0)
         documents += _documents(unit, own, spec)
     share, k = config.documents.share, config.clusterer.num_clusters
     vectors = documents * share

@@ -24,7 +24,17 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
 from jaxmix.workflows.provenance import write_json
 
-__all__ = ["DOMAINS", "Domains", "Labels", "label_rows", "load_clusters", "open_domains", "save_clusters"]
+__all__ = [
+    "DOMAINS",
+    "Domains",
+    "Labels",
+    "accelerators",
+    "label_rows",
+    "load_clusters",
+    "open_domains",
+    "open_encoder",
+    "save_clusters",
+]
 
 FORMAT = 1
 DOMAINS = "domains.json"
@@ -109,6 +119,24 @@ def label_rows(clusterer: Any, state: Any, rows: np.ndarray) -> tuple[np.ndarray
     return np.concatenate(labels), np.concatenate(posterior)
 
 
+def open_encoder(folder: Path) -> Any:
+    """The saved encoder; a checkpoint's batches are split over this process's devices where these are no CPUs."""
+    from jaxmix.models.encoder import ENCODER_FILE, load_encoder
+
+    kind = json.loads((folder / ENCODER_FILE).read_text(encoding="utf-8"))["kind"]
+    mesh = accelerators()
+    return load_encoder(folder) if kind != "checkpoint" or mesh is None else load_encoder(folder, mesh=mesh)
+
+
+def accelerators() -> Any:
+    """A mesh of this process's devices, or None on CPUs."""
+    import jax
+
+    from jaxmix.core.sharding import build_mesh
+
+    return None if jax.default_backend() == "cpu" else build_mesh(devices=jax.local_devices())
+
+
 @dataclasses.dataclass(frozen=True)
 class Domains:
     """An opened discovery. Encoder, clusters and student are read when they are first needed.
@@ -125,9 +153,7 @@ class Domains:
 
     @cached_property
     def encoder(self) -> Any:
-        from jaxmix.models.encoder import load_encoder
-
-        encoder = load_encoder(self.folder / "encoder")
+        encoder = open_encoder(self.folder / "encoder")
         if encoder.identity != self.identities["encoder"]:
             raise ConfigError("the encoder is no longer the one of the discovery", where=str(self.folder / "encoder"))
         return encoder

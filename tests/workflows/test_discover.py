@@ -170,6 +170,20 @@ def test_a_killed_stage_goes_on_to_the_same_bytes(corpus, found, tmp_path, monke
         assert (out / path.relative_to(found[0])).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
+def test_a_store_larger_than_memory_is_streamed(corpus, found, tmp_path):
+    """Weighed by words in both, since weights go with the blocks."""
+    results = []
+    for memory in (2e9, 1):
+        fit = {"max_iters": 20, "init": "kmeans++", "weigh_by": "words", "memory": memory}
+        config = discovery_from(settings(corpus[0], fit=fit), file="three.yaml", out=str(tmp_path / str(memory)))
+        results.append(run_discovery(config, command="x", say=lambda line: None)["clusters"])
+    whole, streamed = results
+    assert streamed["objective"][-1] == pytest.approx(whole["objective"][-1], rel=1e-5)
+    assert streamed["size_entropy"]["words"] == pytest.approx(whole["size_entropy"]["words"], abs=1e-3)
+    assert whole["objective"][-1] != pytest.approx(found[1]["clusters"]["objective"][-1], rel=1e-4), "words do weigh"
+
+
 def test_other_configurations_take_the_folder_as_sources(found, tmp_path):
     out, summary, _ = found
     config = from_mapping({"sources": str(out), "train": {"steps": 1}}, file="t.yaml")
