@@ -67,7 +67,12 @@ def quickstart(arguments: Arguments) -> int:
 def compare(arguments: Arguments) -> int:
     """Trains every variant with every seed and prints the differences over paired seeds."""
     from jaxmix.workflows.compare import load_comparison
+    from jaxmix.workflows.finetune_compare import is_finetune_comparison
 
+    if is_finetune_comparison(arguments.config):
+        from jaxmix.cli.finetune import compare_finetune
+
+        return compare_finetune(arguments)
     runs = load_comparison(arguments.config, arguments.overrides, out=arguments.out, seeds=arguments.seeds)
     out = str(Path(runs[0].config.out or "").parent)
     if arguments.dry_run:

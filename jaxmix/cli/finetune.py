@@ -7,7 +7,7 @@ import shlex
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import process_index, say, say_json, say_table
 
-__all__ = ["finetune"]
+__all__ = ["compare_finetune", "finetune"]
 
 
 def finetune(arguments: Arguments) -> int:
@@ -52,6 +52,44 @@ def finetune(arguments: Arguments) -> int:
     say()
     say(" ".join(describe_result([run])))
     say(f"\nPage: {outcome.report}")
+    return 0
+
+
+def compare_finetune(arguments: Arguments) -> int:
+    """`jaxmix compare` of fine-tuning runs."""
+    from jaxmix.workflows.finetune_compare import load_finetune_comparison, run_finetune_comparison
+
+    runs = load_finetune_comparison(arguments.config, arguments.overrides, out=arguments.out, seeds=arguments.seeds)
+    folders = [str(member.config.out) for member in runs]
+    if arguments.dry_run:
+        if arguments.json:
+            say_json({"runs": folders, "steps": runs[0].config.train.steps})
+            return 0
+        _say_plan(runs[0].config, as_json=False)
+        say(f"\nThis for each of {len(runs)} runs; supervised starts are shared:")
+        for folder in folders:
+            say(f"  {folder}")
+        say("Nothing was written.")
+        return 0
+    command = shlex.join(["jaxmix", *arguments.argv])
+    try:
+        page, summary = run_finetune_comparison(
+            runs, command=command, say=(lambda line: None) if arguments.json else say
+        )
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise
+        raise KeyboardInterrupt(f"What is finished is kept. Continue with: {command}") from None
+    if arguments.json:
+        say_json(summary)
+        return 0
+    columns = tuple(summary["variants"][0])
+    say()
+    say_table(columns, [tuple(row.values()) for row in summary["variants"]], title="Means over seeds")
+    say()
+    for sentence in summary["verdict"]:
+        say(sentence)
+    say(f"\nPage: {page}")
     return 0
 
 

@@ -150,6 +150,6 @@ def share_of(run: RunRecord, arms: Sequence[str]) -> float | None:
     """Part of all drawn prompts that were of these arms."""
     shares = [sum(float(r.get(f"arm/share/{name}", 0.0)) for name in arms) for r in run.train]
     prompts = [int(r.get("prompts", 0)) for r in run.train]
-    spent = [b - a for a, b in zip([0, *prompts[:-1]], prompts, strict=True)]
+    spent = [after - before for before, after in zip([0, *prompts], prompts, strict=False)]
     total = sum(spent)
     return sum(s * n for s, n in zip(shares, spent, strict=True)) / total if total else None

@@ -80,6 +80,7 @@ def run_finetune(
     *,
     command: str,
     programs: PolicyPrograms | None = None,
+    start_dir: Path | None = None,
     label: str = "finetune",
     extra: Mapping[str, Any] | None = None,
     has_page: bool = True,
@@ -94,6 +95,7 @@ def run_finetune(
         config: from `load_finetune`.
         command: what was typed, for provenance.json.
         programs: compiled functions of an earlier run of the same shapes.
+        start_dir: where the supervised start is kept, to share it between runs; start/ in the run folder if None.
         label: in front of progress lines.
         extra: further entries of provenance.json.
         has_page: write report.html at the end.
@@ -124,7 +126,7 @@ def run_finetune(
     if is_main:
         write_whole(run_dir / "config.yaml", dump_yaml(to_plain(config)))
         write_json(run_dir / "provenance.json", provenance)
-    params = _start(config, run_dir, model, prompts, mesh, say)
+    params = _start(config, start_dir or run_dir / START, model, prompts, mesh, say)
     programs = programs or build_policy_programs(
         model,
         settings,
@@ -159,7 +161,7 @@ def run_finetune(
 
 
 def _start(
-    config: FinetuneConfig, run_dir: Path, model: Model, prompts: PromptSet, mesh: Mesh, say: Callable[[str], None]
+    config: FinetuneConfig, folder: Path, model: Model, prompts: PromptSet, mesh: Mesh, say: Callable[[str], None]
 ) -> Any:
     """The parameters that the run begins from; None for fresh ones. A supervised start is made once and kept."""
     import jax
@@ -180,7 +182,6 @@ def _start(
     template = jax.tree.map(placed, shapes, specs)
     if section.run is not None:
         return read_params(Path(section.run), template)
-    folder = run_dir / START
     if any((folder / "checkpoints").glob("[0-9]*")):
         return read_params(folder, template)
     say(f"supervised start: {section.steps} steps of {section.batch_size} prompts")

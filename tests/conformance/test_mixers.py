@@ -57,7 +57,6 @@ VARIANTS = {
             "buffer": 16,
         },
     ),
-    "curriculum_dump": ("curriculum", {"bandit": "dump", "update_every": 2}),
     "dga_ema": ("dga", {"decay": 0.5}),
     "dga_normalise": ("dga", {"normalise": True}),
     "dga_training": ("dga", {"target": "training", "normalise": True}),

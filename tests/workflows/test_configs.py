@@ -11,6 +11,7 @@ from jaxmix.workflows.compare import load_comparison
 from jaxmix.workflows.config import load_config
 from jaxmix.workflows.discover_config import load_discovery
 from jaxmix.workflows.doremi import load_doremi
+from jaxmix.workflows.finetune_compare import is_finetune_comparison, load_finetune_comparison
 from jaxmix.workflows.finetune_config import load_finetune
 from jaxmix.workflows.label_config import load_labelling
 from jaxmix.workflows.swarm_config import load_swarm
@@ -29,7 +30,10 @@ def test_a_config_loads_and_its_head_says_what_it_does(path):
         "swarm": load_swarm,
         "doremi": load_doremi,
     }
-    loaders.get(path.parent.name, load_config)(str(path))
+    load = loaders.get(path.parent.name, load_config)
+    if load is load_comparison and is_finetune_comparison(str(path)):
+        load = load_finetune_comparison
+    load(str(path))
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = " ".join(head)
     for word in ("jaxmix ", "Hardware:", "Time:", "Expected:"):
