@@ -22,7 +22,7 @@ PLAIN = {"accumulate_live_groups": False}
 """One Adam step after every batch, whether its groups are live or not."""
 
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "pool": {"name": "uniform", "sizes": {"level_decay": 0.4}},
+    "pool": {"name": "uniform", "sizes": "pool"},
     "clusters": {"name": "uniform"},
     "proportional": {"name": "space", "rule": "proportional"},
     "thompson": {"name": "space", "rule": "thompson"},
@@ -35,8 +35,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "mopps": {"name": "mopps", "kept": 0.5},
     "lilo": {"name": "lilo"},
 }
-"""`pool` draws levels as often as 0.4 ** level, as a pool does that nobody has balanced. "start" stands for the solve
-rates of the supervised start, which these two rules are told."""
+"""`pool` draws levels as often as 0.4 ** level, as a pool does that nobody has balanced, and each arm of noise a fifth
+as often as an easiest level. "start" stands for the solve rates of the supervised start, which two rules are told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,9 @@ def config_of(
     tables = {
         "difficulty": {arm: 100.0 * (1.0 - rate) for arm, rate in start.items()},
         "order": sorted(range(len(start)), key=lambda arm: -list(start.values())[arm]),
+        "sizes": {arm: 0.2 if arm.startswith("rand") else 0.4 ** int(arm[-1]) for arm in start},
     }
-    bandit = {k: tables[k] if v == "start" else v for k, v in SAMPLERS[cell.sampler].items()}
+    bandit = {k: tables[k] if v in ("start", "pool") else v for k, v in SAMPLERS[cell.sampler].items()}
     tasks: dict[str, Any] = {"name": suite, "per_arm": 4000, "evaluation": {"per_arm": 64}}
     return {
         "tasks": tasks | ({} if cell.kept is None else {"kept_per_arm": cell.kept}),
