@@ -12,6 +12,7 @@ _HOMES = {
     "SourceSpec": "sources",
     "bundled_corpus": "corpora",
     "byte_tokenizer": "tokenizers",
+    "hashed_ngrams": "hashing",
     "load_tokenizer": "tokenizers",
     "open_embedding_store": "embeddings",
     "open_prepared": "store",
