@@ -134,8 +134,8 @@ def fused_pass(
         rows = as_rows(x, dtype)
         logits = jnp.matmul(rows, slopes.T, precision=HIGHEST) + offsets[None, :]
         if is_hard:
-            value = jnp.max(logits, axis=1)
-            posterior = jax.nn.one_hot(jnp.argmax(logits, axis=1), k, dtype=dtype)
+            value, labels = _largest(logits)
+            posterior = jax.nn.one_hot(labels, k, dtype=dtype)
         else:
             posterior, value = _softmax(logits)
         weighted = posterior * weights[:, None]
@@ -206,13 +206,23 @@ def label_pass(state: GemState, x: Array, *, with_posterior: bool) -> tuple[Arra
 
     def block(x: Array, _: Array, table: Any) -> tuple[tuple[()], Any]:
         logits = jnp.matmul(as_rows(x, dtype), slopes.T, precision=HIGHEST) + offsets[None, :]
-        labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
+        labels = _largest(logits)[1]
         return (), (labels, jax.nn.log_softmax(logits, axis=1)) if with_posterior else (labels,)
 
     labels = jnp.zeros((n,), jnp.int32) + varying_zero(x, jnp.int32)
     posterior = (jnp.zeros((n, k), dtype) + varying_zero(x, dtype),) if with_posterior else ()
     found = by_blocks(block, x, jnp.zeros((n,), dtype), (labels, *posterior), (), k + d)[1]
     return found[0], found[1] if with_posterior else None
+
+
+def _largest(logits: Array) -> tuple[Array, Array]:
+    """(maximum, its first position) of every row: two plain reductions, half the time of `argmax` on a CPU."""
+    k = logits.shape[1]
+    largest = jnp.max(logits, axis=1)
+    positions = jnp.arange(k, dtype=jnp.int32)[None, :]
+    # A row of nan has no position.
+    found = jnp.min(jnp.where(logits >= largest[:, None], positions, k), axis=1)
+    return largest, jnp.minimum(found, k - 1)
 
 
 def _softmax(logits: Array) -> tuple[Array, Array]:
