@@ -161,7 +161,7 @@ COMMANDS: tuple[Command, ...] = (
             _DRY_RUN,
             _JSON,
         ),
-        sections=("tasks", "model", "start", "bandit", "train", "track", "checkpoint", "out"),
+        sections=("tasks", "model", "start", "reduction", "bandit", "train", "track", "checkpoint", "out"),
         home="finetune",
     ),
     Command(

@@ -255,6 +255,10 @@ def _heat(run: RunRecord, index: int, is_one_of_many: bool) -> list[str]:
 def _allocation(run: RunRecord, index: int) -> list[str]:
     """Shares of the prompts: of families, stacked, and of every arm as a heat map."""
     families = families_of(run)
+    prefix = "arm/share/"
+    drawn_names = [key[len(prefix) :] for key in (run.train[-1] if run.train else {}) if key.startswith(prefix)]
+    if not set(drawn_names) <= set(arms_of(run)):  # clusters: their arms are not those that are evaluated
+        families = {name: [name] for name in drawn_names}
     arms = [name for names in families.values() for name in names]
     records = [r for r in run.train if any(f"arm/share/{name}" in r for name in arms)]
     if not records:

@@ -13,18 +13,17 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.finetune_config import (
-    FinetuneConfig,
-    finetune_hash,
+from jaxmix.workflows.finetune_config import FinetuneConfig, finetune_hash, with_settings
+from jaxmix.workflows.finetune_plan import make_finetune_plan
+from jaxmix.workflows.finetune_reduction import reduce_prompts
+from jaxmix.workflows.finetune_resolve import (
     noise_families,
     open_tasks,
     resolve_bandit,
     resolve_finetune_settings,
     resolve_policy_config,
     start_weights,
-    with_settings,
 )
-from jaxmix.workflows.finetune_plan import make_finetune_plan
 from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
 from jaxmix.workflows.strict import dump_yaml, parse_yaml, to_plain
 
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FinetuneOutcome", "check_finetune_continuation", "run_finetune"]
 
-START = "start"
-"""The folder of the supervised start inside a run folder, a checkpoint as any other."""
+REDUCTION, START = "reduction.json", "start"
+"""Inside a run folder: clusters and kept prompts; the supervised start, a checkpoint as any other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ def run_finetune(
     """Fine-tunes as `config` says and fills its run folder, continuing what is there.
 
     The folder holds config.yaml, provenance.json, metrics.jsonl, timing.jsonl, checkpoints/, start/ (the supervised
-    start, made once), curriculum.yaml (the result by arm) and report.html.
+    start) and reduction.json, both made once, curriculum.yaml (the result by arm) and report.html.
 
     Args:
         config: from `load_finetune`.
@@ -108,6 +107,7 @@ def run_finetune(
     import jax
 
     from jaxmix.core.sharding import build_mesh
+    from jaxmix.data import tasks
     from jaxmix.models import transformer
     from jaxmix.train import run_finetuning
     from jaxmix.train.finetune_step import build_policy_programs
@@ -118,7 +118,7 @@ def run_finetune(
     run_dir = Path(config.out)
     check_finetune_continuation(config, run_dir)
     prompts, held_out = open_tasks(config, "train"), open_tasks(config, "held_out")
-    bandit, settings = resolve_bandit(config, prompts), resolve_finetune_settings(config)
+    settings = resolve_finetune_settings(config)
     model = transformer(resolve_policy_config(config, prompts))
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.train.mesh))
     is_main = jax.process_index() == 0
@@ -135,7 +135,20 @@ def run_finetune(
         pad_id=prompts.pad_id,
         mesh=mesh,
     )
-    kept = prompts.rows_by_arm(config.tasks.kept_per_arm)
+    if config.reduction.num_clusters is None:
+        kept = prompts.rows_by_arm(config.tasks.kept_per_arm)
+    else:
+        prompts, kept = reduce_prompts(
+            config.reduction,
+            prompts,
+            run_dir / REDUCTION,
+            model=model,
+            params=params,
+            seed=settings.seed,
+            is_suite=config.tasks.name in tasks.registry,
+            say=say,
+        )
+    bandit = resolve_bandit(config, prompts)
     result = run_finetuning(
         run_dir,
         model=model,
@@ -230,7 +243,8 @@ def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
     train = plain.get("train", {})
     fixed = {f"model.{k}": v for k, v in plain.get("model", {}).items()}
     fixed |= {f"tasks.{k}": v for k, v in plain.get("tasks", {}).items() if k != "evaluation"}
-    fixed |= {f"start.{k}": v for k, v in plain.get("start", {}).items()}
+    for section in ("start", "reduction"):
+        fixed |= {f"{section}.{k}": v for k, v in (plain.get(section) or {}).items()}
     fixed["bandit.name"] = plain.get("bandit", {}).get("name")
     keys = ("seed", "batch_size", "rollouts", "groups_per_update", "accumulate_live_groups", "refill")
     return fixed | {f"train.{k}": train.get(k) for k in keys}
@@ -259,7 +273,7 @@ def _provenance(
         "config_hash": finetune_hash(config),
         "data_hash": _prompts_hash(prompts, held_out),
         "seed": resolve_finetune_settings(config).seed,
-        "arms": _about_arms(config, prompts),
+        "arms": _about_arms(config, held_out),
         "bandit": {"name": config.bandit.name},
         "plan": make_finetune_plan(config, prompts, held_out).as_json(),
         **extra,

@@ -12,12 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxmix.data.tasks import PromptSet
-from jaxmix.workflows.finetune_config import (
-    FinetuneConfig,
-    open_tasks,
-    resolve_finetune_settings,
-    resolve_policy_config,
-)
+from jaxmix.workflows.finetune_config import FinetuneConfig
+from jaxmix.workflows.finetune_resolve import open_tasks, resolve_finetune_settings, resolve_policy_config
 
 __all__ = ["ArmPlan", "FinetunePlan", "finetune_plan_lines", "finetune_plan_rows", "make_finetune_plan"]
 
@@ -103,6 +99,8 @@ def make_finetune_plan(
     forward, length = flops_per_token(model) / 3.0, prompts.prompt_length + prompts.completion_length
     counts, tested = (np.bincount(p.arms, minlength=p.num_arms) for p in (prompts, held_out))
     kept = counts if config.tasks.kept_per_arm is None else np.minimum(counts, config.tasks.kept_per_arm)
+    section = config.reduction
+    reduced = None if section.num_clusters is None else section.num_clusters * section.per_cluster
     drawn = settings.steps * settings.prompts
     rollouts = drawn * settings.rollouts
     updates = drawn // settings.groups * settings.updates_per_batch
@@ -128,7 +126,7 @@ def make_finetune_plan(
         steps=settings.steps,
         prompts=drawn,
         rollouts=rollouts,
-        unique_prompts=int(min(drawn, kept.sum())),
+        unique_prompts=int(min(drawn, kept.sum() if reduced is None else reduced)),
         updates=updates,
         evaluations=evaluations,
         evaluation_rollouts=per_evaluation,
@@ -161,6 +159,11 @@ def _notes(
     if not settings.waits and not settings.scale_by_live_share:
         notes.append(
             "an update follows every batch, live groups or not: under Adam that hides most of what a curriculum saves"
+        )
+    if config.reduction.num_clusters is not None:
+        notes.append(
+            f"the bandit's arms are {config.reduction.num_clusters} clusters of at most {config.reduction.per_cluster} "
+            "prompts; the table shows what they are taken from"
         )
     if config.start.run is None and config.start.steps == 0:
         notes.append("the policy starts from nothing: groups of equal rewards have no gradient")

@@ -8,15 +8,9 @@ from jaxmix.cli import main
 from jaxmix.core.errors import ConfigError
 from jaxmix.train import latest_by_step, read_records
 from jaxmix.workflows.finetune_compare import load_finetune_comparison
-from jaxmix.workflows.finetune_config import (
-    finetune_hash,
-    finetune_of,
-    open_tasks,
-    resolve_bandit,
-    start_weights,
-    with_settings,
-)
+from jaxmix.workflows.finetune_config import finetune_hash, finetune_of, with_settings
 from jaxmix.workflows.finetune_plan import finetune_plan_lines, finetune_plan_rows, make_finetune_plan
+from jaxmix.workflows.finetune_resolve import open_tasks, resolve_bandit, start_weights
 from jaxmix.workflows.strict import dump_yaml
 
 TINY = {
