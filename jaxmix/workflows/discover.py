@@ -14,7 +14,6 @@ Every stage has a folder below `out`, is done once and goes on after a kill:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,9 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.discover_config import DiscoverConfig, find_namer
+from jaxmix.workflows.discover_config import DiscoverConfig
 from jaxmix.workflows.discover_documents import (
-    SampleTable,
     decode_texts,
-    read_sample,
     read_shard,
     source_units,
     write_parquet,
@@ -42,25 +39,16 @@ from jaxmix.workflows.discover_domains import (
     open_encoder,
     save_clusters,
 )
+from jaxmix.workflows.discover_reading import Findings
 from jaxmix.workflows.discover_stages import run_stage
+from jaxmix.workflows.discover_taxonomy import POOL, describe_findings
 from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
 from jaxmix.workflows.strict import dump_yaml, to_plain
-from jaxmix.workflows.taxonomy import (
-    count_terms,
-    describe_clusters,
-    excerpt,
-    name_clusters,
-    nearest_rows,
-    suggest_name,
-    top_terms,
-)
 
-__all__ = ["DISCOVERY", "SOURCES", "describe_discovery", "run_discovery"]
+__all__ = ["DISCOVERY", "SOURCES", "run_discovery"]
 
 DISCOVERY, SOURCES = "discovery.json", "sources.yaml"
 _SHARD_ROWS = 65_536
-_POOL = 50_000
-_PER_TERMS = 2_000
 
 
 def run_discovery(config: DiscoverConfig, *, command: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -86,6 +74,7 @@ class _Discovery:
         self._config, self._out, self._say = config, out, say
         self._units = source_units(config.sources)
         self._k = config.clusterer.num_clusters
+        self._found = Findings(out, list(self._units))
 
     def run(self, command: str) -> dict[str, Any]:
         plain = to_plain(self._config)
@@ -109,7 +98,11 @@ class _Discovery:
             self._cluster,
         )
         student = self._stage("student", {"student": plain["student"], "after": clusters["key"]}, self._teach)
-        taxonomy = self._stage("taxonomy", {"taxonomy": plain["taxonomy"], "after": clusters["key"]}, self._describe)
+        taxonomy = self._stage(
+            "taxonomy",
+            {"taxonomy": plain["taxonomy"], "after": clusters["key"]},
+            lambda folder: describe_findings(self._found, self._config, folder),
+        )
         identities = {
             "encoder": embeddings["encoder"], "clusters": clusters["identity"], "student": student["identity"]
         }  # fmt: skip
@@ -181,20 +174,19 @@ class _Discovery:
 
     def _encoder_sample(self, most: int) -> list[str]:
         """Evenly spaced documents of all shards, so many in all."""
-        table = self._table()
+        table = self._found.table
         chosen = np.unique(np.linspace(0, len(table.row) - 1, min(most, len(table.row))).round().astype(np.int64))
-        return self._texts(chosen)
+        return self._found.texts(chosen)
 
     def _cluster(self, folder: Path) -> dict[str, Any]:
         import jax
 
         from jaxmix.clustering import cluster_sizes, fit, fit_stream, make, size_entropy
-        from jaxmix.data.embeddings import open_embedding_store
 
         section, how = self._config.clusterer, self._config.fit
-        store, table = open_embedding_store(self._out / "embeddings" / "store"), self._table()
+        store, table = self._found.store, self._found.table
         clusterer = make(section.name, section.num_clusters, **section.options)
-        places = self._places(store, table)
+        places = self._found.places
         words = np.maximum(table.words[places], 1).astype(np.float32)
         weights = words / words.mean() if how.weigh_by == "words" else None
         key = jax.random.key(how.seed)
@@ -255,25 +247,25 @@ class _Discovery:
         from jaxmix.models.student_sampling import choose_rows, compare_labels, rule_scores
         from jaxmix.models.student_training import train_student
 
-        section, table = self._config.student, self._table()
-        labels, confidence = self._labels()
+        section, table = self._config.student, self._found.table
+        labels, confidence = self._found.labels
         usable = np.flatnonzero((labels >= 0) & ~table.held_out)
-        pool = usable[choose_rows(labels[usable], None, num_clusters=self._k, per_cluster=_POOL, seed=section.seed)]
+        pool = usable[choose_rows(labels[usable], None, num_clusters=self._k, per_cluster=POOL, seed=section.seed)]
         scores = None
         if section.rule != "random":
-            rows, _, state = self._vectors(pool)
+            rows, (_, state) = self._found.vectors(pool), self._found.clusters
             scores = rule_scores(section.rule, state=state, x=rows, confidence=confidence[pool], labels=labels[pool])
         chosen = pool[
             choose_rows(labels[pool], scores, num_clusters=self._k, per_cluster=section.per_cluster, seed=section.seed)
         ]
         targets: np.ndarray = labels[chosen]
         if section.soft:
-            rows, clusterer, state = self._vectors(chosen)
+            rows, (clusterer, state) = self._found.vectors(chosen), self._found.clusters
             targets = np.exp(label_rows(clusterer, state, rows)[1])
             targets /= targets.sum(axis=1, keepdims=True)
         counts = np.bincount(labels[usable], minlength=self._k)
         student = train_student(
-            self._texts(chosen),
+            self._found.texts(chosen),
             targets,
             num_clusters=self._k,
             key=jax.random.key(section.seed),
@@ -284,67 +276,10 @@ class _Discovery:
         held = np.flatnonzero((labels >= 0) & table.held_out)
         result: dict[str, Any] = {"identity": student.identity, "trained_on": len(chosen), "held_out": len(held)}
         if len(held):
-            found, _ = student.predict(self._texts(held))
+            found, _ = student.predict(self._found.texts(held))
             quality = compare_labels(labels[held], found, num_clusters=self._k)
             result |= {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in quality._asdict().items()}
         return result
-
-    def _describe(self, folder: Path) -> dict[str, Any]:
-        from jaxmix.models.student_sampling import choose_rows, rule_scores
-
-        section, table = self._config.taxonomy, self._table()
-        labels, confidence = self._labels()
-        usable = np.flatnonzero(labels >= 0)
-        seed = self._config.documents.seed
-
-        def drawn(count: int) -> np.ndarray:
-            return usable[choose_rows(labels[usable], None, num_clusters=self._k, per_cluster=count, seed=seed)]
-
-        some = drawn(_PER_TERMS)
-        parts = (some[i : i + 512] for i in range(0, len(some), 512))
-        terms = top_terms(
-            count_terms(((self._texts(part), labels[part]) for part in parts), self._k), count=section.terms
-        )
-        pool = drawn(_POOL)
-        rows, _, state = self._vectors(pool)
-        kinds = {}
-        for kind, rule in (("nearest", "centre"), ("representatives", "gis")):
-            scores = rule_scores(rule, state=state, x=rows, confidence=confidence[pool], labels=labels[pool])
-            assert scores is not None
-            best = nearest_rows(scores, labels[pool], num_clusters=self._k, count=section.documents)
-            kinds[kind] = [pool[found] for found in best]
-        texts = {kind: [self._texts(rows) for rows in found] for kind, found in kinds.items()}
-        titles, names = name_clusters(
-            [suggest_name(words) for words in terms],
-            representatives=texts["representatives"],
-            terms=terms,
-            namer=find_namer(section.namer, "taxonomy.namer"),
-        )
-        words = np.bincount(labels[usable], table.words[usable], minlength=self._k)
-        shards = list(self._units)
-
-        def shown(kind: str) -> list[list[dict[str, Any]]]:
-            return [
-                [
-                    {"shard": shards[table.shard[row]], "document": int(table.document[row]), "text": excerpt(text)}
-                    for row, text in zip(rows, own, strict=True)
-                ]
-                for rows, own in zip(kinds[kind], texts[kind], strict=True)
-            ]
-
-        clusters = describe_clusters(
-            name=names,
-            title=titles,
-            documents=np.bincount(labels[usable], minlength=self._k).tolist(),
-            words=[int(value) for value in words],
-            concentration=[float(value) for value in np.asarray(state.concentrations)],
-            bias=[float(value) for value in np.asarray(state.biases)],
-            terms=terms,
-            nearest=shown("nearest"),
-            representatives=shown("representatives"),
-        )
-        write_json(folder / "taxonomy.json", {"clusters": clusters})
-        return {"clusters": clusters}
 
     def _sort(self, folder: Path, domains: Domains) -> dict[str, Any]:
         """Writes every document of the sources to its domain, piece by piece; returns documents and bytes by domain."""
@@ -352,7 +287,7 @@ class _Discovery:
 
         from jaxmix.data.readers import Trouble
 
-        table, (labels, _) = self._table(), self._labels()
+        table, (labels, _) = self._found.table, self._found.labels
         counts = {name: [0, 0] for name in domains.names}
         for number, (shard, (spec, unit)) in enumerate(self._units.items()):
             known = dict(zip(table.document[table.shard == number].tolist(), labels[table.shard == number].tolist(),
@@ -378,48 +313,7 @@ class _Discovery:
         section = {name: {"path": str((self._out / "sources" / name).resolve())} for name in there}
         write_whole(self._out / SOURCES, dump_yaml({"sources": section}))
 
-    # ── what stages read ─────────────────────────────────────────────────────────────────────────
-
-    def _table(self) -> SampleTable:
-        return read_sample(self._out / "documents", list(self._units))
-
-    def _labels(self) -> tuple[np.ndarray, np.ndarray]:
-        with np.load(self._out / "clusters" / "labels.npz") as stored:
-            return stored["labels"], stored["confidence"]
-
-    def _texts(self, rows: np.ndarray) -> list[str]:
-        """Texts of documents of the sample, in the order asked."""
-        table, names = self._table(), list(self._units)
-        texts: dict[int, str] = {}
-        for shard in np.unique(table.shard[rows]).tolist():
-            own = read_shard(self._out / "documents", names[shard])
-            texts |= {int(row): own[table.row[row]] for row in rows[table.shard[rows] == shard]}
-        return [texts[int(row)] for row in rows]
-
-    def _places(self, store: Any, table: SampleTable) -> np.ndarray:
-        """For every vector, the document of the sample that it is of."""
-        starts = np.searchsorted(table.shard, np.arange(len(self._units)))
-        shard, number = store.documents()
-        return np.asarray(starts[shard] + number)
-
-    def _vectors(self, rows: np.ndarray) -> tuple[np.ndarray, Any, Any]:
-        """Vectors f32[n, d] of documents that have one, the clusterer, and its state."""
-        from jaxmix.data.embeddings import open_embedding_store
-
-        store, table = open_embedding_store(self._out / "embeddings" / "store"), self._table()
-        vector = np.full(len(table.row), -1, np.int64)
-        vector[self._places(store, table)] = np.arange(len(store))
-        clusterer, state, _ = load_clusters(self._out / "clusters")
-        return store.take(vector[rows]), clusterer, state
-
 
 def _blocks(store: Any, weights: np.ndarray | None) -> Iterator[Any]:
     for start, block in zip(range(0, len(store), _SHARD_ROWS), store.blocks(_SHARD_ROWS), strict=True):
         yield block if weights is None else (block, weights[start : start + len(block)])
-
-
-def describe_discovery(config: DiscoverConfig) -> dict[str, Any]:
-    """What a discovery would read, compute and write. Looks for the files and reads none of their text."""
-    from jaxmix.workflows.discover_cost import estimate
-
-    return {"out": config.out, **estimate(config), "stages": dataclasses.asdict(config)}
