@@ -63,7 +63,7 @@ def settings(corpus, **changes):
         "clusterer": {"name": "gem", "num_clusters": 3, "balance": 10},
         "fit": {"max_iters": 20, "init": "kmeans++"},
         "documents": {"held_out": 0.3},
-        "student": {"buckets": 4096, "per_cluster": 30, "batch_size": 32, "epochs": 8},
+        "student": {"rule": "gis", "buckets": 4096, "per_cluster": 30, "batch_size": 32, "epochs": 8},
         "taxonomy": {"terms": 4, "documents": 2},
         **changes,
     }
