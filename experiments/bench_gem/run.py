@@ -67,11 +67,11 @@ def two_products(x: jax.Array, weight: jax.Array, slopes: jax.Array) -> jax.Arra
     """The floor: rows times K directions, and the product back, in the library's own blocks and nothing between."""
     k, d = slopes.shape
 
-    def block(x: jax.Array, _: jax.Array, table: None) -> tuple[jax.Array, None]:
+    def block(_: jax.Array, x: jax.Array) -> tuple[jax.Array, None]:
         logits = jnp.matmul(x, slopes.T, precision=HIGHEST)
-        return jnp.matmul(logits.T, x, precision=HIGHEST), table
+        return jnp.matmul(logits.T, x, precision=HIGHEST), None
 
-    return by_blocks(block, x, weight, None, jnp.zeros((k, d)), k + d)[0]
+    return by_blocks(block, (x,), weight, None, jnp.zeros((k, d)))[0]
 
 
 def gem_iterations(x: Any, k: int, strength: float, mesh: Any = None) -> dict[str, Any]:

@@ -193,11 +193,13 @@ def _dual(
             tolerance=tolerance,
         )
 
-    *found, table = logit_pass(state, x, weight, table, search.wants_gram)
+    # `True` and not a flag where it is always wanted: no branch then.
+    wanted = lambda search: kind.always_gram or search.wants_gram
+    *found, table = logit_pass(state, x, weight, table, wanted(search))
     search = note(search, *found)
     search = jax.lax.while_loop(
         lambda now: ~now.is_done,
-        lambda now: note(now, *dual_pass(table, weight, now.trial, now.wants_gram)),
+        lambda now: note(now, *dual_pass(table, weight, now.trial, wanted(now))),
         search,
     )
     mass, resultant = add(moment_pass(table, x, weight, search.change))

@@ -41,14 +41,14 @@ def mirror_pass(
     dtype, strength = slopes.dtype, penalty.strength
     zero = jnp.zeros((), dtype)
 
-    def old_mass(_: Array, weights: Array, rows: Array) -> tuple[Array, Array]:
-        return jnp.sum(weights[:, None] * jnp.exp(rows), axis=0), rows
+    def old_mass(weights: Array, rows: Array) -> tuple[Array, None]:
+        return jnp.sum(weights[:, None] * jnp.exp(rows), axis=0), None
 
-    mass = add(by_blocks(old_mass, sample_weight[:, None], sample_weight, table, jnp.zeros((k,), dtype), 2 * k)[0])
+    mass = add(by_blocks(old_mass, (table,), sample_weight, None, jnp.zeros((k,), dtype))[0])
     pull = strength * (mass / total - penalty.target)
     rate = 1 / (1 + 0.5 * strength)
 
-    def block(x: Array, weights: Array, old: Array) -> tuple[tuple[Array, Array, Array], Array]:
+    def block(weights: Array, x: Array, old: Array) -> tuple[tuple[Array, Array, Array], Array]:
         rows = as_rows(x, dtype)
         logits = jnp.matmul(rows, slopes.T, precision=HIGHEST) + offsets[None, :]
         before = jnp.exp(old)
@@ -65,7 +65,7 @@ def mirror_pass(
         return (value, jnp.sum(weighted, axis=0), resultant), log_weights
 
     zeros = zero, jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype)
-    found, table = by_blocks(block, x, sample_weight, table, zeros, k + d)
+    found, table = by_blocks(block, (x, table), sample_weight, table, zeros)
     value, mass, resultant = add(found)
     off = mass / total - penalty.target
     objective = value / total - jnp.log(jnp.asarray(dtype.type(k))) - 0.5 * strength * jnp.sum(off**2)

@@ -39,8 +39,9 @@ __all__ = [
 ]
 
 HIGHEST = jax.lax.Precision.HIGHEST
-SAFE_RANGE = 80.0
-"""Nats: e^-80 is a normal float32. Biases that differ by less cannot make a row's posterior vanish."""
+SAFE_RANGE = 60.0
+"""Nats. Biases that moved apart by less leave a row at least e^-60 of its posterior: terms that are 1e-12 of that are
+still normal float32 numbers."""
 _TILE = {"cpu": 3 << 19}
 _OTHER_TILE = 1 << 26
 """Entries of a block and its logits together: the second-level caches of a CPU, enough to fill other devices."""
@@ -74,25 +75,21 @@ def varying_zero(x: Array, dtype: Any) -> Array:
 
 
 def by_blocks(
-    function: Callable[[Array, Array, Any], tuple[Any, Any]],
-    x: Array,
-    sample_weight: Array,
-    table: Any,
-    sums: Any,
-    width: int,
+    function: Callable[..., tuple[Any, Any]], reads: tuple[Array, ...], sample_weight: Array, table: Any, sums: Any
 ) -> tuple[Any, Any]:
-    """Adds up `function(rows, weights, table_rows) -> (sums, new_table_rows)` over blocks; returns (sums, table).
+    """Adds up `function(weights, *rows) -> (sums, table_rows)` over blocks; returns (sums, table).
 
     Args:
-        function: of a block.
-        x: [n, d], in any float format.
+        function: of the weights and rows of a block.
+        reads: arrays [n, …] that are cut into blocks; their widths together decide the size of one.
         sample_weight: [n].
-        table: tree of [n, …] read and written by rows; `None` for none.
+        table: tree of arrays [n, …] that are written, every row once or twice the same; `None` for none.
         sums: tree of zeros.
-        width: entries a row, for the size of a block.
     """
-    total = x.shape[0]
-    rows = block_rows(total, width)
+    first = reads[0]
+    total = first.shape[0]
+    widths = [array.shape[1] for array in (*reads, *jax.tree.leaves(table)) if array.ndim > 1]
+    rows = block_rows(total, sum(widths))
     cut = lambda array, start: jax.lax.dynamic_slice_in_dim(array, start, rows)
     put = lambda array, part, start: jax.lax.dynamic_update_slice_in_dim(array, part, start, 0)
 
@@ -101,11 +98,11 @@ def by_blocks(
         start = jnp.minimum(i * rows, total - rows)
         is_new = start + jnp.arange(rows, dtype=jnp.int32) >= i * rows
         weights = jnp.where(is_new, cut(sample_weight, start), 0)
-        parts, written = function(cut(x, start), weights, jax.tree.map(lambda array: cut(array, start), table))
+        parts, written = function(weights, *(cut(array, start) for array in reads))
         found, error = _add(found, error, parts)
         return found, error, jax.tree.map(lambda array, part: put(array, part, start), table, written)
 
-    zero = lambda leaf: jnp.zeros_like(leaf) + varying_zero(x, leaf.dtype)
+    zero = lambda leaf: jnp.zeros_like(leaf) + varying_zero(first, leaf.dtype)
     start = jax.tree.map(zero, sums)
     found, error, table = jax.lax.fori_loop(0, -(-total // rows), body, (start, start, table))
     return jax.tree.map(jnp.add, found, error), table
@@ -130,88 +127,99 @@ def fused_pass(
     k, d = slopes.shape
     dtype = slopes.dtype
 
-    def block(x: Array, weights: Array, _: None) -> tuple[Sums, None]:
+    def block(weights: Array, x: Array) -> tuple[Sums, None]:
         rows = as_rows(x, dtype)
         logits = jnp.matmul(rows, slopes.T, precision=HIGHEST) + offsets[None, :]
         if is_hard:
             value, labels = _largest(logits)
-            posterior = jax.nn.one_hot(labels, k, dtype=dtype)
+            weighted = jax.nn.one_hot(labels, k, dtype=dtype) * weights[:, None]
+            mass, gram = jnp.sum(weighted, axis=0), jnp.zeros((k, k), dtype)
         else:
-            posterior, value = _softmax(logits)
-        weighted = posterior * weights[:, None]
-        gram = jnp.matmul(weighted.T, posterior, precision=HIGHEST) if has_gram else jnp.zeros((k, k), dtype)
+            powers, total, top = _powers(logits)
+            value = jnp.log(total) + top
+            weighted, mass, gram = _moments(weights, powers, total, has_gram)
         return Sums(
             count=jnp.sum(weights > 0, dtype=dtype),
             weight=jnp.sum(weights),
             value=jnp.sum(weights * value),
-            mass=jnp.sum(weighted, axis=0),
+            mass=mass,
             resultant=jnp.matmul(weighted.T, rows, precision=HIGHEST),
             gram=gram,
         ), None
 
-    return by_blocks(block, x, sample_weight, None, _zero_sums(k, d, dtype), k + d)[0]
+    return by_blocks(block, (x,), sample_weight, None, _zero_sums(k, d, dtype))[0]
 
 
 def logit_pass(
-    state: GemState, x: Array, sample_weight: Array, table: Array, has_gram: Array
+    state: GemState, x: Array, sample_weight: Array, table: Array, has_gram: Array | bool
 ) -> tuple[Array, Array, Array, Array]:
     """Writes the log posterior at the biases of `state` into `table` [n, k]; returns (value, mass, gram, table)."""
     slopes, offsets = linear_rule(state)
-    k, d = slopes.shape
+    k = slopes.shape[0]
     dtype = slopes.dtype
 
-    def block(x: Array, weights: Array, _: Array) -> tuple[tuple[Array, Array, Array], Array]:
+    def block(weights: Array, x: Array) -> tuple[tuple[Array, Array, Array], Array]:
         logits = jnp.matmul(as_rows(x, dtype), slopes.T, precision=HIGHEST) + offsets[None, :]
-        posterior, value = _softmax(logits)
-        weighted = posterior * weights[:, None]
-        sums = jnp.sum(weights * value), jnp.sum(weighted, axis=0), _gram(weighted, posterior, has_gram)
-        return sums, logits - value[:, None]
+        powers, total, top = _powers(logits)
+        value = jnp.log(total) + top
+        _, mass, gram = _moments(weights, powers, total, has_gram)
+        return (jnp.sum(weights * value), mass, gram), logits - value[:, None]
 
-    zeros = jnp.zeros((), dtype), jnp.zeros((k,), dtype), jnp.zeros((k, k), dtype)
-    sums, table = by_blocks(block, x, sample_weight, table, zeros, k + d)
+    sums, table = by_blocks(block, (x,), sample_weight, table, _zero_dual(k, dtype))
     return *sums, table
 
 
-def dual_pass(table: Array, sample_weight: Array, shift: Array, has_gram: Array) -> tuple[Array, Array, Array]:
-    """(Σ w_i (lse_i after − before), mass, gram) at biases changed by `shift`, from the table alone."""
+def dual_pass(table: Array, sample_weight: Array, shift: Array, has_gram: Array | bool) -> tuple[Array, Array, Array]:
+    """(Σ w_i (lse_i after − before), mass, gram) at biases changed by `shift`, from the table alone.
+
+    The choices are made once for all blocks: where a row's largest entry need not be looked for, and the matrix need
+    not be made, the pass is little more than its exponentials.
+    """
     k, dtype = table.shape[1], table.dtype
 
-    def block(rows: Array, weights: Array, _: None) -> tuple[tuple[Array, Array, Array], None]:
-        posterior, value = _shifted(rows, shift)
-        weighted = posterior * weights[:, None]
-        return (jnp.sum(weights * value), jnp.sum(weighted, axis=0), _gram(weighted, posterior, has_gram)), None
+    def over_blocks(is_wide: bool, has_gram: bool) -> tuple[Array, Array, Array]:
+        def block(weights: Array, rows: Array) -> tuple[tuple[Array, Array, Array], None]:
+            powers, total, top = _shifted(rows, shift, is_wide=is_wide)
+            _, mass, gram = _moments(weights, powers, total, has_gram)
+            return (jnp.sum(weights * (jnp.log(total) + top)), mass, gram), None
 
-    zeros = jnp.zeros((), dtype), jnp.zeros((k,), dtype), jnp.zeros((k, k), dtype)
-    return by_blocks(block, table, sample_weight, None, zeros, 2 * k)[0]
+        found: tuple[Array, Array, Array] = by_blocks(block, (table,), sample_weight, None, _zero_dual(k, dtype))[0]
+        return found
+
+    is_wide = jnp.max(shift) - jnp.min(shift) > SAFE_RANGE
+    ways = [lambda: over_blocks(True, True), lambda: over_blocks(False, True)]
+    if isinstance(has_gram, bool):
+        return jax.lax.cond(is_wide, *ways) if has_gram else over_blocks(True, False)
+    way = jnp.where(is_wide, 0, jnp.where(has_gram, 1, 2))
+    return jax.lax.switch(way, [*ways, lambda: over_blocks(False, False)])  # type: ignore[no-any-return]
 
 
 def moment_pass(table: Array, x: Array, sample_weight: Array, shift: Array) -> tuple[Array, Array]:
     """(mass, resultant) at biases changed by `shift`."""
     k, d, dtype = table.shape[1], x.shape[1], table.dtype
 
-    def block(x: Array, weights: Array, rows: Array) -> tuple[tuple[Array, Array], Array]:
-        posterior, _ = _shifted(rows, shift)
-        weighted = posterior * weights[:, None]
-        return (jnp.sum(weighted, axis=0), jnp.matmul(weighted.T, as_rows(x, dtype), precision=HIGHEST)), rows
+    def block(weights: Array, x: Array, rows: Array) -> tuple[tuple[Array, Array], None]:
+        powers, total, _ = _shifted(rows, shift, is_wide=True)
+        weighted, mass, _ = _moments(weights, powers, total, False)
+        return (mass, jnp.matmul(weighted.T, as_rows(x, dtype), precision=HIGHEST)), None
 
-    zeros = jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype)
-    return by_blocks(block, x, sample_weight, table, zeros, k + d)[0]
+    return by_blocks(block, (x, table), sample_weight, None, (jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype)))[0]
 
 
 def label_pass(state: GemState, x: Array, *, with_posterior: bool) -> tuple[Array, Array | None]:
     """(labels i32[n], log posterior [n, k] or `None`)."""
     slopes, offsets = linear_rule(state)
-    k, d = slopes.shape
+    k = slopes.shape[0]
     dtype, n = slopes.dtype, x.shape[0]
 
-    def block(x: Array, _: Array, table: Any) -> tuple[tuple[()], Any]:
+    def block(_: Array, x: Array) -> tuple[tuple[()], Any]:
         logits = jnp.matmul(as_rows(x, dtype), slopes.T, precision=HIGHEST) + offsets[None, :]
         labels = _largest(logits)[1]
         return (), (labels, jax.nn.log_softmax(logits, axis=1)) if with_posterior else (labels,)
 
     labels = jnp.zeros((n,), jnp.int32) + varying_zero(x, jnp.int32)
     posterior = (jnp.zeros((n, k), dtype) + varying_zero(x, dtype),) if with_posterior else ()
-    found = by_blocks(block, x, jnp.zeros((n,), dtype), (labels, *posterior), (), k + d)[1]
+    found = by_blocks(block, (x,), jnp.zeros((n,), dtype), (labels, *posterior), ())[1]
     return found[0], found[1] if with_posterior else None
 
 
@@ -225,35 +233,46 @@ def _largest(logits: Array) -> tuple[Array, Array]:
     return largest, jnp.minimum(found, k - 1)
 
 
-def _softmax(logits: Array) -> tuple[Array, Array]:
-    """(softmax, logsumexp) of every row."""
-    largest = jnp.max(logits, axis=1, keepdims=True)
-    powers = jnp.exp(logits - largest)
-    total = jnp.sum(powers, axis=1, keepdims=True)
-    return powers / total, (jnp.log(total) + largest)[:, 0]
+def _powers(logits: Array) -> tuple[Array, Array, Array]:
+    """(exponentials over the row's largest, their sum, the largest)."""
+    top = jnp.max(logits, axis=1)
+    powers = jnp.exp(logits - top[:, None])
+    return powers, _row_sums(powers), top
 
 
-def _shifted(table: Array, shift: Array) -> tuple[Array, Array]:
-    """(posterior, change of logsumexp) of rows that hold a log posterior, after biases changed by `shift`."""
-    largest = jnp.max(shift)
-    # Where the biases moved little, one number for all rows serves instead of each row's maximum.
-    top = jax.lax.cond(
-        largest - jnp.min(shift) > SAFE_RANGE,
-        lambda: jnp.max(table + shift[None, :], axis=1),
-        lambda: jnp.full(table.shape[:1], 0, table.dtype) + largest + varying_zero(table, table.dtype),
-    )
-    powers = jnp.exp(table + (shift[None, :] - top[:, None]))
-    total = jnp.sum(powers, axis=1)
-    return powers / total[:, None], jnp.log(total) + top
+def _shifted(table: Array, shift: Array, *, is_wide: bool) -> tuple[Array, Array, Array]:
+    """The same for rows that hold a log posterior, after biases changed by `shift`.
+
+    If no two biases moved apart by more than `SAFE_RANGE`, the largest shift serves every row as its largest entry.
+    """
+    if is_wide:
+        return _powers(table + shift[None, :])
+    top = jnp.max(shift)
+    powers = jnp.exp(table + (shift - top)[None, :])
+    return powers, _row_sums(powers), jnp.broadcast_to(top, table.shape[:1])
 
 
-def _gram(weighted: Array, posterior: Array, has_gram: Array) -> Array:
-    k, dtype = posterior.shape[1], posterior.dtype
-    return jax.lax.cond(
-        has_gram,
-        lambda: jnp.matmul(weighted.T, posterior, precision=HIGHEST),
-        lambda: jnp.zeros((k, k), dtype) + varying_zero(posterior, dtype),
-    )
+def _row_sums(powers: Array) -> Array:
+    """A product with ones: few columns are summed faster so."""
+    return jnp.matmul(powers, jnp.ones((powers.shape[1],), powers.dtype), precision=HIGHEST)
+
+
+def _moments(weights: Array, powers: Array, total: Array, has_gram: Array | bool) -> tuple[Array, Array, Array]:
+    """(w γ [n, k], Σ w γ, Σ w γ γᵀ or zeros), without γ itself."""
+    k, dtype = powers.shape[1], powers.dtype
+    share = weights / total
+    mass = jnp.matmul(share, powers, precision=HIGHEST)
+    weighted = powers * share[:, None]
+    none = lambda: jnp.zeros((k, k), dtype) + varying_zero(powers, dtype)
+    # Not `share / total` on one side: a small total has no square in float32.
+    make = lambda: jnp.matmul(weighted.T, powers * (1 / total)[:, None], precision=HIGHEST)
+    if isinstance(has_gram, bool):
+        return weighted, mass, make() if has_gram else none()
+    return weighted, mass, jax.lax.cond(has_gram, make, none)
+
+
+def _zero_dual(k: int, dtype: Any) -> tuple[Array, Array, Array]:
+    return jnp.zeros((), dtype), jnp.zeros((k,), dtype), jnp.zeros((k, k), dtype)
 
 
 def _zero_sums(k: int, d: int, dtype: Any) -> Sums:

@@ -95,7 +95,7 @@ def test_blocks_change_nothing(tile, monkeypatch):
     log_posterior = table - np.logaddexp.reduce(table, axis=1, keepdims=True)
     monkeypatch.setitem(passes._TILE, "cpu", tile)
     # A tile of 200 gives the least block, 64 rows, which does not divide 600.
-    assert passes.block_rows(N, D + K) == (64 if tile == 200 else 512)
+    assert passes.block_rows(N, D) == (64 if tile == 200 else N)
     found = Assignment(
         *jax.jit(passes.label_pass, static_argnames="with_posterior")(state, rows(), with_posterior=True)
     )
@@ -129,7 +129,8 @@ def test_the_passes_of_the_dual_are_the_fused_pass_at_other_biases():
         mass, resultant = moments(table, rows(), weight, shift)
         np.testing.assert_allclose(mass, expected.mass, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(resultant, expected.resultant, rtol=1e-4, atol=1e-3)
-        assert not np.any(dual(table, weight, shift, jnp.bool_(False))[2])
+        if float(jnp.ptp(shift)) < passes.SAFE_RANGE:
+            assert not np.any(dual(table, weight, shift, jnp.bool_(False))[2])
 
 
 def test_assign_without_the_posterior():
