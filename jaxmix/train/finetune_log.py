@@ -29,9 +29,9 @@ class RolloutWindow:
         self._waiting: list[Any] = []
 
     def add_rollouts(self, arms: np.ndarray, rewards: np.ndarray, is_live: np.ndarray) -> None:
-        """One batch: arms i[b], rewards f[b, g], bool[b]."""
+        """One batch: arms i[b], rewards f[b, g], bool[b]. A verifier that failed (nan) counts as not solved."""
         np.add.at(self.slots, arms, 1.0)
-        np.add.at(self.solved, arms, rewards.astype(np.float64).mean(axis=1))
+        np.add.at(self.solved, arms, np.nan_to_num(rewards.astype(np.float64)).mean(axis=1))
         self.live += int(is_live.sum())
 
     def add_update(self, info: Any) -> None:

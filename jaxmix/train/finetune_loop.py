@@ -134,6 +134,12 @@ def run_finetuning(
             pad_id=prompts.pad_id,
             mesh=mesh,
         )
+    elif differing := programs.settings.differs_in(settings):
+        raise ConfigError(
+            f"the programs were built with another {', '.join(differing)}",
+            where="run_finetuning(programs)",
+            fix="Build them from these settings, or leave them out.",
+        )
     run = _Run(Path(run_dir), model, prompts, bandit, table, evaluation, settings, programs, dict(provenance or {}))
     return run.execute(initial_params, trackers, label, show_progress and jax.process_index() == 0)
 
@@ -328,11 +334,12 @@ class _Run:
         self.log.window.add_rollouts(self.prompts.arms[rows], rewards, is_live)
         self.log.generated += int((tokens != self.prompts.pad_id).sum())
 
-        sent, sent_kept = jax.device_put((rewards, self._kept(rewards, is_live)), replicated(programs.mesh))
+        kept = self._kept(rewards, is_live)
+        sent, sent_kept = jax.device_put((rewards, kept), replicated(programs.mesh))
         bandit = self.curriculum.absorb(state.bandit, draw.arms, sent)
         buffer = programs.collect(state.buffer, draw.prompts, made, sent, sent_kept)
         self.state = dataclasses.replace(state, bandit=bandit, cursors=draw.cursors, buffer=buffer, step=draw.step)
-        self.count = min(self.count + int(self.kept_now), settings.capacity)
+        self.count = min(self.count + int(kept.sum()), settings.capacity)
         self.waited += 1
         while self.count >= settings.groups or (self.count > 0 and self.waited >= settings.patience):
             self._update()
@@ -340,14 +347,11 @@ class _Run:
     def _kept(self, rewards: np.ndarray, is_live: np.ndarray) -> np.ndarray:
         """bool[b], the groups of a batch that are trained on."""
         if not self.settings.waits:
-            kept = np.ones_like(is_live)
-        elif self.settings.refill and self.curriculum.keep is not None:
+            return np.ones_like(is_live)
+        if self.settings.refill and self.curriculum.keep is not None:
             sent = jax.device_put(rewards, replicated(self.programs.mesh))
-            kept = np.asarray(jax.device_get(self.curriculum.keep(sent)))
-        else:
-            kept = is_live
-        self.kept_now = int(kept.sum())
-        return kept
+            return np.asarray(jax.device_get(self.curriculum.keep(sent)))
+        return is_live
 
     def _update(self) -> None:
         state = self.state

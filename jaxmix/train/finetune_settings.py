@@ -12,6 +12,18 @@ from jaxmix.train.grpo import AGGREGATES
 __all__ = ["FinetuneSettings"]
 
 _RESUME = ("auto", "must", "never")
+_OF_THE_LOOP = (
+    "steps",
+    "seed",
+    "max_wait",
+    "eval_every",
+    "eval_batch",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "resume",
+    "max_consecutive_skipped",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +165,11 @@ class FinetuneSettings:
                 where="train.micro_batches",
                 fix="Choose a divisor.",
             )
+
+    def differs_in(self, other: FinetuneSettings) -> list[str]:
+        """Settings that are part of the compiled programs and are not the same in `other`."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _OF_THE_LOOP]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
     @property
     def waits(self) -> bool:

@@ -1,6 +1,6 @@
 """A fine-tuning run of a few seconds, as a function for tests and as a script for a test that kills it.
 
-python finetuning.py RUN_DIR STEPS
+python finetuning.py RUN_DIR STEPS [PROCESSES INDEX PORT]
 """
 
 import functools
@@ -131,7 +131,14 @@ def toy_run(run_dir, *, prompts=None, bandit=None, devices=1, initial_params=Non
 
 def main():
     run_dir, steps = Path(sys.argv[1]), int(sys.argv[2])
-    result = toy_run(run_dir, steps=steps)
+    if len(sys.argv) > 3:
+        from jaxmix.core.sharding import initialize_distributed
+
+        processes, index, port = map(int, sys.argv[3:6])
+        initialize_distributed(f"127.0.0.1:{port}", processes, index)
+    import jax
+
+    result = toy_run(run_dir, devices=jax.device_count(), steps=steps)
     np.save(run_dir / "params.npy", np.asarray(result.params["table"]))
 
 
