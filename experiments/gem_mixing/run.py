@@ -45,6 +45,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+KL = 0.1
+"""Pull of a proposal to even weights, nats per nat: what keeps it inside of the mixtures that were run."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
     """How large everything is."""
@@ -53,7 +57,7 @@ class Size:
     rows: int
     proxies: int
     seeds: int
-    proxy_share: float = 0.33
+    proxy_share: float = 0.5
 
 
 SIZES = {"real": Size(steps=1000, rows=256, proxies=24, seeds=5), "smallest": Size(4, 4, 4, 1, 0.5)}
@@ -110,22 +114,17 @@ def cell_config(partition: str, method: str, seed: int, out: Path, size: Size, s
 
 
 def propose(partition: str, out: Path, size: Size, plain: dict[str, Any]) -> dict[str, Any]:
-    """The mixture of the law of a partition, from a swarm of smaller proxies; made once."""
+    """The mixture of the law of a partition, from a swarm of shorter runs; made once, for their own length."""
     home = out / partition
     path = home / "law" / "mixture.yaml"
     if not path.is_file():
-        from jaxmix.models.accounting import count_params
-        from jaxmix.workflows.data import known_sizes
         from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
-        from jaxmix.workflows.resolve import resolve_model_config
         from jaxmix.workflows.swarm import collect
         from jaxmix.workflows.swarm_config import load_swarm
 
         steps = max(round(size.proxy_share * size.steps), 1)
-        small = {k: v for k, v in plain.items() if k not in ("out", "mixer", "mixture")} | {
-            "model": plain["model"] | {"width": 32, "num_heads": 2},
-            "mixture": {"weights": "natural"},
-        }
+        small = {k: v for k, v in plain.items() if k not in ("out", "mixer", "mixture")}
+        small["mixture"] = {"weights": "natural"}
         small["train"] = {k: v for k, v in plain["train"].items() if k != "seed"} | {
             "steps": steps,
             "eval_every": steps,
@@ -138,12 +137,9 @@ def propose(partition: str, out: Path, size: Size, plain: dict[str, Any]) -> dic
         table = collect(load_swarm(str(swarm), out=str(home / "swarm"))).table
         law = LawSettings(law="hierarchical" if size.proxies > 10 else "linear")
         fitted = fit_law(table, law, out=str(home / "law"), command="gem_mixing", source=str(home / "swarm"))
-        config = from_mapping({**small, "out": "unused"}, file="gem_mixing")
-        target = from_mapping({**plain, "mixture": {"weights": "natural"}}, file="gem_mixing")
-        model = resolve_model_config(target, vocab_size=known_sizes(config).vocab_size)
         make_proposal(
-            fitted, model_size=count_params(model) / 1e6, tokens=size.steps * 16 * 64 / 1e9, out=str(home / "law"),
-            command="gem_mixing", kl_strength=0.03,
+            fitted, model_size=float(table.model_size[0]), tokens=float(table.tokens[0]), out=str(home / "law"),
+            command="gem_mixing", kl_strength=KL,
         )  # fmt: skip
     return dict(parse_yaml(path.read_text(), where=str(path))["mixture"])
 
