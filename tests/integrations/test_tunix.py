@@ -117,7 +117,7 @@ def test_columns_are_flat_arrays_of_constant_size():
     np.testing.assert_array_equal(np.concatenate([b["slot"] for b in batches]), np.arange(24))
 
 
-@pytest.mark.parametrize(("micro_batch", "merge"), [(2, 1), (3, 2), (1, 6)])
+@pytest.mark.parametrize(("micro_batch", "merge"), [pytest.param(2, 1, marks=pytest.mark.slow), (3, 2)])
 def test_micro_batches_teach_the_same_draws(micro_batch, merge):
     data = dataset()
     learner = FakeLearner([data.metrics], micro_batch=micro_batch, merge=merge)

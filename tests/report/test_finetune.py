@@ -6,7 +6,7 @@ import math
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.report import build_page, describe_result, load_run, write_report
+from jaxmix.report import describe_result, load_run, write_report
 from jaxmix.report.finetune import finetune_comparison_table, finetune_table
 from jaxmix.report.finetune_measures import (
     accuracy,
@@ -148,7 +148,7 @@ def test_variants_are_compared_by_paired_seeds(write_finetune):
     assert f"base {of_three(0.6):.3f} (2 seeds)" in sentences[0]
 
 
-def test_pages(write_finetune, tmp_path):
+def test_the_page(write_finetune):
     run = write_finetune("a", CURVE)
     page = write_report(run.folder).read_text()
     for text in ("Arms", "Accuracy in three currencies", "different prompts", "Accuracy by family", "Allocation"):
@@ -157,10 +157,18 @@ def test_pages(write_finetune, tmp_path):
     assert "<image" not in page  # vector shapes, also in heat maps
     for match in set(page.split('id="')[1:]):
         assert page.count(f'id="{match.split(chr(34))[0]}"') == 1
-    write_finetune("b", CURVE, variant="b", planned=200)
-    both = write_report(tmp_path).read_text()
-    assert "Solve rates over the run: b" in both
-    assert "Not finished: b." in both
+
+
+def test_unfinished_runs_are_named(write_finetune):
+    runs = [write_finetune("a", CURVE), write_finetune("b", CURVE, variant="b", planned=200)]
+    assert "Not finished: b." in describe_result(runs)
+
+
+@pytest.mark.slow
+def test_a_page_of_several_runs(write_finetune, tmp_path):
+    for name in "ab":
+        write_finetune(name, CURVE, variant=name)
+    assert "Solve rates over the run: b" in write_report(tmp_path).read_text()
 
 
 def test_a_run_that_was_just_begun(write_finetune):
@@ -169,7 +177,6 @@ def test_a_run_that_was_just_begun(write_finetune):
     assert area(run) is None
     assert share_of(run, ["add1"]) is None
     assert prompts_to(run, 0.1) is None
-    assert "<svg" in build_page([run], title="a")
     assert finetune_table(run).rows[0][3] == "?"
 
 

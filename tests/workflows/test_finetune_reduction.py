@@ -23,6 +23,7 @@ def reduced(path, **changes):
     return reduce_prompts(arguments.pop("section", SECTION), PROMPTS, path, **arguments)
 
 
+@pytest.mark.slow
 def test_clusters_are_arms_from_easy_to_hard_and_are_made_once(tmp_path):
     path = tmp_path / "reduction.json"
     lines = []
@@ -46,6 +47,7 @@ def test_clusters_are_arms_from_easy_to_hard_and_are_made_once(tmp_path):
         reduced(path)
 
 
+@pytest.mark.slow
 def test_attempts_count_what_the_policy_solves():
     """Rewards of all attempts are added up for their prompt, in a last batch that is not full too."""
     few = PROMPTS.take(np.arange(5))
