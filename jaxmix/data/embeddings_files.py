@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from jaxmix.core.errors import RunError
+from jaxmix.data.files import write_whole
 
 __all__ = [
     "DTYPES",
@@ -25,7 +22,6 @@ __all__ = [
     "checksum",
     "read_json",
     "read_store_index",
-    "replaced",
     "stored_dtype",
     "write_json",
 ]
@@ -80,28 +76,8 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` at the end, when it is on disk; an error leaves nothing.
-
-    The name in between is this call's own: several processes may write the same file, and one of them wins.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, value: Any) -> None:
-    with replaced(path) as file:
-        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
 
 
 def read_json(path: Path) -> Any:

@@ -13,9 +13,10 @@ import numpy as np
 
 from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.data.embeddings_files import DTYPES, FORMAT, INDEX, SETTINGS, Shard, read_json, replaced, stored_dtype
+from jaxmix.data.embeddings_files import DTYPES, FORMAT, INDEX, SETTINGS, Shard, read_json, stored_dtype
 from jaxmix.data.embeddings_files import write_json as _write_json
 from jaxmix.data.embeddings_read import EmbeddingStore, TextEncoder, open_embedding_store
+from jaxmix.data.files import replaced
 
 __all__ = ["EmbeddingWriter", "write_embedding_store"]
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jaxmix.data.files import write_whole
+from jaxmix.data.files import replaced, write_whole
 
 
 def test_text_and_bytes_come_back_and_nothing_else_stays(tmp_path):
@@ -26,3 +26,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_whole(path, "new")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "a.json"
+    with replaced(path) as first, replaced(path) as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert path.read_bytes() == b"first"  # the last to end
