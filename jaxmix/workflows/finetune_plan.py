@@ -151,6 +151,9 @@ def _notes(
         notes.append(f"no prompts for {', '.join(empty)}: they cannot be drawn")
     if held_out.arm_names != prompts.arm_names:
         notes.append("the held-out prompts have other arms than the training prompts")
+    texts = [{row[row != p.pad_id].tobytes() for row in p.tokens} for p in (prompts, held_out)]
+    if texts[0] & texts[1]:
+        notes.append(f"{len(texts[0] & texts[1])} held-out prompts are training prompts too: take them out of one part")
     if evaluation > 0.5 * generation:
         notes.append(
             f"evaluations take {evaluation / generation:.0%} of what the rollouts take: raise train.eval_every, or "

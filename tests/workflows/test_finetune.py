@@ -124,6 +124,17 @@ def test_the_plan_adds_up():
     assert "starts from nothing" in notes
 
 
+def test_prompts_in_both_parts_are_noticed(tmp_path):
+    paths = [tmp_path / "train.jsonl", tmp_path / "test.jsonl"]
+    lines = [json.dumps({"question": f"{i} + {i}?", "answer": str(2 * i)}) for i in range(5)]
+    paths[0].write_text("\n".join(lines[:3]))
+    paths[1].write_text("\n".join(lines[2:]))
+    tasks = {"name": "gsm8k", "path": str(paths[0]), "completion_length": 8, "evaluation": {"path": str(paths[1])}}
+    notes = make_finetune_plan(finetune_of({"tasks": tasks, "train": {"steps": 1}})).notes
+    assert any("1 held-out prompts are training prompts too" in note for note in notes)
+    assert not any("held-out prompts are" in note for note in make_finetune_plan(finetune_of(TINY)).notes)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of four steps from fresh parameters, by the command line."""
