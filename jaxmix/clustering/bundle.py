@@ -69,13 +69,12 @@ def assign(clusterer: Clusterer, state: GemState, x: Array, *, with_posterior: b
         Raises:
             ConfigError: rows of another width than the state's.
 
-        Example:
-            >>> import jax.numpy as jnp
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-            >>> from jaxmix.clustering import GemState, assign, gem
-            >>> state = GemState(jnp.eye(4)[:2], jnp.full(2, 10.0), jnp.zeros(2))
-            >>> assign(gem(2), state, jnp.eye(4)[:2]).labels.tolist()
-            [0, 1]
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmix.clustering import GemState, assign, gem
+        >>> state = GemState(jnp.eye(4)[:2], jnp.full(2, 10.0), jnp.zeros(2))
+        >>> assign(gem(2), state, jnp.eye(4)[:2]).labels.tolist()
+        [0, 1]
     """
     return clusterer.assign(state, x, with_posterior=with_posterior)
 

@@ -95,7 +95,7 @@ def gem(
         >>> rows = centres[jnp.arange(300) % 3] + 0.1 * jax.random.normal(jax.random.key(1), (300, 8))
         >>> rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
         >>> clusterer = gem(3, balance=100.0)
-        >>> result = fit(clusterer, rows, key=jax.random.key(0))
+        >>> result = fit(clusterer, rows, key=jax.random.key(0), init=centres)
         >>> labels = assign(clusterer, result.state, rows).labels
         >>> jnp.bincount(labels, length=3).tolist()
         [100, 100, 100]

@@ -77,7 +77,8 @@ def fit_stream(
         >>> from jaxmix.clustering import fit_stream, spherical_kmeans
         >>> rows = np.eye(4, dtype=np.float32)[np.arange(200) % 4]
         >>> blocks = lambda: (rows[i : i + 50] for i in range(0, 200, 50))
-        >>> float(fit_stream(spherical_kmeans(4), blocks, key=jax.random.key(0)).objective[-1])
+        >>> result = fit_stream(spherical_kmeans(4), blocks, key=jax.random.key(0), init=np.eye(4)[::-1])
+        >>> float(result.objective[-1])
         1.0
     """
     check_fit("fit_stream", clusterer, max_iters, tol, init)

@@ -21,7 +21,7 @@ from jaxmix.clustering import (
 from jaxmix.clustering.simulate import planted_mixture
 from jaxmix.core.errors import ConfigError
 
-N, D, K = 600, 16, 5
+N, D, K = 603, 16, 5
 KEY = jax.random.key(0)
 
 
@@ -94,7 +94,7 @@ def test_blocks_change_nothing(tile, monkeypatch):
     table = table + np.asarray(passes.linear_rule(state)[1])[None, :]
     log_posterior = table - np.logaddexp.reduce(table, axis=1, keepdims=True)
     monkeypatch.setitem(passes._TILE, "cpu", tile)
-    # A tile of 200 gives the least block, 64 rows, which does not divide 600.
+    # A tile of 200 gives the least block, 64 rows, which does not divide 603.
     assert passes.block_rows(N, D) == (64 if tile == 200 else N)
     found = Assignment(
         *jax.jit(passes.label_pass, static_argnames="with_posterior")(state, rows(), with_posterior=True)
