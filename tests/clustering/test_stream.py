@@ -63,9 +63,11 @@ def test_a_stream_is_the_fit_of_its_rows_in_float64(strength):
     with jax.enable_x64(True):
         options = {"key": KEY, "max_iters": 25, "tol": 0.0}
         in_memory = fit(gem(K, balance=strength), x, sample_weight=weight, **options)
-        np.testing.assert_allclose(
-            fit_stream(gem(K, balance=strength), given, **options).objective, in_memory.objective, rtol=1e-6
-        )
+        streamed = fit_stream(gem(K, balance=strength), given, **options)
+    # At rest, rounding decides how many more iterations the two take: one looks at labels, the other does not.
+    common = min(streamed.iterations, in_memory.iterations)
+    np.testing.assert_allclose(streamed.objective[:common], in_memory.objective[:common], rtol=1e-6)
+    np.testing.assert_allclose(streamed.objective[-1], in_memory.objective[-1], rtol=1e-6)
 
 
 @pytest.mark.slow
