@@ -191,19 +191,14 @@ class _Work:
         return record
 
     def _documents(self, name: str, unit: Unit, trouble: Trouble) -> Any:
-        for where, data in self._sources[name].read(unit, trouble):
-            try:
-                text = data.decode("utf-8")
-            except UnicodeDecodeError:
-                trouble.add("documents with invalid UTF-8", where)
-                text = data.decode("utf-8", errors="replace")
+        for _, where, text in self._sources[name].texts(unit, trouble):
             if "\0" in text:
                 trouble.add("documents with NUL bytes, which were taken out", where)
                 text = text.replace("\0", "")
-            if text.strip():
-                yield text
-            else:
-                trouble.add("empty documents", where)
+                if not text.strip():
+                    trouble.add("empty documents", where)
+                    continue
+            yield text
 
     def _write(
         self, tokens: np.ndarray, writers: Mapping[str, _ShardWriter], moved: Mapping[str, int], extremes: list[int]

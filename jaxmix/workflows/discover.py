@@ -24,7 +24,6 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.files import write_whole
 from jaxmix.workflows.discover_config import DiscoverConfig
 from jaxmix.workflows.discover_documents import (
-    decode_texts,
     read_shard,
     source_units,
     write_parquet,
@@ -292,7 +291,7 @@ class _Discovery:
         for number, (shard, (spec, unit)) in enumerate(self._units.items()):
             known = dict(zip(table.document[table.shard == number].tolist(), labels[table.shard == number].tolist(),
                              strict=True))  # fmt: skip
-            found = [(document, text) for document, _, text in decode_texts(spec, unit, Trouble())]
+            found = [(document, text) for document, _, text in spec.texts(unit, Trouble())]
             own = np.asarray([known.get(document, -1) for document, _ in found], np.int32)
             if self._config.label_with == "student":
                 own[:] = -1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,10 +14,10 @@ from jaxmix.data.files import write_whole
 from jaxmix.workflows.discover_config import DocumentsConfig
 
 if TYPE_CHECKING:
-    from jaxmix.data.readers import Trouble, Unit
+    from jaxmix.data.readers import Unit
     from jaxmix.data.sources import SourceSpec
 
-__all__ = ["SampleTable", "decode_texts", "read_sample", "read_shard", "source_units", "write_parquet", "write_sample"]
+__all__ = ["SampleTable", "read_sample", "read_shard", "source_units", "write_parquet", "write_sample"]
 
 _TROUBLES = b"jaxmix.troubles"
 
@@ -35,20 +35,6 @@ def source_units(sources: Any) -> dict[str, tuple[SourceSpec, Unit]]:
         for name, spec in source_specs(sources).items()
         for number, unit in enumerate(spec.units())
     }
-
-
-def decode_texts(spec: SourceSpec, unit: Unit, trouble: Trouble) -> Iterator[tuple[int, str, str]]:
-    """Yields (number within the unit, place, text) of every document with something in it; counts the others."""
-    for number, (where, data) in enumerate(spec.read(unit, trouble)):
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            trouble.add("documents with invalid UTF-8", where)
-            text = data.decode("utf-8", errors="replace")
-        if text.strip():
-            yield number, where, text
-        else:
-            trouble.add("empty documents", where)
 
 
 def write_sample(folder: Path, units: Mapping[str, Any], config: DocumentsConfig) -> dict[str, Any]:
@@ -69,7 +55,7 @@ def write_sample(folder: Path, units: Mapping[str, Any], config: DocumentsConfig
             continue
         trouble = Trouble()
         rows: list[tuple[int, str, bool]] = []
-        for number, _, text in decode_texts(spec, unit, trouble):
+        for number, _, text in spec.texts(unit, trouble):
             drawn, held = _chances(text, config.seed)
             if drawn < config.share:
                 rows.append((number, text, held < config.held_out))
