@@ -16,6 +16,7 @@ _SUBPACKAGES = (
     "core",
     "curricula",
     "data",
+    "integrations",
     "laws",
     "mixers",
     "models",
