@@ -22,6 +22,7 @@ from cells import POLICIES, POOLS, SEEDS, WIDTH, Pool, policy
 from icons import Icons, embed_rows, load, pool_of, style_parts, tester, towers
 
 from jaxmix.core.sharding import build_mesh
+from jaxmix.models.partition import params_template
 from jaxmix.train.checkpoint import read_params
 from jaxmix.train.embedding_cache import EmbeddingCache, cache_key, write_embeddings
 from jaxmix.train.pair_loop import run_pairs
@@ -170,11 +171,7 @@ class Bench:
         if not (folder / "recall.json").is_file():
             _, _, curve = self.train(folder, curated, pool, steps, 1000 + seed, schedule="cosine")
             (folder / "recall.json").write_text(json.dumps(curve[-1]) + "\n")
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        params = read_params(
-            folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-        )
+        params = read_params(folder, params_template(self.model, self.mesh))
         embed = jax.jit(
             lambda params, images, tokens: (
                 self.model.embed_image(params, images),

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmix.core.types import Array
 
-__all__ = ["constrain_rows", "fit_partition", "parameter_partition"]
+__all__ = ["constrain_rows", "fit_partition", "parameter_partition", "params_template"]
 
 _SPECS: dict[str, PartitionSpec] = {
     "table": PartitionSpec("tensor", "fsdp"),  # [v, d]
@@ -90,3 +90,13 @@ def constrain_rows(x: Array) -> Array:
         return x
     spec = PartitionSpec(("data", "fsdp"), *(None,) * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def params_template(model: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a model's parameters on a mesh, as `train.checkpoint.read_params` wants them."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+
+    def placed(leaf: Any, spec: PartitionSpec) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, shapes, fit_partition(model.partition, shapes, mesh.shape))

@@ -60,6 +60,28 @@ class Checkpointer:
         """Steps on disk, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def begins_afresh(self, resume: str) -> bool:
+        """Whether there is no checkpoint to continue.
+
+        Raises:
+            RunError: none, and `resume` is "must".
+            ConfigError: some, and it is "never".
+        """
+        steps, run_dir = self.steps(), self._folder.parent
+        if not steps and resume == "must":
+            raise RunError(
+                "there is no checkpoint to resume",
+                where=str(run_dir),
+                fix="Set checkpoint.resume to auto to start afresh.",
+            )
+        if steps and resume == "never":
+            raise ConfigError(
+                f"{run_dir} already holds checkpoints up to step {steps[-1]}",
+                where="checkpoint.resume: never",
+                fix="Choose another run folder, or set checkpoint.resume to auto to continue it.",
+            )
+        return not steps
+
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> float:
         """Starts a save and returns the seconds it blocked; writing goes on in the background."""
         started = time.perf_counter()

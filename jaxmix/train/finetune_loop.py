@@ -262,16 +262,8 @@ class _Run:
             key=place(fold(_STEPS)),
             step=place(jnp.int32(0)),
         )
-        if not self.checkpointer.steps():
-            if settings.resume == "must":
-                raise RunError("there is no checkpoint to resume", where=str(self.run_dir))
+        if self.checkpointer.begins_afresh(settings.resume):
             return None
-        if settings.resume == "never":
-            raise ConfigError(
-                f"{self.run_dir} already holds checkpoints up to step {self.checkpointer.steps()[-1]}",
-                where="checkpoint.resume: never",
-                fix="Choose another run folder, or set checkpoint.resume to auto to continue it.",
-            )
         stored = self.checkpointer.peek() or {}
         for name, value in self._identity().items():
             if name in stored and stored[name] != value:

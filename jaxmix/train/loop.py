@@ -250,22 +250,10 @@ class _Run:
         prior = jax.device_put(self.prior, replicated(self.mesh))
         state = init_run_state(mixer_key, train, self.mixer, prior, self.mesh)
 
-        meta = self.checkpointer.peek()
-        if meta is None and self.checkpointer.steps() == []:
-            if settings.resume == "must":
-                raise RunError(
-                    "there is no checkpoint to resume",
-                    where=str(self.run_dir),
-                    fix="Set checkpoint.resume to auto to start afresh.",
-                )
+        if self.checkpointer.begins_afresh(settings.resume):
             self._set_weights(self.mixer_programs.weights(state.mixer), step=0)
             return state, 0, None
-        if settings.resume == "never":
-            raise ConfigError(
-                f"{self.run_dir} already holds checkpoints up to step {self.checkpointer.steps()[-1]}",
-                where="checkpoint.resume: never",
-                fix="Choose another run folder, or set checkpoint.resume to auto to continue it.",
-            )
+        meta = self.checkpointer.peek()
         stored_names = list(self.names) if meta is None else meta["domain_names"]
         has_changed = stored_names != list(self.names)
         if has_changed and not settings.allow_changed_domains:

@@ -135,20 +135,12 @@ class _Run:
 
     def _begin(self) -> tuple[int, int | None]:
         self.state = init_pair_state(jax.random.key(self.settings.seed), self.model, self.programs)
-        if not self.checkpointer.steps():
-            if self.settings.resume == "must":
-                raise RunError("there is no checkpoint to resume", where=str(self.run_dir))
+        if self.checkpointer.begins_afresh(self.settings.resume):
             if self.programs.is_stale:
                 train = self.state.train
                 pending, _ = self.programs.select(train.params, self.state.key, train.step, self._batch(0))
                 self.state = dataclasses.replace(self.state, pending=pending)
             return 0, None
-        if self.settings.resume == "never":
-            raise ConfigError(
-                f"{self.run_dir} already holds checkpoints up to step {self.checkpointer.steps()[-1]}",
-                where="checkpoint.resume: never",
-                fix="Choose another run folder, or set checkpoint.resume to auto to continue it.",
-            )
         restored = self.checkpointer.restore(self.state)
         assert restored is not None
         self._check_same_run(restored.meta)

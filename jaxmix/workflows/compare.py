@@ -14,7 +14,7 @@ from jaxmix.workflows.config import RunConfig, config_hash, read_config_file
 from jaxmix.workflows.data import RunData, prepare_and_open
 from jaxmix.workflows.kept_out import resolve_drawing_mixer
 from jaxmix.workflows.member import check_folder_name, member_config
-from jaxmix.workflows.provenance import write_json
+from jaxmix.workflows.provenance import is_finished, write_json
 from jaxmix.workflows.resolve import prior_weights
 from jaxmix.workflows.strict import Origin, build, setting, to_plain
 from jaxmix.workflows.train import check_continuation, resolved, run_train
@@ -171,7 +171,11 @@ def run_comparison(
     from jaxmix.report.summary import summarise
 
     folder = Path(out)
-    waiting = [m for m in runs if not _is_finished(m.config)]
+    waiting = [
+        m
+        for m in runs
+        if not is_finished(Path(m.config.out or ""), config_hash(resolved(m.config)), result="mixture.yaml")
+    ]
     for member in waiting:
         check_continuation(resolved(member.config), Path(member.config.out or ""))
     data = prepare_and_open(runs[0].config)
@@ -215,15 +219,3 @@ def _program_key(config: RunConfig) -> str:
     plain = to_plain(resolved(config))
     train = {k: v for k, v in plain["train"].items() if k != "seed"}
     return json.dumps([plain["model"], train, plain["data"]["seq_len"]], sort_keys=True)
-
-
-def _is_finished(config: RunConfig) -> bool:
-    """The run folder holds a finished run of exactly this configuration: its result is written last."""
-    assert config.out is not None
-    folder = Path(config.out)
-    try:
-        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    is_same = provenance.get("config_hash") == config_hash(resolved(config))
-    return is_same and "finished" in provenance and (folder / "mixture.yaml").is_file()

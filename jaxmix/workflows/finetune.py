@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ from jaxmix.workflows.finetune_resolve import (
     resolve_policy_config,
     start_weights,
 )
-from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
+from jaxmix.workflows.provenance import now, provenance_of, write_json
 from jaxmix.workflows.strict import dump_yaml, parse_yaml, to_plain
 
 if TYPE_CHECKING:
@@ -179,20 +177,14 @@ def _start(
     """The parameters that the run begins from; None for fresh ones. A supervised start is made once and kept."""
     import jax
 
-    from jaxmix.models.partition import fit_partition
+    from jaxmix.models.partition import params_template
     from jaxmix.train import warm_start
     from jaxmix.train.checkpoint import Checkpointer, read_params
 
     section = config.start
     if section.run is None and section.steps == 0:
         return None
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    specs = fit_partition(model.partition, shapes, mesh.shape)
-
-    def placed(leaf: Any, spec: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
-
-    template = jax.tree.map(placed, shapes, specs)
+    template = params_template(model, mesh)
     if section.run is not None:
         return read_params(Path(section.run), template)
     if any((folder / "checkpoints").glob("[0-9]*")):
@@ -258,28 +250,18 @@ def _provenance(
     command: str,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of provenance.json; earlier sessions of the run stay listed."""
-    session = {"started": now(), "command": command, "devices": describe_devices()}
-    sessions = [session]
-    old = run_dir / "provenance.json"
-    if config.checkpoint.resume != "never" and old.is_file():
-        with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
-            sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
-    return {
-        "command": command,
-        "versions": versions(),
-        "devices": session["devices"],
-        "commit": git_commit(),
-        "config_hash": finetune_hash(config),
+    content = {
         "data_hash": _prompts_hash(prompts, held_out),
         "seed": resolve_finetune_settings(config).seed,
         "arms": _about_arms(config, held_out),
         "bandit": {"name": config.bandit.name},
         "plan": make_finetune_plan(config, prompts, held_out).as_json(),
         **extra,
-        "started": sessions[0]["started"],
-        "sessions": sessions,
     }
+    is_continued = config.checkpoint.resume != "never"
+    return provenance_of(
+        run_dir, command=command, config_hash=finetune_hash(config), is_continued=is_continued, content=content
+    )
 
 
 def _prompts_hash(*parts: PromptSet) -> str:

@@ -15,7 +15,7 @@ from jaxmix.workflows.config import read_config_file
 from jaxmix.workflows.finetune import check_finetune_continuation, run_finetune
 from jaxmix.workflows.finetune_config import FinetuneConfig, finetune_hash, finetune_of, is_finetune, with_settings
 from jaxmix.workflows.member import check_folder_name
-from jaxmix.workflows.provenance import write_json
+from jaxmix.workflows.provenance import is_finished, write_json
 from jaxmix.workflows.strict import Origin, apply_overrides, build, to_plain
 
 if TYPE_CHECKING:
@@ -118,7 +118,11 @@ def run_finetune_comparison(
     from jaxmix.report.finetune_measures import area, final_accuracy
 
     folder = Path(runs[0].config.out or "").parent
-    waiting = [member for member in runs if not _is_finished(member.config)]
+    waiting = [
+        m
+        for m in runs
+        if not is_finished(Path(m.config.out or ""), finetune_hash(with_settings(m.config)), result="curriculum.yaml")
+    ]
     for member in waiting:
         check_finetune_continuation(with_settings(member.config), Path(member.config.out or ""))
     compiled: dict[str, PolicyPrograms] = {}
@@ -173,14 +177,3 @@ def _start_key(config: FinetuneConfig) -> str:
     plain = to_plain(config)
     tasks = {k: v for k, v in plain["tasks"].items() if k not in ("kept_per_arm", "evaluation")}
     return hashlib.sha256(json.dumps([tasks, plain["model"], plain["start"]], sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _is_finished(config: FinetuneConfig) -> bool:
-    """The run folder holds a finished run of exactly this configuration."""
-    folder = Path(config.out or "")
-    try:
-        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    is_same = provenance.get("config_hash") == finetune_hash(with_settings(config))
-    return is_same and "finished" in provenance and (folder / "curriculum.yaml").is_file()

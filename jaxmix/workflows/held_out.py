@@ -58,12 +58,10 @@ def held_out_losses(run_dir: str | Path, prepared: str | Path, *, rows_per_domai
     """
     import json
 
-    import jax
-
     from jaxmix.core.sharding import build_mesh
     from jaxmix.data.store import open_prepared, read_index
     from jaxmix.models import transformer
-    from jaxmix.models.partition import fit_partition
+    from jaxmix.models.partition import params_template
     from jaxmix.train.checkpoint import read_params
     from jaxmix.train.evaluate import build_evaluate, place, validation_set
     from jaxmix.workflows.config import load_config
@@ -77,13 +75,7 @@ def held_out_losses(run_dir: str | Path, prepared: str | Path, *, rows_per_domai
         raise ConfigError(f"{run_dir} was trained with another tokenizer than {prepared} has", where="held_out_losses")
     mesh = build_mesh(**config.train.mesh)
     model = transformer(resolve_model_config(config, vocab_size=settings["vocab_size"]))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    specs = fit_partition(model.partition, shapes, mesh.shape)
-
-    def placed(leaf: Any, spec: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
-
-    params = read_params(run_dir, jax.tree.map(placed, shapes, specs))
+    params = read_params(run_dir, params_template(model, mesh))
     rows = validation_set(
         open_prepared(prepared, "validation"), seq_len=config.data.seq_len, rows_per_domain=rows_per_domain
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -14,7 +15,18 @@ from typing import Any
 from jaxmix.data.files import write_whole
 from jaxmix.workflows.doctor import installed_version
 
-__all__ = ["describe_devices", "git_commit", "now", "versions", "write_json"]
+__all__ = [
+    "PROVENANCE",
+    "describe_devices",
+    "git_commit",
+    "is_finished",
+    "now",
+    "provenance_of",
+    "versions",
+    "write_json",
+]
+
+PROVENANCE = "provenance.json"
 
 _DISTRIBUTIONS = ("jaxmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -53,6 +65,46 @@ def git_commit() -> str | None:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def provenance_of(
+    run_dir: Path, *, command: str, config_hash: str, is_continued: bool, content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of a run's provenance.json; earlier sessions of the run stay listed.
+
+    Args:
+        run_dir: of the run.
+        command: what was typed.
+        config_hash: of the configuration.
+        is_continued: False where the run must not go on from an earlier session.
+        content: what is particular to this kind of run.
+    """
+    session = {"started": now(), "command": command, "devices": describe_devices()}
+    sessions = [session]
+    old = run_dir / PROVENANCE
+    if is_continued and old.is_file():
+        with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
+            sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
+    return {
+        "command": command,
+        "versions": versions(),
+        "devices": session["devices"],
+        "commit": git_commit(),
+        "config_hash": config_hash,
+        **content,
+        "started": sessions[0]["started"],
+        "sessions": sessions,
+    }
+
+
+def is_finished(run_dir: Path, config_hash: str, *, result: str) -> bool:
+    """The folder holds a finished run of exactly this configuration; the file `result` is written last."""
+    try:
+        provenance = json.loads((run_dir / PROVENANCE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    is_same = provenance.get("config_hash") == config_hash
+    return is_same and "finished" in provenance and (run_dir / result).is_file()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -48,10 +48,9 @@ def load_reference(config: RunConfig, data: RunData, mesh: Mesh, *, pieces: int 
 
 
 def _frozen_run(run_dir: Path, data: RunData, mesh: Mesh, pieces: int) -> Reference:
-    import jax
 
     from jaxmix.models import transformer
-    from jaxmix.models.partition import fit_partition
+    from jaxmix.models.partition import params_template
     from jaxmix.train.candidates import in_pieces
     from jaxmix.train.checkpoint import read_params
     from jaxmix.train.signals import reference_model
@@ -67,13 +66,7 @@ def _frozen_run(run_dir: Path, data: RunData, mesh: Mesh, pieces: int) -> Refere
             fix="Train a reference on the same prepared data.",
         )
     model = transformer(resolve_model_config(load_config(str(run_dir / "config.yaml")), vocab_size=data.vocab_size))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    specs = fit_partition(model.partition, shapes, mesh.shape)
-
-    def placed(leaf: Any, spec: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
-
-    return reference_model(in_pieces(model.apply, pieces), read_params(run_dir, jax.tree.map(placed, shapes, specs)))
+    return reference_model(in_pieces(model.apply, pieces), read_params(run_dir, params_template(model, mesh)))
 
 
 def _provenance(run_dir: Path, where: str) -> dict[str, Any]:

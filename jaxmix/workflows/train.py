@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from jaxmix.data.files import write_whole
 from jaxmix.workflows.config import RunConfig, config_hash
 from jaxmix.workflows.data import RunData, prepare_and_open
 from jaxmix.workflows.kept_out import kept_out_names, resolve_drawing_mixer
-from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
+from jaxmix.workflows.provenance import now, provenance_of, write_json
 from jaxmix.workflows.resolve import (
     prior_weights,
     resolve_max_epochs,
@@ -277,20 +275,8 @@ def _provenance(
     command: str,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of provenance.json; earlier sessions of the run stay listed."""
-    session = {"started": now(), "command": command, "devices": describe_devices()}
-    sessions = [session]
-    old = run_dir / "provenance.json"
-    if config.checkpoint.resume != "never" and old.is_file():
-        with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
-            sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
     total = sum(data.sizes.values())
-    return {
-        "command": command,
-        "versions": versions(),
-        "devices": session["devices"],
-        "commit": git_commit(),
-        "config_hash": config_hash(config),
+    content = {
         "tokenizer_hash": data.tokenizer_hash,
         "data_hash": data.data_hash,
         "seed": resolve_settings(config).seed,
@@ -299,9 +285,11 @@ def _provenance(
         "train_tokens": dict(data.sizes),
         "max_epochs": {name: limit for name, limit in limits.items() if limit is not None},
         **extra,
-        "started": sessions[0]["started"],
-        "sessions": sessions,
     }
+    is_continued = config.checkpoint.resume != "never"
+    return provenance_of(
+        run_dir, command=command, config_hash=config_hash(config), is_continued=is_continued, content=content
+    )
 
 
 def _mixture(
