@@ -4,6 +4,7 @@ Set here and not by the caller's environment, so that `pytest` alone is enough.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -52,3 +53,16 @@ def parsed_absl_flags():
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Every compiled program keeps memory maps. Linux allows a process 65,530; beyond, compiling crashes."""
+    yield
+    if MAPS.is_file() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
