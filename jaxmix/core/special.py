@@ -138,8 +138,8 @@ def inverse_bessel_ratio(ratio: float | Float[Array, "*s"], dim: int) -> Float[A
 
     >>> import jax.numpy as jnp
     >>> from jaxmix.core.special import inverse_bessel_ratio
-    >>> print(inverse_bessel_ratio(jnp.array([0.0, 0.5, 1.0]), 768).round(2))
-    [  0.   511.73    inf]
+    >>> [round(float(k), 2) for k in inverse_bessel_ratio(jnp.array([0.0, 0.5, 1.0]), 768)]
+    [0.0, 511.73, inf]
     """
     return _inverse(_as_float("ratio", ratio), _check_dim(dim))
 
