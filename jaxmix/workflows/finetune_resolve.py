@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 import typing
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.workflows.config import TRACKER_NAMES
 from jaxmix.workflows.finetune_config import FinetuneConfig, ReductionConfig
-from jaxmix.workflows.strict import Origin, arguments, build, convert
+from jaxmix.workflows.resolve import loop_settings
+from jaxmix.workflows.strict import Origin, arguments, convert
 
 if TYPE_CHECKING:
     from jaxmix.curricula import Bandit
@@ -29,8 +29,6 @@ __all__ = [
     "resolve_policy_config",
     "start_weights",
 ]
-
-_OWN_SECTION = {"checkpoint_every": "checkpoint.every", "keep": "checkpoint.keep", "resume": "checkpoint.resume"}
 
 
 def check_finetune(config: FinetuneConfig, origin: Origin) -> None:
@@ -161,27 +159,7 @@ def resolve_finetune_settings(config: FinetuneConfig, origin: Origin | None = No
     """The loop's settings out of the sections `train` and `checkpoint`."""
     from jaxmix.train.finetune_settings import FinetuneSettings
 
-    origin = origin or Origin()
-    for key, home in _OWN_SECTION.items():
-        if key in config.train.settings:
-            raise ConfigError(
-                f"train.{key} has a place of its own", where=origin(f"train.{key}"), fix=f"Write it as {home}."
-            )
-    known = {f.name for f in dataclasses.fields(FinetuneSettings)} - set(_OWN_SECTION) | {"mesh"}
-    for key in config.train.settings:
-        if key not in known:
-            raise ConfigError(f"unknown key {key!r}", where=origin(f"train.{key}"), fix=nearest(key, known))
-    given = {"steps": config.train.steps, **config.train.settings}
-    try:
-        settings = build(FinetuneSettings, given, origin=origin, path="train")
-        return dataclasses.replace(
-            settings,
-            checkpoint_every=config.checkpoint.every,
-            keep=config.checkpoint.keep,
-            resume=config.checkpoint.resume,
-        )
-    except ConfigError as error:
-        raise origin.explain(error) from None
+    return loop_settings(FinetuneSettings, config, origin)
 
 
 def resolve_bandit(config: FinetuneConfig, prompts: PromptSet, origin: Origin | None = None) -> Bandit:

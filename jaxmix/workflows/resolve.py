@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_config",
+    "loop_settings",
     "prior_weights",
     "resolve_max_epochs",
     "resolve_mixer",
@@ -128,19 +129,24 @@ def resolve_settings(config: RunConfig, origin: Origin | None = None) -> TrainSe
     """The loop's settings out of the sections `train` and `checkpoint`."""
     from jaxmix.train.settings import TrainSettings
 
+    return loop_settings(TrainSettings, config, origin)
+
+
+def loop_settings(kind: type, config: Any, origin: Origin | None = None) -> Any:
+    """Settings of a loop, a dataclass, out of the sections `train` and `checkpoint` of a configuration."""
     origin = origin or Origin()
     for key, home in _OWN_SECTION.items():
         if key in config.train.settings:
             raise ConfigError(
                 f"train.{key} has a place of its own", where=origin(f"train.{key}"), fix=f"Write it as {home}."
             )
-    known = {f.name for f in dataclasses.fields(TrainSettings)} - set(_OWN_SECTION) | {"mesh"}
+    known = {f.name for f in dataclasses.fields(kind)} - set(_OWN_SECTION) | {"mesh"}
     for key in config.train.settings:
         if key not in known:
             raise ConfigError(f"unknown key {key!r}", where=origin(f"train.{key}"), fix=nearest(key, known))
     given = {"steps": config.train.steps, **config.train.settings}
     try:
-        settings = build(TrainSettings, given, origin=origin, path="train")
+        settings: Any = build(kind, given, origin=origin, path="train")
         return dataclasses.replace(
             settings,
             checkpoint_every=config.checkpoint.every,
