@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import process_index, say, say_json, say_table
+from jaxmix.cli.session import command_of, continued_by, join_processes
 from jaxmix.core.errors import EnvironmentProblem
 
 __all__ = ["compare", "doctor", "plan", "prepare", "quickstart", "report", "train"]
-
-
-def _command(arguments: Arguments) -> str:
-    return shlex.join(["jaxmix", *arguments.argv])
 
 
 def _load(arguments: Arguments, *, out: str | None = None) -> Any:
@@ -40,14 +36,14 @@ def quickstart(arguments: Arguments) -> int:
     if arguments.dry_run:
         return _dry_run_comparison(arguments, runs, out, "the bundled texts")
     note = (lambda line: None) if arguments.json else say
-    with _continued_by(_command(arguments)):
-        cost = propose_mixture(runs[0].config, overrides, out=out, command=_command(arguments), say=note)
+    with continued_by(command_of(arguments)):
+        cost = propose_mixture(runs[0].config, overrides, out=out, command=command_of(arguments), say=note)
     runs = quickstart_members(overrides, out=out, seeds=arguments.seeds)
     outcome = _run_comparison(arguments, runs, out)
     discovered: list[str] = []
-    with _continued_by(_command(arguments)):
+    with continued_by(command_of(arguments)):
         if not arguments.given_only:
-            discovered = discovered_arm(runs, overrides, out=out, command=_command(arguments), say=note)
+            discovered = discovered_arm(runs, overrides, out=out, command=command_of(arguments), say=note)
     if arguments.json:
         say_json({**outcome.summary, "notes": [cost, *discovered]})
         return 0
@@ -110,8 +106,8 @@ def _run_comparison(arguments: Arguments, runs: Sequence[Any], out: str) -> Any:
 
     steps, tokens = _length(runs[0])
     note(f"{len(runs)} runs of {steps} steps, each trained on {tokens:,} tokens, into {out}")
-    with _continued_by(_command(arguments)):
-        return run_comparison(runs, out=out, command=_command(arguments), say=note)
+    with continued_by(command_of(arguments)):
+        return run_comparison(runs, out=out, command=command_of(arguments), say=note)
 
 
 def _length(member: Any) -> tuple[int, int]:
@@ -149,7 +145,7 @@ def prepare(arguments: Arguments) -> int:
                 say(f"  {name}: {about}")
             say("Nothing was written.")
         return 0
-    with _continued_by(_command(arguments)):
+    with continued_by(command_of(arguments)):
         summary = prepare_sources(config)
     if arguments.json:
         say_json(summary)
@@ -170,11 +166,11 @@ def train(arguments: Arguments) -> int:
         if not arguments.json:
             say(f"\nWould write to {config.out}. Nothing was written.")
         return 0
-    _join(arguments)
+    join_processes(arguments)
     from jaxmix.workflows.train import run_train
 
-    with _continued_by(_command(arguments)):
-        outcome = run_train(config, command=_command(arguments))
+    with continued_by(command_of(arguments)):
+        outcome = run_train(config, command=command_of(arguments))
     if process_index():
         return 0
     if arguments.json:
@@ -193,29 +189,6 @@ def train(arguments: Arguments) -> int:
         say(f"Ended early: {outcome.result.ended_early}.")
     say(f"\nPage: {outcome.report}")
     return 0
-
-
-def _join(arguments: Arguments) -> None:
-    """Joins the other processes of the run, before anything touches a device."""
-    given = (arguments.coordinator, arguments.processes, arguments.process)
-    if arguments.distributed or any(value is not None for value in given):
-        from jaxmix.core.sharding import initialize_distributed
-
-        initialize_distributed(*given)
-
-
-class _continued_by:
-    """Ctrl-C outside of the training loop, which answers it itself: says what continues the work."""
-
-    def __init__(self, command: str):
-        self._command = command
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, KeyboardInterrupt) and not str(error):
-            raise KeyboardInterrupt(f"What is finished is kept. Continue with: {self._command}") from None
 
 
 def plan(arguments: Arguments) -> int:

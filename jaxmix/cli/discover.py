@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
+from jaxmix.cli.session import command_of
 
 __all__ = ["discover", "label"]
-
-
-def _command(arguments: Arguments) -> str:
-    return shlex.join(["jaxmix", *arguments.argv])
 
 
 def _note(arguments: Arguments) -> Any:
@@ -29,7 +25,7 @@ def discover(arguments: Arguments) -> int:
     from jaxmix.report.discover import cluster_table, discovery_verdict
     from jaxmix.workflows.discover import run_discovery
 
-    found = run_discovery(config, command=_command(arguments), say=_note(arguments))
+    found = run_discovery(config, command=command_of(arguments), say=_note(arguments))
     if arguments.json:
         say_json(found)
         return 0
@@ -83,7 +79,7 @@ def label(arguments: Arguments) -> int:
             f"The first labels go to {about['first']}. Nothing was written."
         )
         return 0
-    found = run_labelling(config, command=_command(arguments), say=_note(arguments))
+    found = run_labelling(config, command=command_of(arguments), say=_note(arguments))
     if arguments.json:
         say_json(found)
         return 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import process_index, say, say_json, say_table
+from jaxmix.cli.session import command_of, continued_by, join_processes
 
 __all__ = ["compare_finetune", "finetune"]
 
@@ -20,23 +19,15 @@ def finetune(arguments: Arguments) -> int:
         if not arguments.json:
             say(f"\nWould write to {config.out}. Nothing was written.")
         return 0
-    given = (arguments.coordinator, arguments.processes, arguments.process)
-    if arguments.distributed or any(value is not None for value in given):
-        from jaxmix.core.sharding import initialize_distributed
-
-        initialize_distributed(*given)
+    join_processes(arguments)
     if not arguments.json:
         _say_plan(config, as_json=False)
         say()
     from jaxmix.workflows.finetune import run_finetune
 
-    command = shlex.join(["jaxmix", *arguments.argv])
-    try:
+    command = command_of(arguments)
+    with continued_by(command):
         outcome = run_finetune(config, command=command, say=(lambda line: None) if arguments.json else say)
-    except KeyboardInterrupt as error:
-        if str(error):
-            raise
-        raise KeyboardInterrupt(f"What is finished is kept. Continue with: {command}") from None
     if process_index():
         return 0
     if arguments.json:
@@ -71,15 +62,11 @@ def compare_finetune(arguments: Arguments) -> int:
             say(f"  {folder}")
         say("Nothing was written.")
         return 0
-    command = shlex.join(["jaxmix", *arguments.argv])
-    try:
+    command = command_of(arguments)
+    with continued_by(command):
         page, summary = run_finetune_comparison(
             runs, command=command, say=(lambda line: None) if arguments.json else say
         )
-    except KeyboardInterrupt as error:
-        if str(error):
-            raise
-        raise KeyboardInterrupt(f"What is finished is kept. Continue with: {command}") from None
     if arguments.json:
         say_json(summary)
         return 0

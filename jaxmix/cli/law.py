@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
+from jaxmix.cli.session import command_of
 from jaxmix.core.errors import ConfigError, nearest
 
 __all__ = ["law"]
@@ -56,10 +56,6 @@ def _about(table: Any) -> str:
     )
 
 
-def _command(arguments: Arguments) -> str:
-    return shlex.join(["jaxmix", *arguments.argv])
-
-
 def _note(arguments: Arguments) -> Any:
     return None if arguments.json else say
 
@@ -73,7 +69,7 @@ def _fit(arguments: Arguments) -> int:
     from jaxmix.workflows.law import fit_law
 
     fitted = fit_law(
-        table, settings, out=out, command=_command(arguments), source=arguments.table, say=_note(arguments)
+        table, settings, out=out, command=command_of(arguments), source=arguments.table, say=_note(arguments)
     )
     if arguments.json:
         say_json(fitted.as_json())
@@ -138,14 +134,14 @@ def _propose(arguments: Arguments) -> int:
         fitted = load_law(arguments.table)
     else:
         fitted = fit_law(
-            table, settings, out=out, command=_command(arguments), source=arguments.table, say=_note(arguments)
+            table, settings, out=out, command=command_of(arguments), source=arguments.table, say=_note(arguments)
         )
     found, about = make_proposal(
         fitted,
         model_size=arguments.model_size,
         tokens=arguments.tokens,
         out=out,
-        command=_command(arguments),
+        command=command_of(arguments),
         **{name: value for name, value in options.items() if value is not None},
     )
     if arguments.json:

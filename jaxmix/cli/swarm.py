@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Any
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
+from jaxmix.cli.session import command_of
 from jaxmix.core.errors import ConfigError, nearest
 
 __all__ = ["swarm"]
@@ -28,10 +28,6 @@ def _load(arguments: Arguments) -> Any:
     from jaxmix.workflows.swarm_config import load_swarm
 
     return load_swarm(arguments.config, arguments.overrides, out=arguments.out)
-
-
-def _command(arguments: Arguments) -> str:
-    return shlex.join(["jaxmix", *arguments.argv])
 
 
 def _generate(arguments: Arguments) -> int:
@@ -71,9 +67,9 @@ def _run(arguments: Arguments) -> int:
         say(f"\nWould write to {loaded.out}. Nothing was written.")
         return 0
     try:
-        outcome = run(loaded, command=_command(arguments), say=(lambda line: None) if arguments.json else say)
+        outcome = run(loaded, command=command_of(arguments), say=(lambda line: None) if arguments.json else say)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"What is finished is kept. Continue with: {_command(arguments)}") from None
+        raise KeyboardInterrupt(f"What is finished is kept. Continue with: {command_of(arguments)}") from None
     return _say_outcome(outcome, arguments.json)
 
 
@@ -169,7 +165,7 @@ def _doremi(arguments: Arguments) -> int:
                 say(f"Would train {folder} for {steps[name]} steps.")
             say("Nothing was written.")
         return 0
-    outcome = run_doremi(loaded, command=_command(arguments))
+    outcome = run_doremi(loaded, command=command_of(arguments))
     if arguments.json:
         say_json({**dataclasses.asdict(outcome), "path": str(outcome.path)})
         return 0

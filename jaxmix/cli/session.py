@@ -1,0 +1,40 @@
+"""What commands that do long work share: the command as it was typed, other processes, Ctrl-C."""
+
+from __future__ import annotations
+
+import shlex
+from types import TracebackType
+
+from jaxmix.cli.arguments import Arguments
+
+__all__ = ["command_of", "continued_by", "join_processes"]
+
+
+def command_of(arguments: Arguments) -> str:
+    """The command as it was typed, quoted for a shell."""
+    return shlex.join(["jaxmix", *arguments.argv])
+
+
+def join_processes(arguments: Arguments) -> None:
+    """Joins the other processes of the run, before anything touches a device."""
+    given = (arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.distributed or any(value is not None for value in given):
+        from jaxmix.core.sharding import initialize_distributed
+
+        initialize_distributed(*given)
+
+
+class continued_by:
+    """Ctrl-C outside of the training loop, which answers it itself: says what continues the work."""
+
+    def __init__(self, command: str):
+        self._command = command
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt) and not str(error):
+            raise KeyboardInterrupt(f"What is finished is kept. Continue with: {self._command}") from None
