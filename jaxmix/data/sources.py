@@ -152,14 +152,19 @@ class SourceSpec:
             else:
                 trouble.add(f"records whose {self.text_field!r} is no text", where)
 
-    def texts(self, unit: Unit, trouble: Trouble) -> Iterator[tuple[int, str, str]]:
-        """Yields (number within the unit, place, text) of every document with something in it; counts the others."""
-        for number, (where, data) in enumerate(self.read(unit, trouble)):
+    def decoded(self, unit: Unit, trouble: Trouble) -> Iterator[tuple[str, str]]:
+        """Yields (place, text) of every document; what is not UTF-8 is replaced and counted."""
+        for where, data in self.read(unit, trouble):
             try:
                 text = data.decode("utf-8")
             except UnicodeDecodeError:
                 trouble.add("documents with invalid UTF-8", where)
                 text = data.decode("utf-8", errors="replace")
+            yield where, text
+
+    def texts(self, unit: Unit, trouble: Trouble) -> Iterator[tuple[int, str, str]]:
+        """Yields (number within the unit, place, text) of every document with something in it; counts the others."""
+        for number, (where, text) in enumerate(self.decoded(unit, trouble)):
             if text.strip():
                 yield number, where, text
             else:

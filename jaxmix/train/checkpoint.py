@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,6 +188,20 @@ class Checkpointer:
         if jax.process_index() == 0:
             (self._folder / str(step)).rename(self._folder / f"damaged-{step}-{time.time_ns()}")
         self._manager = self._open()
+
+
+def check_same_run(stored: Mapping[str, Any], own: Mapping[str, Any], run_dir: Path) -> None:
+    """Raises `ConfigError` where a checkpoint's record `stored` holds other figures than this run's `own`.
+
+    They are what arrays do not show: with another pool or batch size a run would silently be another one.
+    """
+    for name, value in own.items():
+        if stored.get(name) != value:
+            raise ConfigError(
+                f"the checkpoint was written with {name} {stored.get(name)}, this run has {value}",
+                where=str(run_dir),
+                fix="Use another run folder, or the settings it was begun with.",
+            )
 
 
 def read_params(run_dir: Path, template: Any) -> Any:

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 
 from jaxmix.train.finetune_settings import FinetuneSettings
-from jaxmix.train.progress import Progress
-from jaxmix.train.records import RecordFile
+from jaxmix.train.run_records import RunRecords
 from jaxmix.train.trackers import Tracker
 
 __all__ = ["FinetuneLog", "RolloutWindow"]
@@ -78,7 +77,7 @@ class RolloutWindow:
         return window
 
 
-class FinetuneLog:
+class FinetuneLog(RunRecords):
     """Writes the records of one run. Files are written by process 0 alone.
 
     Args:
@@ -102,20 +101,20 @@ class FinetuneLog:
         label: str,
         show_progress: bool,
     ):
-        self._names, self._settings, self._trackers = names, settings, trackers
+        super().__init__(
+            run_dir,
+            names,
+            steps=settings.steps,
+            trackers=trackers,
+            first=first,
+            tokens=0,
+            label=label,
+            show_progress=show_progress,
+        )
         self.window = RolloutWindow(len(names))
-        self.save_blocked = self.reward_seconds = 0.0
+        self.reward_seconds = 0.0
         self.generated = 0
-        is_main = jax.process_index() == 0
-        self._metrics = RecordFile(run_dir / "metrics.jsonl") if is_main else None
-        self._timing = RecordFile(run_dir / "timing.jsonl") if is_main else None
-        self._progress = Progress(settings.steps, first=first, names=names, label=label, is_enabled=show_progress)
         self._started = time.perf_counter()
-        self._clock = (self._started, first, 0)
-
-    def note(self, line: str) -> None:
-        """A line beside the progress."""
-        self._progress.note(line)
 
     def train(self, step: int, currencies: Mapping[str, int], probabilities: np.ndarray, skipped: int) -> None:
         """The record of the steps since the last one, and the progress line."""
@@ -124,7 +123,14 @@ class FinetuneLog:
         record["train/skipped"] = skipped
         record |= {f"bandit/probability/{n}": float(p) for n, p in zip(self._names, probabilities, strict=True)}
         self._write(record)
-        self._time(step, loss=record.get("train/loss", float("nan")), probabilities=probabilities)
+        self._pace(
+            step,
+            self.generated,
+            loss=record.get("train/loss", float("nan")),
+            weights=probabilities,
+            seconds=time.perf_counter() - self._started,
+            reward_seconds=self.reward_seconds,
+        )
         self.window = RolloutWindow(len(self._names))
 
     def evaluation(self, step: int, currencies: Mapping[str, int], solved: Mapping[str, float]) -> None:
@@ -132,42 +138,3 @@ class FinetuneLog:
         record: dict[str, Any] = {"kind": "eval", "step": step, **currencies}
         record |= {f"eval/solve/{name}": value for name, value in solved.items()}
         self._write(record)
-
-    def close(self) -> None:
-        self._progress.close()
-        for file in (self._metrics, self._timing):
-            if file is not None:
-                file.close()
-        for tracker in self._trackers:
-            tracker.close()
-
-    def _time(self, step: int, *, loss: float, probabilities: np.ndarray) -> None:
-        now = time.perf_counter()
-        then, step_then, generated_then = self._clock
-        self._clock = (now, step, self.generated)
-        seconds, steps = now - then, max(step - step_then, 1)
-        rate = (self.generated - generated_then) / seconds
-        if self._timing is not None:
-            self._timing.write(
-                {
-                    "step": step,
-                    "seconds": now - self._started,
-                    "step_seconds": seconds / steps,
-                    "tokens_per_second": rate,
-                    "save_blocked_seconds": self.save_blocked,
-                    "reward_seconds": self.reward_seconds,
-                }
-            )
-        self._progress.update(
-            step,
-            loss=loss,
-            tokens_per_second=rate,
-            seconds_left=(self._settings.steps - step) * seconds / steps,
-            weights=probabilities,
-        )
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._metrics is not None:
-            self._metrics.write(record)
-        for tracker in self._trackers:
-            tracker.log(record["step"], record)

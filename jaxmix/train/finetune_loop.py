@@ -23,7 +23,7 @@ from jaxmix.curricula.base import Bandit
 from jaxmix.curricula.cursors import prompt_cursors
 from jaxmix.data.tasks.prompts import PromptSet
 from jaxmix.models.base import Model
-from jaxmix.train.checkpoint import Checkpointer
+from jaxmix.train.checkpoint import Checkpointer, check_same_run
 from jaxmix.train.finetune_log import FinetuneLog, RolloutWindow
 from jaxmix.train.finetune_settings import FinetuneSettings
 from jaxmix.train.finetune_step import (
@@ -264,14 +264,8 @@ class _Run:
         )
         if self.checkpointer.begins_afresh(settings.resume):
             return None
-        stored = self.checkpointer.peek() or {}
-        for name, value in self._identity().items():
-            if name in stored and stored[name] != value:
-                raise ConfigError(
-                    f"the checkpoint was written with {name} {stored[name]}, this run has {value}",
-                    where=str(self.run_dir),
-                    fix="Use another run folder, or the settings it was begun with.",
-                )
+        if (stored := self.checkpointer.peek()) is not None:
+            check_same_run(stored, self._identity(), self.run_dir)
         restored = self.checkpointer.restore(self.state)
         assert restored is not None
         self.state = restored.state

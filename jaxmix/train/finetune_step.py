@@ -26,7 +26,7 @@ from jaxmix.models.sampling import Sampling
 from jaxmix.train.finetune_settings import FinetuneSettings
 from jaxmix.train.grpo import group_advantages, token_objective, token_weights
 from jaxmix.train.micro_batches import split_rows
-from jaxmix.train.optimizer import build_optimizer, learning_rate_schedule
+from jaxmix.train.optimizer import learning_rate_schedule, optimizer_with
 from jaxmix.train.state import TrainState, init_train_state, train_state_shardings
 from jaxmix.train.update import guarded_update
 
@@ -227,14 +227,7 @@ def build_policy_programs(
         warmup_steps=settings.warmup_updates,
         final_fraction=1.0,
     )
-    optimizer = build_optimizer(
-        schedule,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-    )
+    optimizer = optimizer_with(settings, schedule)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
     drawing = {"length": completion_length, "eos_id": eos_id, "pad_id": pad_id}
 

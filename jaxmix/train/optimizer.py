@@ -10,7 +10,7 @@ import optax
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["SCHEDULES", "build_optimizer", "learning_rate_schedule"]
+__all__ = ["SCHEDULES", "build_optimizer", "learning_rate_schedule", "optimizer_with"]
 
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -54,6 +54,18 @@ def build_optimizer(
     """
     adamw = optax.adamw(schedule, b1=beta1, b2=beta2, eps=eps, weight_decay=weight_decay, mask=_is_matrix)
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm > 0 else adamw
+
+
+def optimizer_with(settings: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """`build_optimizer` with the fields that the settings of every loop have."""
+    return build_optimizer(
+        schedule,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
 
 
 def _is_matrix(params: Any) -> Any:

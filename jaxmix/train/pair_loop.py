@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import global_batch, process_shard, use_mesh
-from jaxmix.train.checkpoint import Checkpointer
+from jaxmix.train.checkpoint import Checkpointer, check_same_run
 from jaxmix.train.interrupt import Interruption, interrupted
 from jaxmix.train.pair_step import PairInfo, PairPrograms, init_pair_state
 from jaxmix.train.pairs import PairStream
@@ -143,7 +143,7 @@ class _Run:
             return 0, None
         restored = self.checkpointer.restore(self.state)
         assert restored is not None
-        self._check_same_run(restored.meta)
+        check_same_run(restored.meta, self._meta(), self.run_dir)
         self.state = restored.state
         self.note(f"resumed at step {restored.step}")
         return restored.step, restored.step
@@ -156,16 +156,6 @@ class _Run:
             "seed": self.settings.seed,
             "pairs": len(self.stream.pool.images),
         }
-
-    def _check_same_run(self, stored: Mapping[str, Any]) -> None:
-        """What the arrays do not show: another super-batch size or pool would silently give other data."""
-        for name, value in self._meta().items():
-            if stored.get(name) != value:
-                raise ConfigError(
-                    f"the checkpoint was written with {name} {stored.get(name)}, this run has {value}",
-                    where=str(self.run_dir),
-                    fix="Use another run folder, or the settings it was begun with.",
-                )
 
     def _train(self, start: int, resumed_from: int | None, interruption: Interruption) -> PairResult:
         settings, step = self.settings, start

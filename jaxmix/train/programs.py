@@ -17,7 +17,7 @@ from jaxmix.core.sharding import replicated
 from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.models.base import Model
 from jaxmix.train.evaluate import build_evaluate
-from jaxmix.train.optimizer import build_optimizer, learning_rate_schedule
+from jaxmix.train.optimizer import learning_rate_schedule, optimizer_with
 from jaxmix.train.selecting import SelectingProgram, build_selecting, build_token_choice
 from jaxmix.train.selection_settings import SelectionSettings, chooses_in_step, scan_of
 from jaxmix.train.settings import TrainSettings
@@ -133,15 +133,7 @@ def optimizer_of(settings: TrainSettings) -> tuple[optax.GradientTransformation,
         warmup_steps=settings.warmup,
         final_fraction=settings.final_fraction,
     )
-    optimizer = build_optimizer(
-        schedule,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-    )
-    return optimizer, schedule
+    return optimizer_with(settings, schedule), schedule
 
 
 class MixerPrograms(NamedTuple):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxmix.train.evaluate import aggregates
-from jaxmix.train.progress import Progress
-from jaxmix.train.records import RecordFile
+from jaxmix.train.run_records import RunRecords
 from jaxmix.train.settings import TrainSettings
 from jaxmix.train.step import StepInfo
 from jaxmix.train.trackers import Tracker
@@ -21,7 +18,7 @@ from jaxmix.train.window import LogWindow
 __all__ = ["RunLog"]
 
 
-class RunLog:
+class RunLog(RunRecords):
     """Writes the records of one run. Files are written by process 0 alone.
 
     Args:
@@ -51,19 +48,19 @@ class RunLog:
         label: str,
         show_progress: bool,
     ):
-        self._names, self._prior, self._settings, self._trackers = names, prior, settings, trackers
-        self.window = window
-        self.save_blocked = self.data_wait = 0.0
+        super().__init__(
+            run_dir,
+            names,
+            steps=settings.steps,
+            trackers=trackers,
+            first=first,
+            tokens=tokens,
+            label=label,
+            show_progress=show_progress,
+        )
+        self._prior, self.window = prior, window
+        self.data_wait = 0.0
         self.rates: list[float] = []
-        is_main = jax.process_index() == 0
-        self._metrics = RecordFile(run_dir / "metrics.jsonl") if is_main else None
-        self._timing = RecordFile(run_dir / "timing.jsonl") if is_main else None
-        self._progress = Progress(settings.steps, first=first, names=names, label=label, is_enabled=show_progress)
-        self._clock = (time.perf_counter(), first, tokens)
-
-    def note(self, line: str) -> None:
-        """A line beside the progress."""
-        self._progress.note(line)
 
     def losses(self, kind: str, step: int, tokens: int, losses: np.ndarray) -> None:
         """One record of held-out losses f32[m]: `kind` is eval, control or test."""
@@ -101,43 +98,11 @@ class RunLog:
         record["data/weight_lag"] = weight_lag
         record |= selection
         self._write(record)
-        self._time(step, tokens, loss=record.get("train/loss", float("nan")), weights=weights)
-
-    def close(self) -> None:
-        self._progress.close()
-        for file in (self._metrics, self._timing):
-            if file is not None:
-                file.close()
-        for tracker in self._trackers:
-            tracker.close()
-
-    def _time(self, step: int, tokens: int, *, loss: float, weights: np.ndarray) -> None:
-        now = time.perf_counter()
-        then, step_then, tokens_then = self._clock
-        self._clock = (now, step, tokens)
-        seconds, steps = now - then, max(step - step_then, 1)
-        rate = (tokens - tokens_then) / seconds
-        self.rates.append(rate)
-        if self._timing is not None:
-            self._timing.write(
-                {
-                    "step": step,
-                    "tokens_per_second": rate,
-                    "step_seconds": seconds / steps,
-                    "save_blocked_seconds": self.save_blocked,
-                    "data_wait_seconds": self.data_wait,
-                }
-            )
-        self._progress.update(
+        rate = self._pace(
             step,
-            loss=loss,
-            tokens_per_second=rate,
-            seconds_left=(self._settings.steps - step) * seconds / steps,
+            tokens,
+            loss=record.get("train/loss", float("nan")),
             weights=weights,
+            data_wait_seconds=self.data_wait,
         )
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._metrics is not None:
-            self._metrics.write(record)
-        for tracker in self._trackers:
-            tracker.log(record["step"], record)
+        self.rates.append(rate)

@@ -33,6 +33,7 @@ __all__ = [
     "config_hash",
     "load_config",
     "read_config_file",
+    "read_config_mapping",
 ]
 
 OnExhaust = Literal["repeat", "stop", "drop", "error"]
@@ -180,6 +181,14 @@ def read_config_file(path: str) -> Any:
     return parse_yaml(text, where=path)
 
 
+def read_config_mapping(path: str) -> Mapping[Any, Any]:
+    """A configuration file as a mapping; an empty file is an empty one. Raises `ConfigError` for anything else."""
+    mapping = read_config_file(path)
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise ConfigError(f"the configuration must be a mapping: it is {describe(mapping)}", where=path)
+    return mapping or {}
+
+
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = (), *, cls: type[Any] = RunConfig) -> Any:
     """Loads and checks a configuration file; touches no other file and no device.
 
@@ -191,10 +200,7 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = (), *, cls: ty
     Raises:
         ConfigError: file, dotted path, value and what to do.
     """
-    mapping = read_config_file(path)
-    if mapping is not None and not isinstance(mapping, Mapping):
-        raise ConfigError(f"the configuration must be a mapping: it is {describe(mapping)}", where=path)
-    return from_mapping(mapping or {}, overrides, file=path, cls=cls)
+    return from_mapping(read_config_mapping(path), overrides, file=path, cls=cls)
 
 
 def from_mapping(

@@ -41,7 +41,7 @@ from jaxmix.workflows.discover_domains import (
 from jaxmix.workflows.discover_reading import Findings
 from jaxmix.workflows.discover_stages import run_stage
 from jaxmix.workflows.discover_taxonomy import POOL, describe_findings
-from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
+from jaxmix.workflows.provenance import made_by, now, write_json
 from jaxmix.workflows.strict import dump_yaml, to_plain
 
 __all__ = ["DISCOVERY", "SOURCES", "run_discovery"]
@@ -127,8 +127,7 @@ class _Discovery:
             "taxonomy": taxonomy,
             "sources": sources,
         }
-        about = {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
-        provenance = {**about, "finished": now(), "sources": inputs, "identities": identities}
+        provenance = {**made_by(command), "finished": now(), "sources": inputs, "identities": identities}
         write_json(self._out / DISCOVERY, {**summary, "provenance": provenance, "config": plain})
         from jaxmix.report.discover import write_discovery_page
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config import SourceConfig, read_config_file
-from jaxmix.workflows.strict import Origin, apply_overrides, arguments, build, describe, setting
+from jaxmix.workflows.config import SourceConfig, read_config_mapping
+from jaxmix.workflows.strict import Origin, apply_overrides, arguments, build, setting
 
 __all__ = [
     "ClustererConfig",
@@ -111,10 +111,7 @@ def load_discovery(path: str, overrides: Sequence[tuple[str, str]] = (), *, out:
     Raises:
         ConfigError: file, dotted path, value and what to do.
     """
-    mapping = read_config_file(path)
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"the configuration must be a mapping: it is {describe(mapping)}", where=path)
-    return discovery_from(mapping, overrides, file=path, out=out)
+    return discovery_from(read_config_mapping(path), overrides, file=path, out=out)
 
 
 def discovery_from(

@@ -73,7 +73,7 @@ def source_texts(sources: Mapping[str, SourceSpec]) -> Texts:
         raise ConfigError("there are no sources to embed", where="sources", fix="Name at least one.")
 
     def reader(spec: Any, unit: Any) -> Callable[[], Iterable[str]]:
-        return lambda: (data.decode("utf-8", errors="replace") for _, data in spec.read(unit, Trouble()))
+        return lambda: (text for _, text in spec.decoded(unit, Trouble()))
 
     return {
         f"{name}-{number:05d}": reader(spec, unit)

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config import CheckpointConfig, ModelConfig, read_config_file
-from jaxmix.workflows.strict import Origin, apply_overrides, build, describe, setting, to_plain
+from jaxmix.workflows.config import CheckpointConfig, ModelConfig, read_config_mapping
+from jaxmix.workflows.strict import Origin, apply_overrides, build, setting, to_plain
 
 if TYPE_CHECKING:
     pass
@@ -117,10 +116,7 @@ def load_finetune(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: 
     Raises:
         ConfigError: file, dotted path, value and what to do.
     """
-    mapping = read_config_file(path)
-    if mapping is not None and not isinstance(mapping, Mapping):
-        raise ConfigError(f"the configuration must be a mapping: it is {describe(mapping)}", where=path)
-    return finetune_of(mapping or {}, overrides, file=path, out=out)
+    return finetune_of(read_config_mapping(path), overrides, file=path, out=out)
 
 
 def finetune_of(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.workflows.config import TRACKER_NAMES
 from jaxmix.workflows.finetune_config import FinetuneConfig, ReductionConfig
-from jaxmix.workflows.resolve import loop_settings
-from jaxmix.workflows.strict import Origin, arguments, convert
+from jaxmix.workflows.resolve import loop_settings, model_overrides
+from jaxmix.workflows.strict import Origin, arguments
 
 if TYPE_CHECKING:
     from jaxmix.curricula import Bandit
@@ -211,16 +210,10 @@ def resolve_policy_config(
     config: FinetuneConfig, prompts: PromptSet, origin: Origin | None = None
 ) -> TransformerConfig:
     """The model's settings; vocabulary and length are those of the prompts unless they are set."""
-    from jaxmix.models.config import TransformerConfig
     from jaxmix.models.presets import preset
 
     origin = origin or Origin()
-    hints = typing.get_type_hints(TransformerConfig)
-    overrides: dict[str, Any] = {}
-    for key, value in config.model.overrides.items():
-        if key not in hints:
-            raise ConfigError(f"unknown key {key!r}", where=origin(f"model.{key}"), fix=nearest(key, hints))
-        overrides[key] = convert(value, hints[key], origin, f"model.{key}")
+    overrides = model_overrides(config.model, origin)
     if overrides.setdefault("vocab_size", prompts.vocab_size) < prompts.vocab_size:
         raise ConfigError(
             f"model.vocab_size {overrides['vocab_size']} is below the {prompts.vocab_size} of the prompts",

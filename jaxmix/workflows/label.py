@@ -31,7 +31,7 @@ from jaxmix.data.readers import Trouble, Unit
 from jaxmix.data.sources import LABELS, SourceSpec
 from jaxmix.workflows.discover_domains import Domains, open_domains
 from jaxmix.workflows.label_config import LabelConfig
-from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
+from jaxmix.workflows.provenance import made_by, now, write_json
 
 __all__ = ["LabelShard", "describe_labelling", "label_shard", "label_shards", "run_labelling"]
 
@@ -196,12 +196,8 @@ def _batches(shard: LabelShard, size: int, trouble: Trouble) -> Iterator[tuple[l
     places: list[str] = []
     texts: list[str] = []
     for unit in shard.units:
-        for where, data in shard.spec.read(unit, trouble):
-            try:
-                texts.append(data.decode("utf-8"))
-            except UnicodeDecodeError:
-                trouble.add("documents with invalid UTF-8", where)
-                texts.append(data.decode("utf-8", errors="replace"))
+        for where, text in shard.spec.decoded(unit, trouble):
+            texts.append(text)
             places.append(where)
             if len(texts) == size:
                 yield places, texts
@@ -236,9 +232,10 @@ def run_labelling(config: LabelConfig, *, command: str, say: Callable[[str], Non
         failed = _label_here(waiting, domains, config, say)
     results = [shard.result() for shard in shards if shard.name not in failed]
     summary = _summary(config, domains, [result for result in results if result is not None])
-    about = {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
     files = [str(shard.target) for shard in shards]
-    write_json(Path(config.out) / SUMMARY, {**summary, "files": files, "failed": failed, **about, "finished": now()})
+    write_json(
+        Path(config.out) / SUMMARY, {**summary, "files": files, "failed": failed, **made_by(command), "finished": now()}
+    )
     if failed:
         name, reason = next(iter(failed.items()))
         raise RunError(

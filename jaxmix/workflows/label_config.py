@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config import SourceConfig, read_config_file
-from jaxmix.workflows.strict import Origin, apply_overrides, build, describe, setting
+from jaxmix.workflows.config import SourceConfig, read_config_mapping
+from jaxmix.workflows.strict import Origin, apply_overrides, build, setting
 
 __all__ = ["LabelConfig", "RayConfig", "label_from", "load_labelling"]
 
@@ -54,10 +54,7 @@ def load_labelling(path: str, overrides: Sequence[tuple[str, str]] = (), *, out:
     Raises:
         ConfigError: file, dotted path, value and what to do.
     """
-    mapping = read_config_file(path)
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"the configuration must be a mapping: it is {describe(mapping)}", where=path)
-    return label_from(mapping, overrides, file=path, out=out)
+    return label_from(read_config_mapping(path), overrides, file=path, out=out)
 
 
 def label_from(

@@ -20,6 +20,7 @@ __all__ = [
     "describe_devices",
     "git_commit",
     "is_finished",
+    "made_by",
     "now",
     "provenance_of",
     "versions",
@@ -67,6 +68,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def made_by(command: str) -> dict[str, Any]:
+    """What was typed, and on what: versions, devices, the commit."""
+    return {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
+
+
 def provenance_of(
     run_dir: Path, *, command: str, config_hash: str, is_continued: bool, content: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -79,17 +85,15 @@ def provenance_of(
         is_continued: False where the run must not go on from an earlier session.
         content: what is particular to this kind of run.
     """
-    session = {"started": now(), "command": command, "devices": describe_devices()}
+    made = made_by(command)
+    session = {"started": now(), "command": command, "devices": made["devices"]}
     sessions = [session]
     old = run_dir / PROVENANCE
     if is_continued and old.is_file():
         with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
             sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
     return {
-        "command": command,
-        "versions": versions(),
-        "devices": session["devices"],
-        "commit": git_commit(),
+        **made,
         "config_hash": config_hash,
         **content,
         "started": sessions[0]["started"],

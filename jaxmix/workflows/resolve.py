@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxmix.core.errors import ConfigError, nearest
-from jaxmix.workflows.config import TRACKER_NAMES, RunConfig, check_weights
+from jaxmix.workflows.config import TRACKER_NAMES, ModelConfig, RunConfig, check_weights
 from jaxmix.workflows.strict import Origin, arguments, build, convert
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_config",
     "loop_settings",
+    "model_overrides",
     "prior_weights",
     "resolve_max_epochs",
     "resolve_mixer",
@@ -257,6 +258,19 @@ def _complete_wrapper(
     return {name: options}
 
 
+def model_overrides(section: ModelConfig, origin: Origin) -> dict[str, Any]:
+    """The fields of a preset that a `model` section changes, checked one by one."""
+    from jaxmix.models.config import TransformerConfig
+
+    hints = typing.get_type_hints(TransformerConfig)
+    overrides: dict[str, Any] = {}
+    for key, value in section.overrides.items():
+        if key not in hints:
+            raise ConfigError(f"unknown key {key!r}", where=origin(f"model.{key}"), fix=nearest(key, hints))
+        overrides[key] = convert(value, hints[key], origin, f"model.{key}")
+    return overrides
+
+
 def resolve_model_config(
     config: RunConfig, *, vocab_size: int | None = None, origin: Origin | None = None
 ) -> TransformerConfig:
@@ -270,18 +284,12 @@ def resolve_model_config(
     Raises:
         ConfigError: an unknown preset or setting, settings that do not fit each other, too small a vocabulary.
     """
-    from jaxmix.models.config import TransformerConfig
     from jaxmix.models.presets import preset
 
     origin = origin or Origin()
     if vocab_size is None and config.data.tokenizer == "byte":
         vocab_size = 256
-    hints = typing.get_type_hints(TransformerConfig)
-    overrides: dict[str, Any] = {}
-    for key, value in config.model.overrides.items():
-        if key not in hints:
-            raise ConfigError(f"unknown key {key!r}", where=origin(f"model.{key}"), fix=nearest(key, hints))
-        overrides[key] = convert(value, hints[key], origin, f"model.{key}")
+    overrides = model_overrides(config.model, origin)
     if vocab_size is not None and overrides.setdefault("vocab_size", vocab_size) < vocab_size:
         raise ConfigError(
             f"model.vocab_size {overrides['vocab_size']} is below the tokenizer's {vocab_size}",

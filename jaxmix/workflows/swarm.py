@@ -16,7 +16,7 @@ from jaxmix.data.files import write_whole
 from jaxmix.workflows.config import RunConfig
 from jaxmix.workflows.data import known_sizes, prepare_and_open
 from jaxmix.workflows.plan import estimate_memory
-from jaxmix.workflows.provenance import describe_devices, git_commit, now, versions, write_json
+from jaxmix.workflows.provenance import made_by, now, write_json
 from jaxmix.workflows.resolve import (
     prior_weights,
     resolve_max_epochs,
@@ -340,8 +340,7 @@ def _write_about(swarm: Swarm, command: str) -> None:
     sizes = {size.name: {**to_plain(size.config), "runs": size.runs} for size in swarm.sizes}
     plain = {"design": to_plain(swarm.design), "seeds": list(swarm.seeds), "sizes": sizes}
     write_whole(out / "config.yaml", dump_yaml(plain))
-    about = {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
-    write_json(out / "provenance.json", {**about, "started": now()})
+    write_json(out / "provenance.json", {**made_by(command), "started": now()})
 
 
 def status(swarm: Swarm) -> dict[str, SwarmStatus]:

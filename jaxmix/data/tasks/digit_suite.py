@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxmix.data.tasks.prompts import PromptSet
-from jaxmix.data.tasks.suites import Family, build_suite, registry
+from jaxmix.data.tasks.suites import Family, build_suite, noise, registry
 
 __all__ = ["FAMILIES", "digits"]
 
@@ -43,18 +42,13 @@ def _swap(question: str) -> str:
     return "".join(pairs)
 
 
-def _noise(question: str) -> str:
-    """Four digits that stay the same for a question and follow from nothing in it that could be learned."""
-    return f"{int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest()) % 10_000:04d}"
-
-
 FAMILIES = (
     Family("addr", _sum, _add),
     Family("rev", _string("R", 3), lambda question: question[1:-1][::-1]),
     Family("sort", _string("S", 2), lambda question: "".join(sorted(question[1:-1]))),
     Family("shift", _string("D", 2), lambda question: "".join(str((int(d) + 3) % 10) for d in question[1:-1])),
     Family("swap", _string("C", 2), _swap),
-    Family("rand", _string("x", 3), _noise, num_levels=2, is_learnable=False),
+    Family("rand", _string("x", 3), noise, num_levels=2, is_learnable=False),
 )
 
 

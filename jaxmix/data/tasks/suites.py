@@ -27,6 +27,7 @@ __all__ = [
     "build_suite",
     "is_held_out",
     "make",
+    "noise",
     "registry",
     "suite",
 ]
@@ -65,6 +66,11 @@ class Family(NamedTuple):
 def is_held_out(question: str) -> bool:
     """Whether a question is for evaluation only: one in four, by its hash."""
     return hashlib.blake2b(question.encode(), digest_size=2).digest()[0] % _HELD_OUT_ONE_IN == 0
+
+
+def noise(question: str) -> str:
+    """Four digits that stay the same for a question and follow from nothing in it that could be learned."""
+    return f"{int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest()) % 10_000:04d}"
 
 
 def build_suite(

@@ -12,9 +12,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from jaxmix.data.tasks.digit_suite import _noise
 from jaxmix.data.tasks.prompts import PromptSet
-from jaxmix.data.tasks.suites import Family, build_suite, registry
+from jaxmix.data.tasks.suites import Family, build_suite, noise, registry
 
 __all__ = ["FAMILIES", "symbols"]
 
@@ -76,7 +75,7 @@ FAMILIES = (
     Family("total", _string("T", "0123456789", 2), _running(lambda a, b: (a + b) % 10)),
     Family("close", _brackets, _close),
     Family("unique", _string("U", "abcde", 2), lambda question: "".join(dict.fromkeys(question[1:-1]))),
-    Family("rand", _string("x", "0123456789", 3), _noise, num_levels=2, is_learnable=False),
+    Family("rand", _string("x", "0123456789", 3), noise, num_levels=2, is_learnable=False),
 )
 
 
