@@ -10,10 +10,10 @@ The search does not touch rows. It names biases (`trial`), is told the sums ther
 sums come from a table in memory, from eight devices or from a stream of blocks is all the same to it. The message of
 an evaluation is 1 + K + K² numbers, or 1 + K where the Hessian is kept.
 
-**When the K × K matrix Σ w γ γᵀ is worth its price.** It takes 2 N K² operations, the two products with the rows
-4 N K d. For K ≤ 64 or K ≤ d/8 every evaluation brings it along: Newton's method. For larger
-K one matrix serves on, also over iterations of the fit, until an evaluation fails to halve the gradient: the chord
-method, whose limit is the same.
+**When the K × K matrix Σ w γ γᵀ is worth its price.** It takes 2 N K² operations, an evaluation on a kept posterior
+4 N K. There one factor of the Hessian serves on, also over iterations of the fit, until an evaluation fails to halve
+the gradient: the chord method, whose limit is Newton's. A stream, where every evaluation costs a pass over the rows,
+asks for the matrix every time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DualSearch(NamedTuple):
     gradient: f[k].
     value: f[], `D(base + change) − D(base)`.
     level: f[], D(base).
-    hessian: f[k, k], at some point so far.
+    factor: f[k, k], Cholesky's of the Hessian at some point so far.
     direction: f[k]; step: f[], share of it that is tried.
     trial: f[k], the change to evaluate next.
     gap: f[], certificate (14) at `change`; for λ = ∞, `|⟨b, π − u⟩|`.
@@ -63,7 +63,7 @@ class DualSearch(NamedTuple):
     gradient: Any
     value: Any
     level: Any
-    hessian: Any
+    factor: Any
     direction: Any
     step: Any
     trial: Any
@@ -73,8 +73,8 @@ class DualSearch(NamedTuple):
     is_done: Any
 
 
-def start_search(biases: Array, hessian: Array, wants_gram: Array) -> DualSearch:
-    """A search whose first evaluation is at `biases`; a Hessian of an earlier search may serve on."""
+def start_search(biases: Array, factor: Array, wants_gram: Array) -> DualSearch:
+    """A search whose first evaluation is at `biases`; the factor of an earlier search may serve on."""
     zeros, zero = jnp.zeros_like(biases), jnp.zeros((), biases.dtype)
     return DualSearch(
         base=biases,
@@ -83,7 +83,7 @@ def start_search(biases: Array, hessian: Array, wants_gram: Array) -> DualSearch
         gradient=zeros,
         value=zero,
         level=zero,
-        hessian=hessian,
+        factor=factor,
         direction=zeros,
         step=zero + 1,
         trial=zeros,
@@ -139,16 +139,21 @@ def tell(
     is_taken = is_first | jnp.where(fall > rounding, has_fallen, size < old_size)
 
     pick = lambda new, old: jnp.where(is_taken, new, old)
-    hessian = jnp.diag(mass) - gram + penalty.inverse * jnp.eye(b.shape[0], dtype=b.dtype)
-    hessian = jnp.where(is_taken & search.wants_gram, hessian, search.hessian)
+    factor = jax.lax.cond(
+        is_taken & search.wants_gram,
+        lambda: _factor(jnp.diag(mass) - gram + penalty.inverse * jnp.eye(b.shape[0], dtype=b.dtype)),
+        lambda: search.factor,
+    )
     new_gradient, new_change = pick(gradient, search.gradient), pick(trial, search.change)
-    direction = pick(_newton(hessian, new_gradient), search.direction)
+    direction = pick(_newton(factor, new_gradient), search.direction)
     step = jnp.where(is_taken, 1, search.step / 2).astype(b.dtype)
     is_infinite = penalty.inverse == 0
     finite_gap = 0.5 * jnp.where(is_infinite, 0, penalty.strength) * size
     gap = jnp.where(is_infinite, jnp.abs(jnp.sum(b * gradient)), finite_gap)
     is_small = jnp.where(
-        is_infinite, jnp.sum(jnp.abs(gradient)) <= tolerance**0.6, gap <= tolerance * jnp.maximum(jnp.abs(level), 1)
+        is_infinite,
+        jnp.sum(jnp.abs(gradient)) <= tolerance**0.6,
+        gap <= tolerance * jnp.maximum(jnp.abs(level + change), 1),
     )
     evaluations = search.evaluations + 1
     # Where D no longer tells steps apart and a Newton step does not shrink the gradient, that is what float32 can do.
@@ -162,7 +167,7 @@ def tell(
         gradient=new_gradient,
         value=pick(change, search.value),
         level=level,
-        hessian=hessian,
+        factor=factor,
         direction=direction,
         step=step,
         trial=new_change + step * direction,
@@ -173,15 +178,19 @@ def tell(
     )
 
 
-def _newton(hessian: Array, gradient: Array) -> Array:
-    """−H⁻¹ ∇D, no entry above 60 nats.
+def _factor(hessian: Array) -> Array:
+    """Cholesky's factor of the Hessian.
 
     Gradient and step sum to 0, so 1 1ᵀ/K changes neither; it lifts the direction in which D is flat at λ = ∞.
     """
-    k = gradient.shape[0]
-    ridge = 8 * jnp.finfo(gradient.dtype).eps * jnp.max(jnp.diagonal(hessian))
-    lifted = hessian + 1 / k + (ridge + jnp.finfo(gradient.dtype).tiny) * jnp.eye(k, dtype=gradient.dtype)
-    factor = jax.scipy.linalg.cho_factor(lifted, lower=True)
-    step = -jax.scipy.linalg.cho_solve(factor, gradient)
+    k = hessian.shape[0]
+    limits = jnp.finfo(hessian.dtype)
+    ridge = 8 * limits.eps * jnp.max(jnp.diagonal(hessian)) + limits.tiny
+    return jax.scipy.linalg.cholesky(hessian + 1 / k + ridge * jnp.eye(k, dtype=hessian.dtype), lower=True)
+
+
+def _newton(factor: Array, gradient: Array) -> Array:
+    """−H⁻¹ ∇D, no entry above 60 nats."""
+    step = -jax.scipy.linalg.cho_solve((factor, True), gradient)
     step = jnp.where(jnp.all(jnp.isfinite(step)), step, -gradient)
     return step * jnp.minimum(1, _LARGEST_STEP / jnp.maximum(jnp.max(jnp.abs(step)), _LARGEST_STEP))

@@ -255,18 +255,18 @@ def _fit_once(
 ) -> FitResult:
     dtype, k = rows.weight.dtype, clusterer.num_clusters
     penalty, strength = penalty_of(clusterer, rows.number, dtype)
-    kind = kind_of(clusterer, rows.x.shape[1])
+    kind = kind_of(clusterer)
     iterate = build_iteration(kind, rows.mesh)
     place = functools.partial(_replicate, rows.mesh)
     progress = Progress(clusterer, sample, key, tol, np.asarray(penalty.target))
     state = first_state(clusterer, sample, key, init)
     table = _table(kind.e_step, state, rows)
-    hessian, wants = place((jnp.zeros((k, k), dtype), jnp.bool_(True)))
+    factor, wants = place((jnp.zeros((k, k), dtype), jnp.bool_(True)))
     whole = place((penalty, jnp.asarray(rows.total, dtype)))
     labels, converged = None, False
     while progress.iterations < max_iters and not converged:
-        done = iterate(rows.x, rows.weight, table, place(state), hessian, wants, *whole)
-        table, hessian, wants = done.table, done.hessian, done.wants_gram
+        done = iterate(rows.x, rows.weight, table, place(state), factor, wants, *whole)
+        table, factor, wants = done.table, done.factor, done.wants_gram
         objective, gap, evaluations, mass = jax.device_get((done.objective, done.gap, done.evaluations, done.mass))
         state, is_resting = progress.note(done.state, float(objective), float(gap), int(evaluations), mass)
         if is_resting:
@@ -278,7 +278,7 @@ def _fit_once(
     state = progress.best_state
     if kind.e_step != "none":
         last = build_iteration(kind._replace(e_step="dual"), rows.mesh)
-        state = last(rows.x, rows.weight, table, place(state), hessian, place(jnp.bool_(True)), *whole).solved
+        state = last(rows.x, rows.weight, table, place(state), factor, place(jnp.bool_(True)), *whole).solved
     return progress.result(state, converged, strength, rows.number)
 
 

@@ -41,8 +41,9 @@ def gem(
 
         D(b) = Σ_i w_i logsumexp_k(l_ik + b_k) − ⟨b, u⟩ + |b|²/(2λ),       b = −λ (π − u) at the minimum    (9)
 
-    by Newton's method with backtracking; F is short of its maximum by exactly `(λ/2) |∇D(b)|²` (14), which is what the
-    search stops on and what `FitResult.info.gap` reports. M-step, with S0 = Σ w γ and S1 = Σ w γ x:
+    by Newton's method with backtracking, which keeps a Hessian while it serves; F is short of its maximum by exactly
+    `(λ/2) |∇D(b)|²` (14), which is what the search stops on and what `FitResult.info.gap` reports. M-step, with
+    S0 = Σ w γ and S1 = Σ w γ x:
 
         μ_k = S1_k / |S1_k|,     A_d(κ_k) = |S1_k| / S0_k,     κ_k ≤ κ_max                                 (16)–(21)
 

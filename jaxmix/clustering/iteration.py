@@ -1,16 +1,17 @@
 """One iteration over rows in memory, on one device or with the rows split over a mesh.
 
-What an iteration of `gem` costs, in reads of the rows X [N, d] and of the table L [N, K] that stays with them:
+What an iteration of `gem` costs, in reads of the rows X [N, d] and of the posterior P [N, K] that stays with them:
 
 | pass | reads | work |
 |---|---|---|
-| logits and first evaluation of the dual | X, writes L | 2 N K d |
-| each further evaluation (none to three) | L | N K exponentials; 2 N K² with the Hessian's matrix |
-| means | X, L | 2 N K d |
+| posterior and first evaluation of the dual | X, writes P | 2 N K d, N K exponentials |
+| each further evaluation (one to four) | P | 4 N K; 2 N K² with the Hessian's matrix |
+| means | X, P | 2 N K d |
 
-Keeping L is the cheapest way: it is K/d of X, while logits made anew would cost an evaluation 2 N K d. Over a mesh
-each device keeps the table of its own rows; the K + K² + 1 sums of an evaluation and the K d + K of the means are all
-that moves.
+Keeping P is the cheapest way: it is K/d of X, while logits made anew would cost an evaluation 2 N K d. They are made
+anew where the biases move too far for P to be carried along, in the first iterations after a poor start. Over a mesh
+each device keeps the posterior of its own rows; the K + K² + 1 sums of an evaluation and the K d + K of the means are
+all that moves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jaxmix.clustering.base import Clusterer, GemState, Sums
 from jaxmix.clustering.dual import DualSearch, Penalty, start_search, tell
 from jaxmix.clustering.maximise import expected_value, hard_objective, maximise
 from jaxmix.clustering.mirror import mirror_pass
-from jaxmix.clustering.passes import dual_pass, fused_pass, label_pass, logit_pass, moment_pass
+from jaxmix.clustering.passes import dual_pass, fused_pass, is_near, label_pass, moment_pass, posterior_pass
 from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array
 
@@ -42,8 +43,8 @@ __all__ = [
 ]
 
 
-_SMALL = 64
-"""Clusters up to which the Hessian's matrix, 2 K operations an entry of L, costs less than the entry's exponential."""
+_MANY, _CLUSTERS_PER_MORE = 6, 64
+"""After how many evaluations of an E-step the next one begins with a new Hessian, and clusters that allow one more."""
 
 
 class Kind(NamedTuple):
@@ -54,15 +55,14 @@ class Kind(NamedTuple):
     max_concentration: float
     e_step: str  # "none", "dual", "mirror"
     mirror_steps: int
-    always_gram: bool
 
 
 class Iteration(NamedTuple):
     """Attributes:
     state: after the M-step.
     solved: before it, with the biases that the E-step found.
-    table: f[n, k], rows as `x`: the log posterior, scratch of the next iteration ("mirror": log γ).
-    hessian: f[k, k], for the next search.
+    table: f[n, k], rows as `x`: the posterior, scratch of the next iteration ("mirror": log γ).
+    factor: f[k, k], for the next search.
     wants_gram: bool[], whether that one should begin with a new matrix.
     objective: f[], F after the M-step (22).
     solved_objective: f[], F after the E-step (15).
@@ -74,7 +74,7 @@ class Iteration(NamedTuple):
     state: GemState
     solved: GemState
     table: Any
-    hessian: Any
+    factor: Any
     wants_gram: Any
     objective: Any
     solved_objective: Any
@@ -83,8 +83,8 @@ class Iteration(NamedTuple):
     mass: Any
 
 
-def kind_of(clusterer: Clusterer, dim: int) -> Kind:
-    """The compiled-in part of a clusterer for rows of width `dim`."""
+def kind_of(clusterer: Clusterer) -> Kind:
+    """The compiled-in part of a clusterer."""
     balance = clusterer.balance
     has_balance = balance is not None and balance.strength > 0
     return Kind(
@@ -93,7 +93,6 @@ def kind_of(clusterer: Clusterer, dim: int) -> Kind:
         clusterer.max_concentration,
         balance.e_step if balance is not None and has_balance else "none",
         balance.mirror_steps if balance is not None else 0,
-        clusterer.num_clusters <= max(_SMALL, dim // 8),
     )
 
 
@@ -119,20 +118,20 @@ def objective_of(search: DualSearch, penalty: Penalty) -> Array:
 
 @functools.cache
 def build_iteration(kind: Kind, mesh: Mesh | None) -> Any:
-    """Compiles `(x, weight, table, state, hessian, wants_gram, penalty, total) -> Iteration`; `table` is given up."""
+    """Compiles `(x, weight, table, state, factor, wants_gram, penalty, total) -> Iteration`; `table` is given up."""
 
     def local(
         x: Array,
         weight: Array,
         table: Any,
         state: GemState,
-        hessian: Array,
+        factor: Array,
         wants_gram: Array,
         penalty: Penalty,
         total: Array,
     ) -> Iteration:
         add = (lambda tree: tree) if mesh is None else sum_over
-        search = start_search(state.biases, hessian, wants_gram)
+        search = start_search(state.biases, factor, wants_gram)
         if kind.e_step == "dual":
             sums, search, table = _dual(kind, add, x, weight, table, state, search, penalty, total)
             biases = search.base + search.change
@@ -148,10 +147,10 @@ def build_iteration(kind: Kind, mesh: Mesh | None) -> Any:
             objective = sums.value / total - jnp.log(jnp.asarray(weight.dtype.type(state.biases.shape[0])))
             search = search._replace(gap=jnp.zeros_like(total), evaluations=jnp.int32(1))
         new, after = improve(kind, state, sums, objective)
-        wants = jnp.bool_(kind.always_gram) | (search.evaluations > 3)
+        wants = search.evaluations > _MANY + search.base.shape[0] // _CLUSTERS_PER_MORE
         mass = sums.mass / total
         return Iteration(
-            new, state, table, search.hessian, wants, after, objective, search.gap, search.evaluations, mass
+            new, state, table, search.factor, wants, after, objective, search.gap, search.evaluations, mass
         )
 
     if mesh is None:
@@ -179,31 +178,52 @@ def _dual(
     k = state.mean_directions.shape[0]
     tolerance = search_tolerance(weight.dtype)
 
-    def note(search: DualSearch, value: Array, mass: Array, gram: Array) -> DualSearch:
+    def note(search: DualSearch, so_far: Array, value: Array, mass: Array, gram: Array) -> tuple[DualSearch, Array]:
+        """The search after an evaluation, and the value's sum; `so_far` of it lies before the posterior in use."""
         value, mass = add((value, mass))
         # The matrix travels only when it was made.
         gram = jax.lax.cond(search.wants_gram, lambda: add(gram), lambda: jnp.zeros((k, k), gram.dtype))
-        return tell(
+        value = so_far + value
+        found = tell(
             search,
             penalty,
             value / total,
             mass / total,
             gram / total,
-            always_gram=kind.always_gram,
+            always_gram=False,
             tolerance=tolerance,
         )
+        return found, value
 
-    # `True` and not a flag where it is always wanted: no branch then.
-    wanted = lambda search: kind.always_gram or search.wants_gram
-    *found, table = logit_pass(state, x, weight, table, wanted(search))
-    search = note(search, *found)
-    search = jax.lax.while_loop(
-        lambda now: ~now.is_done,
-        lambda now: note(now, *dual_pass(table, weight, now.trial, wanted(now))),
-        search,
+    nothing = jnp.zeros_like(total)
+
+    def settle(search: DualSearch, table: Array, anchor: Array, so_far: Array) -> DualSearch:
+        """Evaluates on the posterior at `anchor` until the search is done or leaves what is near."""
+        return jax.lax.while_loop(
+            lambda now: ~now.is_done & is_near(now.trial - anchor),
+            lambda now: note(now, so_far, *dual_pass(table, weight, now.trial - anchor, now.wants_gram))[0],
+            search,
+        )
+
+    def renew(carry: tuple[DualSearch, Array, Array, Array]) -> tuple[DualSearch, Array, Array, Array]:
+        """The posterior at the next biases to try, or at the best if the search is done, made from the rows."""
+        search, table, anchor, so_far = carry
+        target = jnp.where(search.is_done, search.change, search.trial)
+        *found, table = posterior_pass(state, x, weight, table, search.wants_gram, (anchor, target))
+        told, so_far = note(search, so_far, *found)
+        search = jax.tree.map(functools.partial(jnp.where, search.is_done), search, told)
+        return settle(search, table, target, so_far), table, target, so_far
+
+    *found, table = posterior_pass(state, x, weight, table, search.wants_gram)
+    anchor = jnp.zeros_like(search.change)
+    search = settle(note(search, nothing, *found)[0], table, anchor, nothing)
+    search, table, anchor, _ = jax.lax.while_loop(
+        lambda carry: ~(carry[0].is_done & is_near(carry[0].change - carry[2])),
+        renew,
+        (search, table, anchor, nothing),
     )
-    mass, resultant = add(moment_pass(table, x, weight, search.change))
-    return Sums(total, total, search.value, mass, resultant, search.hessian), search, table
+    mass, resultant = add(moment_pass(table, x, weight, search.change - anchor))
+    return Sums(total, total, search.value, mass, resultant, jnp.zeros_like(search.factor)), search, table
 
 
 @functools.cache

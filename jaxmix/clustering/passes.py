@@ -1,13 +1,13 @@
 """Passes over rows, a block at a time: what is N × K is never made larger than the rows of one device.
 
-Three kinds. `fused_pass` reads the rows once and returns every sum. A balanced fit in memory splits it: `logit_pass`
-writes the normalised log posterior L at the biases it starts from, `dual_pass` evaluates other biases on L alone (an
-exponential and two products with vectors per entry, no product with the rows), and `moment_pass` reads the rows a
-second time for their means. With δ the change of the biases since L was made,
+Three kinds. `fused_pass` reads the rows once and returns every sum. A balanced fit in memory splits it:
+`posterior_pass` writes the posterior P at the biases it starts from, `dual_pass` evaluates other biases on P alone, and
+`moment_pass` reads the rows a second time for their means. With δ the change of the biases since P was made,
 
-    γ_ik ∝ exp(L_ik + δ_k),     lse_i(b + δ) − lse_i(b) = log Σ_k exp(L_ik + δ_k)
+    γ_ik = P_ik exp(δ_k) / Σ_j P_ij exp(δ_j),     lse_i(b + δ) − lse_i(b) = log Σ_k P_ik exp(δ_k)
 
-so the dual's value is a mean of differences per row and keeps its digits in float32.
+so an evaluation is two products of P with vectors, without an exponential per entry, and the dual's value is a mean of
+differences per row that keeps its digits in float32.
 
 The last block overlaps the one before when blocks do not divide the rows, with weight 0 for what was counted:
 a slice that is padded or reshaped instead copies all rows. Totals carry their rounding error along.
@@ -15,6 +15,7 @@ a slice that is padded or reshaped instead copies all rows. Totals carry their r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,17 +32,15 @@ __all__ = [
     "by_blocks",
     "dual_pass",
     "fused_pass",
+    "is_near",
     "label_pass",
     "linear_rule",
-    "logit_pass",
     "moment_pass",
+    "posterior_pass",
     "varying_zero",
 ]
 
 HIGHEST = jax.lax.Precision.HIGHEST
-SAFE_RANGE = 60.0
-"""Nats. Biases that moved apart by less leave a row at least e^-60 of its posterior: terms that are 1e-12 of that are
-still normal float32 numbers."""
 _TILE = {"cpu": 3 << 19}
 _OTHER_TILE = 1 << 26
 """Entries of a block and its logits together: the second-level caches of a CPU, enough to fill other devices."""
@@ -150,57 +149,79 @@ def fused_pass(
     return by_blocks(block, (x,), sample_weight, None, _zero_sums(k, d, dtype))[0]
 
 
-def logit_pass(
-    state: GemState, x: Array, sample_weight: Array, table: Array, has_gram: Array | bool
+def is_near(shift: Array) -> Array:
+    """Whether a posterior can be carried to biases changed by `shift` (`dual_pass`, `moment_pass`).
+
+    A row keeps at least exp(−range) of its weight, range that of the entries of `shift`. What the smallest normal
+    number cuts off is then e^-28 of it at most: 59 nats are near in float32, 680 in float64.
+    """
+    return jnp.max(shift) - jnp.min(shift) <= -math.log(float(jnp.finfo(shift.dtype).tiny)) - 28
+
+
+def posterior_pass(
+    state: GemState,
+    x: Array,
+    sample_weight: Array,
+    table: Array,
+    has_gram: Array | bool,
+    moved: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array, Array, Array]:
-    """Writes the log posterior at the biases of `state` into `table` [n, k]; returns (value, mass, gram, table)."""
+    """Writes the posterior at the biases of `state` into `table` [n, k]; returns (Σ w_i lse_i, mass, gram, table).
+
+    With `moved` = (since, shift) the biases are those of `state` plus `shift`, and the value is Σ w_i times the change
+    of lse_i since those plus `since`.
+    """
     slopes, offsets = linear_rule(state)
     k = slopes.shape[0]
     dtype = slopes.dtype
 
     def block(weights: Array, x: Array) -> tuple[tuple[Array, Array, Array], Array]:
         logits = jnp.matmul(as_rows(x, dtype), slopes.T, precision=HIGHEST) + offsets[None, :]
+        if moved is not None:
+            since, shift = moved
+            logits = jax.nn.log_softmax(logits + since[None, :], axis=1) + (shift - since)[None, :]
         powers, total, top = _powers(logits)
-        value = jnp.log(total) + top
         _, mass, gram = _moments(weights, powers, total, has_gram)
-        return (jnp.sum(weights * value), mass, gram), logits - value[:, None]
+        return (jnp.sum(weights * (jnp.log(total) + top)), mass, gram), powers * (1 / total)[:, None]
 
     sums, table = by_blocks(block, (x,), sample_weight, table, _zero_dual(k, dtype))
     return *sums, table
 
 
 def dual_pass(table: Array, sample_weight: Array, shift: Array, has_gram: Array | bool) -> tuple[Array, Array, Array]:
-    """(Σ w_i (lse_i after − before), mass, gram) at biases changed by `shift`, from the table alone.
-
-    The choices are made once for all blocks: where a row's largest entry need not be looked for, and the matrix need
-    not be made, the pass is little more than its exponentials.
-    """
+    """(Σ w_i (lse_i after − before), mass, gram) at biases changed by a near `shift`, from the posterior alone."""
     k, dtype = table.shape[1], table.dtype
+    top = jnp.max(shift)
+    scale = jnp.exp(shift - top)
 
-    def over_blocks(is_wide: bool, has_gram: bool) -> tuple[Array, Array, Array]:
-        def block(weights: Array, rows: Array) -> tuple[tuple[Array, Array, Array], None]:
-            powers, total, top = _shifted(rows, shift, is_wide=is_wide)
-            _, mass, gram = _moments(weights, powers, total, has_gram)
-            return (jnp.sum(weights * (jnp.log(total) + top)), mass, gram), None
+    # The choice is made once for all blocks: a branch within their loop costs more than the products with vectors.
+    def over_blocks(has_gram: bool) -> tuple[Array, Array, Array]:
+        def block(weights: Array, posterior: Array) -> tuple[tuple[Array, Array, Array], None]:
+            total = jnp.matmul(posterior, scale, precision=HIGHEST)
+            value = jnp.sum(weights * (jnp.log(total) + top))
+            if has_gram:
+                _, mass, gram = _moments(weights, posterior * scale[None, :], total, True)
+            else:
+                mass = jnp.matmul(weights / total, posterior, precision=HIGHEST) * scale
+                gram = jnp.zeros((k, k), dtype) + varying_zero(posterior, dtype)
+            return (value, mass, gram), None
 
         found: tuple[Array, Array, Array] = by_blocks(block, (table,), sample_weight, None, _zero_dual(k, dtype))[0]
         return found
 
-    is_wide = jnp.max(shift) - jnp.min(shift) > SAFE_RANGE
-    ways = [lambda: over_blocks(True, True), lambda: over_blocks(False, True)]
     if isinstance(has_gram, bool):
-        return jax.lax.cond(is_wide, *ways) if has_gram else over_blocks(True, False)
-    way = jnp.where(is_wide, 0, jnp.where(has_gram, 1, 2))
-    return jax.lax.switch(way, [*ways, lambda: over_blocks(False, False)])  # type: ignore[no-any-return]
+        return over_blocks(has_gram)
+    return jax.lax.cond(has_gram, lambda: over_blocks(True), lambda: over_blocks(False))  # type: ignore[no-any-return]
 
 
 def moment_pass(table: Array, x: Array, sample_weight: Array, shift: Array) -> tuple[Array, Array]:
-    """(mass, resultant) at biases changed by `shift`."""
+    """(mass, resultant) at biases changed by a near `shift`."""
     k, d, dtype = table.shape[1], x.shape[1], table.dtype
+    scale = jnp.exp(shift - jnp.max(shift))
 
-    def block(weights: Array, x: Array, rows: Array) -> tuple[tuple[Array, Array], None]:
-        powers, total, _ = _shifted(rows, shift, is_wide=True)
-        weighted, mass, _ = _moments(weights, powers, total, False)
+    def block(weights: Array, x: Array, posterior: Array) -> tuple[tuple[Array, Array], None]:
+        powers = posterior * scale[None, :]
+        weighted, mass, _ = _moments(weights, powers, _row_sums(powers), False)
         return (mass, jnp.matmul(weighted.T, as_rows(x, dtype), precision=HIGHEST)), None
 
     return by_blocks(block, (x, table), sample_weight, None, (jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype)))[0]
@@ -238,18 +259,6 @@ def _powers(logits: Array) -> tuple[Array, Array, Array]:
     top = jnp.max(logits, axis=1)
     powers = jnp.exp(logits - top[:, None])
     return powers, _row_sums(powers), top
-
-
-def _shifted(table: Array, shift: Array, *, is_wide: bool) -> tuple[Array, Array, Array]:
-    """The same for rows that hold a log posterior, after biases changed by `shift`.
-
-    If no two biases moved apart by more than `SAFE_RANGE`, the largest shift serves every row as its largest entry.
-    """
-    if is_wide:
-        return _powers(table + shift[None, :])
-    top = jnp.max(shift)
-    powers = jnp.exp(table + (shift - top)[None, :])
-    return powers, _row_sums(powers), jnp.broadcast_to(top, table.shape[:1])
 
 
 def _row_sums(powers: Array) -> Array:

@@ -117,7 +117,7 @@ class _Run:
         self.rows, self.total = float(survey["rows"]), float(survey["total"])
         sample = Sample(jnp.asarray(survey["x"]), jnp.asarray(survey["weight"]))
         self.dtype = sample.x.dtype
-        self.kind = kind_of(clusterer, sample.x.shape[1])._replace(always_gram=True)
+        self.kind = kind_of(clusterer)
         self.penalty, self.strength = penalty_of(clusterer, self.rows, self.dtype)
         start_key = jax.random.fold_in(key, 1)
         self.progress = Progress(clusterer, sample, start_key, tol, np.asarray(self.penalty.target))

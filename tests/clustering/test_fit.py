@@ -112,25 +112,48 @@ def test_blocks_change_nothing(tile, monkeypatch):
     np.testing.assert_allclose(sums.gram, (gamma * w[:, None]).T @ gamma, rtol=1e-3, atol=1e-3)
 
 
-def test_the_passes_of_the_dual_are_the_fused_pass_at_other_biases():
+NEAR = jnp.array([0.5, -1.0, 2.0, 0.0, -1.5])
+FAR = jnp.array([0.0, 100.0, -150.0, 20.0, 0.0])
+
+
+@pytest.mark.parametrize("has_gram", [False, True, jnp.bool_(False), jnp.bool_(True)])
+def test_the_passes_of_the_dual_are_the_fused_pass_at_other_biases(has_gram):
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), planted().state)
     weight = jnp.asarray(np.random.default_rng(0).uniform(0, 2, N), jnp.float32)
-    step = jax.jit(passes.logit_pass)
-    value, _, _, table = step(state, rows(), weight, jnp.zeros((N, K)), jnp.bool_(True))
-    dual, moments = jax.jit(passes.dual_pass), jax.jit(passes.moment_pass)
-    fused = jax.jit(passes.fused_pass, static_argnames="has_gram")
-    for shift in (jnp.array([0.5, -1.0, 2.0, 0.0, -1.5]), jnp.array([0.0, 100.0, -150.0, 20.0, 0.0])):
+    value, _, _, table = passes.posterior_pass(state, rows(), weight, jnp.zeros((N, K)), True)
+    anchor = jnp.zeros(K)
+    for shift in (NEAR, FAR, FAR + NEAR):
         moved = GemState(state.mean_directions, state.concentrations, state.biases + shift)
-        expected = fused(moved, rows(), weight, has_gram=True)
-        change, mass, gram = dual(table, weight, shift, jnp.bool_(True))
-        np.testing.assert_allclose(value + change, expected.value, rtol=2e-6)
+        expected = passes.fused_pass(moved, rows(), weight, has_gram=True)
+        if passes.is_near(shift - anchor):
+            change, mass, gram = passes.dual_pass(table, weight, shift - anchor, has_gram)
+        else:
+            *sums, table = passes.posterior_pass(state, rows(), weight, table, has_gram, (anchor, shift))
+            (change, mass, gram), anchor = sums, shift
+        value_there = value + change
+        value = value_there if anchor is shift else value
+        np.testing.assert_allclose(value_there, expected.value, rtol=2e-6)
         np.testing.assert_allclose(mass, expected.mass, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(gram, expected.gram, rtol=1e-4, atol=1e-3)
-        mass, resultant = moments(table, rows(), weight, shift)
+        np.testing.assert_allclose(gram, expected.gram if has_gram else 0, rtol=1e-4, atol=1e-3)
+        mass, resultant = passes.moment_pass(table, rows(), weight, shift - anchor)
         np.testing.assert_allclose(mass, expected.mass, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(resultant, expected.resultant, rtol=1e-4, atol=1e-3)
-        if float(jnp.ptp(shift)) < passes.SAFE_RANGE:
-            assert not np.any(dual(table, weight, shift, jnp.bool_(False))[2])
+    assert anchor is FAR
+
+
+def test_a_posterior_carried_to_the_farthest_near_biases():
+    """Entries far under the smallest float32 number are cut off, which must not show."""
+    logits = np.array([[0.0, -30.0, -59.0, -80.0, -120.0], [-59.0, 0.0, -1.0, -90.0, -2.0]])
+    shift = np.array([-20.0, 0.0, 39.0, 30.0, 39.0])
+    assert passes.is_near(jnp.asarray(shift, jnp.float32))
+    assert not passes.is_near(jnp.asarray(1.1 * shift, jnp.float32))
+    posterior = jnp.asarray(np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)), jnp.float32)
+    value, mass, gram = passes.dual_pass(posterior, jnp.ones(2), jnp.asarray(shift, jnp.float32), True)
+    moved = np.logaddexp.reduce(logits + shift, axis=1)
+    gamma = np.exp(logits + shift - moved[:, None])
+    np.testing.assert_allclose(value, np.sum(moved - np.logaddexp.reduce(logits, axis=1)), rtol=1e-6)
+    np.testing.assert_allclose(mass, gamma.sum(0), rtol=1e-5, atol=1e-11)
+    np.testing.assert_allclose(gram, gamma.T @ gamma, rtol=1e-5, atol=1e-11)
 
 
 def test_assign_without_the_posterior():

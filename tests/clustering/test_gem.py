@@ -22,6 +22,7 @@ from jaxmix.clustering import (
 )
 from jaxmix.clustering.fit import penalty_of
 from jaxmix.clustering.iteration import build_iteration, kind_of
+from jaxmix.clustering.passes import is_near
 from jaxmix.clustering.simulate import planted_mixture
 from jaxmix.core.errors import ConfigError
 
@@ -41,11 +42,11 @@ SHUFFLED = np.asarray(planted().x[:K], np.float32)
 
 
 def one_step(clusterer, state, x, w, *, table=None):
-    """One iteration in float64."""
+    """One iteration in the precision of the weights."""
     n, k = len(x), clusterer.num_clusters
-    penalty, _ = penalty_of(clusterer, n, jnp.float64)
-    kind = kind_of(clusterer, x.shape[1])
-    table = jnp.zeros((n, k)) if table is None else table
+    penalty, _ = penalty_of(clusterer, n, w.dtype)
+    kind = kind_of(clusterer)
+    table = jnp.zeros((n, k), w.dtype) if table is None else table
     iterate = build_iteration(kind, None)
     table = None if kind.e_step == "none" else table
     return iterate(x, w, table, state, jnp.zeros((k, k)), jnp.bool_(True), penalty, jnp.sum(w))
@@ -80,6 +81,24 @@ def test_the_e_step_finds_what_a_generic_optimiser_finds(strength):
         np.testing.assert_allclose(mass, target, atol=1e-7)
     else:
         np.testing.assert_allclose(biases, -strength * (mass - target), atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_e_step_finds_its_way_from_far_away(bits):
+    """Farther than a posterior can be carried: it is made anew on the way."""
+    x, w, mu, kappa = small_problem()
+    target, far = np.array([0.5, 0.3, 0.2]), 100.0 if bits == 32 else 1000.0
+    value, _ = oracle.best_posterior(oracle.logits(mu, kappa, x), w, 50.0, target)
+    with jax.enable_x64(bits == 64):
+        clusterer = gem(3, balance=50.0, target=tuple(10 * target))
+        state = GemState(*(jnp.asarray(a, f"float{bits}") for a in (mu, kappa, [far, 0.0, -far])))
+        done = one_step(clusterer, state, jnp.asarray(x, f"float{bits}"), jnp.asarray(w, f"float{bits}"))
+        assert not is_near(state.biases - done.solved.biases)
+        # F is counted from D where the search began, 300 and 20,000 here.
+        np.testing.assert_allclose(done.solved_objective, value, atol=1e-4 if bits == 32 else 1e-10)
+        assert 0 <= float(done.gap) <= (1e-6 if bits == 32 else 1e-10)
+        posterior = np.exp(assign(clusterer, done.solved, jnp.asarray(x, f"float{bits}")).log_posterior)
+        np.testing.assert_allclose(done.mass, w @ posterior / w.sum(), atol=1e-5 if bits == 32 else 1e-12)
 
 
 def test_an_iteration_is_the_oracles_e_step_and_m_step():

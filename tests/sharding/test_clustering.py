@@ -76,7 +76,7 @@ def test_rows_stay_where_they_are():
     table = jax.device_put(jnp.zeros((608, K)), batch_sharding(mesh))
     whole = (BALANCED.init(x[:K], 10.0), jnp.zeros((K, K)), jnp.bool_(True), penalty, jnp.float32(weight.sum()))
     whole = jax.device_put(whole, replicated(mesh))
-    program = build_iteration(kind_of(BALANCED, D), mesh).lower(placed.x, placed.weight, table, *whole).compile()
+    program = build_iteration(kind_of(BALANCED), mesh).lower(placed.x, placed.weight, table, *whole).compile()
     text = program.as_text()
     assert "all-reduce" in text
     assert not [word for word in ("all-gather", "all-to-all", "collective-permute") if word in text]
