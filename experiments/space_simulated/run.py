@@ -34,13 +34,15 @@ ROWS = {
     "staged": ("staged", {}),
     "mopps": ("mopps", {"kept": 0.5}),
 }
+LATE = {f"{row} {lag} late": (row, lag) for row in ("thompson", "proportional") for lag in (1, 4, 16)}
+"""Rows whose rewards come so many steps late."""
 BATCH = 16
 BY_LEVEL = {"adarft": "difficulty", "staged": "order"}
 """Rows that are told how hard each arm is at the start."""
 
 
 def bandit_of(row, start):
-    name, arguments = ROWS[row]
+    name, arguments = ROWS[LATE.get(row, (row, 0))[0]]
     if row in BY_LEVEL:
         rank = np.argsort(-start, kind="stable")
         labels = 100 * (start.max() - start) / np.ptp(start)
@@ -54,7 +56,8 @@ def bandit_of(row, start):
 @functools.cache
 def compiled(row, start):
     bandit = bandit_of(row, np.asarray(start))
-    return jax.jit(jax.vmap(lambda world, key: prompts_to_target(bandit, world, key), in_axes=(None, 0)))
+    lag = LATE.get(row, (row, 0))[1]
+    return jax.jit(jax.vmap(lambda world, key: prompts_to_target(bandit, world, key, lag=lag), in_axes=(None, 0)))
 
 
 def measure(row, world, seeds):
@@ -68,7 +71,7 @@ def measure(row, world, seeds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--only", nargs="*", default=[*ROWS, *LATE], choices=[*ROWS, *LATE])
     parser.add_argument("--worlds", nargs="*", default=list(worlds()), choices=list(worlds()))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

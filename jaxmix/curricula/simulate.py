@@ -112,6 +112,7 @@ def prompts_to_target(
     most_prompts: int = 64_000,
     share: float = 0.9,
     step_size: float = 0.06,
+    lag: int = 0,
 ) -> tuple[Int[Array, ""], Float[Array, " k"]]:
     """Prompts until the mean of p over arms reaches `share` of the mean ceiling, and each arm's share of the slots.
 
@@ -128,23 +129,26 @@ def prompts_to_target(
         most_prompts: where the count stops; reaching it means "not reached".
         share: of the mean ceiling, in (0, 1).
         step_size: > 0.
+        lag: ≥ 0 steps by which the rewards reach the bandit late, as with rollouts made ahead; what is learned from
+            them is not late.
     """
     check_number("prompts_to_target", "share", share, 0.0, 1.0, is_open=True)
     check_number("prompts_to_target", "step_size", step_size, 0.0, is_open=True)
     check_count("prompts_to_target", "batch", batch)
     check_count("prompts_to_target", "rollouts", rollouts)
+    check_count("prompts_to_target", "lag", lag, least=0)
     num_arms = world.start.shape[0]
     rate_key, run_key = jax.random.split(key)
     rates = jax.random.uniform(rate_key, (num_arms,), minval=0.5, maxval=1.5)
     target = share * jnp.mean(world.ceiling)
     mean_rate = lambda logits: jnp.mean(world.ceiling * jax.nn.sigmoid(logits))
 
-    def unfinished(carry: tuple[Array, Array, Any]) -> Array:
-        step, logits, _ = carry
+    def unfinished(carry: tuple[Array, Array, Any, Any]) -> Array:
+        step, logits, *_ = carry
         return (mean_rate(logits) < target) & (step * batch < most_prompts)
 
-    def advance(carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
-        step, logits, state = carry
+    def advance(carry: tuple[Array, Array, Any, Any]) -> tuple[Array, Array, Any, Any]:
+        step, logits, state, waiting = carry
         arm_key, prompt_key, reward_key = jax.random.split(jax.random.fold_in(run_key, step), 3)
         arms = bandit.sample(arm_key, state, batch)
         prompt = logits[arms] + world.spread * jax.random.normal(prompt_key, (batch,))
@@ -157,8 +161,15 @@ def prompts_to_target(
         moves = step_size * rates * gate * sum_by_domain(jnp.sqrt(solve_rate * (1.0 - solve_rate)), arms, num_arms)
         moved = logits + jnp.sum(moves[:, None] * world.transfer, axis=0)
         moved = moved - world.forgetting * (moved - world.start)
-        return step + 1, moved, bandit.update(state, arms, rewards)
+        if lag:
+            waiting = jax.tree.map(lambda old, new: jnp.concatenate([old, new[None]]), waiting, (arms, rewards))
+            arms, rewards = (queue[0] for queue in waiting)
+            waiting = tuple(queue[1:] for queue in waiting)
+        new = bandit.update(state, arms, rewards)
+        state = jax.tree.map(lambda old, new: jnp.where(step >= lag, new, old), state, new) if lag else new
+        return step + 1, moved, state, waiting
 
-    step, _, state = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), world.start, bandit.init()))
+    waiting = jnp.zeros((lag, batch), jnp.int32), jnp.zeros((lag, batch, rollouts))
+    step, _, state, _ = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), world.start, bandit.init(), waiting))
     pulls = state.pulls.astype(jnp.float32)
     return step * batch, pulls / jnp.maximum(jnp.sum(pulls), 1.0)

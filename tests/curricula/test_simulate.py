@@ -73,3 +73,19 @@ def test_gain_over_uniform(rule, least):
         world = worlds()[name]
         gains = prompts(world, "uniform")[0] / prompts(world, "space", rule=rule)[0]
         assert np.median(gains) > least
+
+
+def test_late_rewards():
+    world, key = worlds()["ladder"], jax.random.key(3)
+    bandit = curricula.make("space", 10, rule="proportional")
+    run = lambda lag, bandit=bandit: prompts_to_target(bandit, world, key, most_prompts=160, lag=lag)
+    assert not np.any(run(10)[1]), "ten steps are over before the first reward is known"
+    first = np.asarray(jax.jit(bandit.sample, static_argnums=2)(_first_key(key), bandit.init(), 16))
+    np.testing.assert_allclose(run(9)[1], np.bincount(first, minlength=10) / 16)
+    uniform = curricula.make("uniform", 10)
+    assert int(prompts_to_target(uniform, world, key, lag=5)[0]) == int(prompts_to_target(uniform, world, key)[0])
+
+
+def _first_key(key):
+    """Of the first draw of a run."""
+    return jax.random.split(jax.random.fold_in(jax.random.split(key)[1], 0), 3)[0]
