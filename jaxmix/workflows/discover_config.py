@@ -60,7 +60,7 @@ class FitConfig:
     """How clusters are fitted. Further keys are arguments of `jaxmix.clustering.fit`."""
 
     seed: int = setting(0, at_least=0, help="of the start")
-    weigh_by: Literal["documents", "words"] = setting("documents", help="what balance and sizes count")
+    weigh_by: Literal["documents", "words"] = setting("words", help="what balance and sizes count")
     memory: float = setting(2e9, above=0, help="bytes of vectors held in memory; a larger store is streamed")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="init, restarts, max_iters, tol")
 

@@ -8,13 +8,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jaxmix.workflows.config import CheckpointConfig, ModelConfig, read_config_mapping
 from jaxmix.workflows.strict import Origin, apply_overrides, build, setting, to_plain
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "BanditConfig",
