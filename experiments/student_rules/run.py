@@ -1,0 +1,108 @@
+"""Which documents should teach the student? Every rule, on the same discovered domains, with several draws.
+
+    python experiments/student_rules/run.py --out runs/student_rules          # 15 minutes on one core
+    python experiments/student_rules/run.py --out runs/student_rules --summary
+
+A finished cell is not run again; the discovery is made once per clusterer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmix.data.files import write_whole
+from jaxmix.models.student_sampling import RULES
+from jaxmix.workflows.discover import run_discovery
+from jaxmix.workflows.discover_config import discovery_from
+
+HERE = Path(__file__).parent
+CLUSTERERS: dict[str, dict[str, Any]] = {
+    "gem": {"name": "gem", "num_clusters": 24, "balance": 1000},
+    "spherical_kmeans": {"name": "spherical_kmeans", "num_clusters": 24},
+    "kmeans": {"name": "kmeans", "num_clusters": 24},
+}
+MEASURES = ("accuracy", "macro_recall", "mass_drift")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/student_rules"))
+    parser.add_argument("--per-cluster", type=int, nargs="*", default=[60, 200])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--summary", action="store_true", help="only tables, and results.json, out of what is finished")
+    args = parser.parse_args()
+    cells = [
+        (name, size, rule, seed)
+        for name in CLUSTERERS
+        for size in args.per_cluster
+        for seed in range(args.seeds)
+        for rule in RULES
+    ]
+    found = {}
+    for number, (name, size, rule, seed) in enumerate(cells, start=1):
+        path = args.out / "cells" / f"{name}-{size}-{rule}-seed{seed}.json"
+        if not path.is_file() and not args.summary:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            result = train_student(args.out / f"discovery-{name}", CLUSTERERS[name], size, rule, seed)
+            write_whole(path, json.dumps(result) + "\n")
+            print(f"{number}/{len(cells)} {path.stem}: {result['accuracy']:.4f} right", flush=True)
+        if path.is_file():
+            found[name, size, rule, seed] = json.loads(path.read_text())
+    summarise(found)
+
+
+def train_student(folder: Path, clusterer: dict[str, Any], size: int, rule: str, seed: int) -> dict[str, float]:
+    """What a student taught by the documents of one rule says of documents nobody chose from."""
+    # The student and what follows from it are made anew, embeddings and clusters stay.
+    for part in ("student", "sources"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    mapping = {
+        "sources": "bundled",
+        "documents": {"held_out": 0.3},
+        "fit": {"weigh_by": "documents"},
+        "encoder": {"name": "builtin", "dim": 128},
+        "clusterer": clusterer,
+        "student": {"rule": rule, "per_cluster": size, "seed": seed, "buckets": 1 << 18},
+    }
+    config = discovery_from(mapping, file="experiments/student_rules", out=str(folder))
+    return dict(run_discovery(config, command="experiments/student_rules/run.py", say=lambda line: None)["student"])
+
+
+def summarise(found: dict[tuple[str, int, str, int], dict[str, float]]) -> None:
+    """Prints the table, means and standard errors over seeds, paired differences to "random"; writes results.json."""
+    table: dict[str, Any] = {}
+    lines = ["| clusters by | taught per cluster | rule | seeds | right | less random | macro recall | mass drift |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, size in sorted({key[:2] for key in found}):
+        for rule in RULES:
+            runs = {seed: run for (*cell, seed), run in found.items() if cell == [name, size, rule]}
+            if not runs:
+                continue
+            baseline = {seed: found.get((name, size, "random", seed), {}).get("accuracy") for seed in runs}
+            gains = [run["accuracy"] - baseline[seed] for seed, run in runs.items() if baseline[seed] is not None]
+            entry = {key: _mean([run[key] for run in runs.values()]) for key in MEASURES}
+            entry |= {"seeds": len(runs), "less_random": _mean(gains)}
+            entry |= {key: next(iter(runs.values()))[key] for key in ("documents", "trained_on")}
+            table[f"{name}, {size}, {rule}"] = entry
+            show = lambda pair: f"{100 * pair[0]:.1f}" + (f" ± {100 * pair[1]:.1f}" if len(pair) > 1 else "")
+            cells = [show(entry[key]) for key in ("accuracy", "less_random", "macro_recall", "mass_drift")]
+            lines.append(f"| {name} | {size} | {rule} | {len(runs)} | " + " | ".join(cells) + " |")
+    print("\n".join(lines))
+    write_whole(HERE / "results.json", json.dumps(table, indent=1) + "\n")
+
+
+def _mean(values: list[float]) -> tuple[float, ...]:
+    """The mean and, where there are several, its standard error."""
+    if len(values) == 1:
+        return (float(values[0]),)
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+if __name__ == "__main__":
+    main()
