@@ -27,7 +27,7 @@ from jaxmix.clustering.base import Clusterer, GemState, Sums
 from jaxmix.clustering.dual import DualSearch, Penalty, start_search, tell
 from jaxmix.clustering.maximise import expected_value, hard_objective, maximise
 from jaxmix.clustering.mirror import mirror_pass
-from jaxmix.clustering.passes import dual_pass, fused_pass, is_near, label_pass, moment_pass, posterior_pass
+from jaxmix.clustering.passes import dual_pass, fused_pass, gram_pass, is_near, label_pass, moment_pass, posterior_pass
 from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array
 
@@ -178,22 +178,18 @@ def _dual(
     k = state.mean_directions.shape[0]
     tolerance = search_tolerance(weight.dtype)
 
-    def note(search: DualSearch, so_far: Array, value: Array, mass: Array, gram: Array) -> tuple[DualSearch, Array]:
+    def note(search: DualSearch, table: Array, anchor: Array, so_far: Array, found: Any) -> tuple[DualSearch, Array]:
         """The search after an evaluation, and the value's sum; `so_far` of it lies before the posterior in use."""
-        value, mass = add((value, mass))
-        # The matrix travels only when it was made.
-        gram = jax.lax.cond(search.wants_gram, lambda: add(gram), lambda: jnp.zeros((k, k), gram.dtype))
+        value, mass = add(found)
         value = so_far + value
-        found = tell(
-            search,
-            penalty,
-            value / total,
-            mass / total,
-            gram / total,
-            always_gram=False,
-            tolerance=tolerance,
+        # The matrix is made, and travels, only when it is wanted.
+        gram = jax.lax.cond(
+            search.wants_gram,
+            lambda: add(gram_pass(table, weight, search.trial - anchor)),
+            lambda: jnp.zeros((k, k), mass.dtype),
         )
-        return found, value
+        told = tell(search, penalty, value / total, mass / total, gram / total, always_gram=False, tolerance=tolerance)
+        return told, value
 
     nothing = jnp.zeros_like(total)
 
@@ -201,7 +197,7 @@ def _dual(
         """Evaluates on the posterior at `anchor` until the search is done or leaves what is near."""
         return jax.lax.while_loop(
             lambda now: ~now.is_done & is_near(now.trial - anchor),
-            lambda now: note(now, so_far, *dual_pass(table, weight, now.trial - anchor, now.wants_gram))[0],
+            lambda now: note(now, table, anchor, so_far, dual_pass(table, weight, now.trial - anchor))[0],
             search,
         )
 
@@ -209,14 +205,14 @@ def _dual(
         """The posterior at the next biases to try, or at the best if the search is done, made from the rows."""
         search, table, anchor, so_far = carry
         target = jnp.where(search.is_done, search.change, search.trial)
-        *found, table = posterior_pass(state, x, weight, table, search.wants_gram, (anchor, target))
-        told, so_far = note(search, so_far, *found)
+        *found, table = posterior_pass(state, x, weight, table, (anchor, target))
+        told, so_far = note(search, table, target, so_far, tuple(found))
         search = jax.tree.map(functools.partial(jnp.where, search.is_done), search, told)
         return settle(search, table, target, so_far), table, target, so_far
 
-    *found, table = posterior_pass(state, x, weight, table, search.wants_gram)
+    *found, table = posterior_pass(state, x, weight, table)
     anchor = jnp.zeros_like(search.change)
-    search = settle(note(search, nothing, *found)[0], table, anchor, nothing)
+    search = settle(note(search, table, anchor, nothing, tuple(found))[0], table, anchor, nothing)
     search, table, anchor, _ = jax.lax.while_loop(
         lambda carry: ~(carry[0].is_done & is_near(carry[0].change - carry[2])),
         renew,

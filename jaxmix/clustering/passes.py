@@ -1,8 +1,9 @@
 """Passes over rows, a block at a time: what is N × K is never made larger than the rows of one device.
 
 Three kinds. `fused_pass` reads the rows once and returns every sum. A balanced fit in memory splits it:
-`posterior_pass` writes the posterior P at the biases it starts from, `dual_pass` evaluates other biases on P alone, and
-`moment_pass` reads the rows a second time for their means. With δ the change of the biases since P was made,
+`posterior_pass` writes the posterior P at the biases it starts from, `dual_pass` evaluates other biases on P alone,
+`gram_pass` makes what a Hessian needs, and `moment_pass` reads the rows a second time for their means. With δ the
+change of the biases since P was made,
 
     γ_ik = P_ik exp(δ_k) / Σ_j P_ij exp(δ_j),     lse_i(b + δ) − lse_i(b) = log Σ_k P_ik exp(δ_k)
 
@@ -32,6 +33,7 @@ __all__ = [
     "by_blocks",
     "dual_pass",
     "fused_pass",
+    "gram_pass",
     "is_near",
     "label_pass",
     "linear_rule",
@@ -132,11 +134,12 @@ def fused_pass(
         if is_hard:
             value, labels = _largest(logits)
             weighted = jax.nn.one_hot(labels, k, dtype=dtype) * weights[:, None]
-            mass, gram = jnp.sum(weighted, axis=0), jnp.zeros((k, k), dtype)
+            mass, gram = jnp.sum(weighted, axis=0), None
         else:
             powers, total, top = _powers(logits)
             value = jnp.log(total) + top
-            weighted, mass, gram = _moments(weights, powers, total, has_gram)
+            weighted, mass = _moments(weights, powers, total)
+            gram = _gram(weighted, powers, total) if has_gram else None
         return Sums(
             count=jnp.sum(weights > 0, dtype=dtype),
             weight=jnp.sum(weights),
@@ -146,7 +149,9 @@ def fused_pass(
             gram=gram,
         ), None
 
-    return by_blocks(block, (x,), sample_weight, None, _zero_sums(k, d, dtype))[0]
+    sums: Sums = by_blocks(block, (x,), sample_weight, None, _zero_sums(k, d, dtype, has_gram))[0]
+    # Zeros that lie on the same devices as the rest. Within the loop K² of them would be added up for every block.
+    return sums if has_gram else sums._replace(gram=jnp.zeros((k, k), dtype) + 0 * sums.weight)
 
 
 def is_near(shift: Array) -> Array:
@@ -159,14 +164,9 @@ def is_near(shift: Array) -> Array:
 
 
 def posterior_pass(
-    state: GemState,
-    x: Array,
-    sample_weight: Array,
-    table: Array,
-    has_gram: Array | bool,
-    moved: tuple[Array, Array] | None = None,
-) -> tuple[Array, Array, Array, Array]:
-    """Writes the posterior at the biases of `state` into `table` [n, k]; returns (Σ w_i lse_i, mass, gram, table).
+    state: GemState, x: Array, sample_weight: Array, table: Array, moved: tuple[Array, Array] | None = None
+) -> tuple[Array, Array, Array]:
+    """Writes the posterior at the biases of `state` into `table` [n, k]; returns (Σ w_i lse_i, mass, table).
 
     With `moved` = (since, shift) the biases are those of `state` plus `shift`, and the value is Σ w_i times the change
     of lse_i since those plus `since`.
@@ -175,43 +175,47 @@ def posterior_pass(
     k = slopes.shape[0]
     dtype = slopes.dtype
 
-    def block(weights: Array, x: Array) -> tuple[tuple[Array, Array, Array], Array]:
+    def block(weights: Array, x: Array) -> tuple[tuple[Array, Array], Array]:
         logits = jnp.matmul(as_rows(x, dtype), slopes.T, precision=HIGHEST) + offsets[None, :]
         if moved is not None:
             since, shift = moved
             logits = jax.nn.log_softmax(logits + since[None, :], axis=1) + (shift - since)[None, :]
         powers, total, top = _powers(logits)
-        _, mass, gram = _moments(weights, powers, total, has_gram)
-        return (jnp.sum(weights * (jnp.log(total) + top)), mass, gram), powers * (1 / total)[:, None]
+        mass = jnp.matmul(weights / total, powers, precision=HIGHEST)
+        return (jnp.sum(weights * (jnp.log(total) + top)), mass), powers * (1 / total)[:, None]
 
-    sums, table = by_blocks(block, (x,), sample_weight, table, _zero_dual(k, dtype))
-    return *sums, table
+    (value, mass), table = by_blocks(block, (x,), sample_weight, table, (jnp.zeros((), dtype), jnp.zeros((k,), dtype)))
+    return value, mass, table
 
 
-def dual_pass(table: Array, sample_weight: Array, shift: Array, has_gram: Array | bool) -> tuple[Array, Array, Array]:
-    """(Σ w_i (lse_i after − before), mass, gram) at biases changed by a near `shift`, from the posterior alone."""
+def gram_pass(table: Array, sample_weight: Array, shift: Array) -> Array:
+    """Σ w γ γᵀ at biases changed by a near `shift`: what a Hessian needs."""
+    k, dtype = table.shape[1], table.dtype
+    scale = jnp.exp(shift - jnp.max(shift))
+
+    def block(weights: Array, posterior: Array) -> tuple[Array, None]:
+        powers = posterior * scale[None, :]
+        total = _row_sums(powers)
+        return _gram(_moments(weights, powers, total)[0], powers, total), None
+
+    found: Array = by_blocks(block, (table,), sample_weight, None, jnp.zeros((k, k), dtype))[0]
+    return found
+
+
+def dual_pass(table: Array, sample_weight: Array, shift: Array) -> tuple[Array, Array]:
+    """(Σ w_i (lse_i after − before), mass) at biases changed by a near `shift`, from the posterior alone."""
     k, dtype = table.shape[1], table.dtype
     top = jnp.max(shift)
     scale = jnp.exp(shift - top)
 
-    # The choice is made once for all blocks: a branch within their loop costs more than the products with vectors.
-    def over_blocks(has_gram: bool) -> tuple[Array, Array, Array]:
-        def block(weights: Array, posterior: Array) -> tuple[tuple[Array, Array, Array], None]:
-            total = jnp.matmul(posterior, scale, precision=HIGHEST)
-            value = jnp.sum(weights * (jnp.log(total) + top))
-            if has_gram:
-                _, mass, gram = _moments(weights, posterior * scale[None, :], total, True)
-            else:
-                mass = jnp.matmul(weights / total, posterior, precision=HIGHEST) * scale
-                gram = jnp.zeros((k, k), dtype) + varying_zero(posterior, dtype)
-            return (value, mass, gram), None
+    def block(weights: Array, posterior: Array) -> tuple[tuple[Array, Array], None]:
+        total = jnp.matmul(posterior, scale, precision=HIGHEST)
+        mass = jnp.matmul(weights / total, posterior, precision=HIGHEST) * scale
+        return (jnp.sum(weights * (jnp.log(total) + top)), mass), None
 
-        found: tuple[Array, Array, Array] = by_blocks(block, (table,), sample_weight, None, _zero_dual(k, dtype))[0]
-        return found
-
-    if isinstance(has_gram, bool):
-        return over_blocks(has_gram)
-    return jax.lax.cond(has_gram, lambda: over_blocks(True), lambda: over_blocks(False))  # type: ignore[no-any-return]
+    zeros = jnp.zeros((), dtype), jnp.zeros((k,), dtype)
+    found: tuple[Array, Array] = by_blocks(block, (table,), sample_weight, None, zeros)[0]
+    return found
 
 
 def moment_pass(table: Array, x: Array, sample_weight: Array, shift: Array) -> tuple[Array, Array]:
@@ -221,7 +225,7 @@ def moment_pass(table: Array, x: Array, sample_weight: Array, shift: Array) -> t
 
     def block(weights: Array, x: Array, posterior: Array) -> tuple[tuple[Array, Array], None]:
         powers = posterior * scale[None, :]
-        weighted, mass, _ = _moments(weights, powers, _row_sums(powers), False)
+        weighted, mass = _moments(weights, powers, _row_sums(powers))
         return (mass, jnp.matmul(weighted.T, as_rows(x, dtype), precision=HIGHEST)), None
 
     return by_blocks(block, (x, table), sample_weight, None, (jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype)))[0]
@@ -266,24 +270,18 @@ def _row_sums(powers: Array) -> Array:
     return jnp.matmul(powers, jnp.ones((powers.shape[1],), powers.dtype), precision=HIGHEST)
 
 
-def _moments(weights: Array, powers: Array, total: Array, has_gram: Array | bool) -> tuple[Array, Array, Array]:
-    """(w γ [n, k], Σ w γ, Σ w γ γᵀ or zeros), without γ itself."""
-    k, dtype = powers.shape[1], powers.dtype
+def _moments(weights: Array, powers: Array, total: Array) -> tuple[Array, Array]:
+    """(w γ [n, k], Σ w γ), without γ itself."""
     share = weights / total
-    mass = jnp.matmul(share, powers, precision=HIGHEST)
-    weighted = powers * share[:, None]
-    none = lambda: jnp.zeros((k, k), dtype) + varying_zero(powers, dtype)
-    # Not `share / total` on one side: a small total has no square in float32.
-    make = lambda: jnp.matmul(weighted.T, powers * (1 / total)[:, None], precision=HIGHEST)
-    if isinstance(has_gram, bool):
-        return weighted, mass, make() if has_gram else none()
-    return weighted, mass, jax.lax.cond(has_gram, make, none)
+    return powers * share[:, None], jnp.matmul(share, powers, precision=HIGHEST)
 
 
-def _zero_dual(k: int, dtype: Any) -> tuple[Array, Array, Array]:
-    return jnp.zeros((), dtype), jnp.zeros((k,), dtype), jnp.zeros((k, k), dtype)
+def _gram(weighted: Array, powers: Array, total: Array) -> Array:
+    """Σ w γ γᵀ."""
+    # Not `weights / total²` on one side: a small total has no square in float32.
+    return jnp.matmul(weighted.T, powers * (1 / total)[:, None], precision=HIGHEST)
 
 
-def _zero_sums(k: int, d: int, dtype: Any) -> Sums:
-    zero = jnp.zeros((), dtype)
-    return Sums(zero, zero, zero, jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype), jnp.zeros((k, k), dtype))
+def _zero_sums(k: int, d: int, dtype: Any, has_gram: bool) -> Sums:
+    zero, gram = jnp.zeros((), dtype), jnp.zeros((k, k), dtype) if has_gram else None
+    return Sums(zero, zero, zero, jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype), gram)
