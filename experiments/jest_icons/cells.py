@@ -48,6 +48,7 @@ POOLS = {
 POLICIES = (
     "iid",
     "jest",
+    "jest_greedy",
     "independent_top",
     "flexi_jest",
     "jest_sweep",
@@ -78,6 +79,7 @@ def policy(name: str, pool: Pool) -> Policy:
         "independent_top": (independent(chosen, greedy=True), 0.0),
         "context_top": (independent(chosen, context=True, greedy=True), 8.0 * candidates**2 * WIDTH),
         "jest": (jest(chosen, num_chunks=chunks), products),
+        "jest_greedy": (jest(chosen, num_chunks=chunks, greedy=True), products),
         "flexi_jest": (jest(chosen, num_chunks=chunks), products),
         "jest_sweep": (
             jest(chosen, num_chunks=chunks, sweeps=1),

@@ -19,6 +19,7 @@ METRICS = ("recall@1", "recall@10")
 COLOURS = {
     "iid": "#000000",
     "jest": "#cc3311",
+    "jest_greedy": "#882255",
     "independent_top": "#0077bb",
     "independent_sampled": "#33bbee",
     "context_top": "#009988",
@@ -71,7 +72,6 @@ def summary(steps: int, by_policy: dict[str, dict[int, Any]]) -> dict[str, Any]:
                 for metric in METRICS
             },
             "shuffled_share_of_selected": None if None in shares else float(np.mean(shares)),
-            "seconds": float(np.mean([by_policy[name][seed]["seconds"] for seed in seeds])),
         }
     reference = [record["reference"] for runs in by_policy.values() for record in runs.values() if record["reference"]]
     result: dict[str, Any] = {"steps": steps, "policies": policies}
@@ -160,13 +160,13 @@ def ratio_table(result: dict[str, Any]) -> str:
 
 def extra_table(result: dict[str, Any]) -> str:
     lines = [
-        "| policy | recall@10 on the pool's own test | shuffled among the selected | seconds |",
-        "|---|---|---|---|",
+        "| policy | recall@10 on the pool's own test | shuffled among the selected |",
+        "|---|---|---|",
     ]
     for name, policy in result["policies"].items():
         share = policy["shuffled_share_of_selected"]
         shown = "" if share is None else f"{share:.3f}"
-        lines.append(f"| {name} | {policy['pool_test']['recall@10']:.4f} | {shown} | {policy['seconds']:.0f} |")
+        lines.append(f"| {name} | {policy['pool_test']['recall@10']:.4f} | {shown} |")
     return "\n".join(lines)
 
 
