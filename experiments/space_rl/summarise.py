@@ -149,8 +149,9 @@ def mean(values: Any) -> float:
 def text_table(result: dict[str, Any]) -> str:
     """The main figures as a Markdown table."""
     lines = [
-        "| method | seeds | final | area | gain over pool | gain over clusters | live | noise | largest | mastered |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | seeds | final | area | gain over pool | gain over clusters | different | live | noise | largest "
+        "| mastered |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method, row in result["methods"].items():
         gains = []
@@ -165,7 +166,8 @@ def text_table(result: dict[str, Any]) -> str:
         moved = "-" if row["mastered_change"] is None else f"{row['mastered_change']:+.3f}"
         lines.append(
             f"| {method} | {len(row['seeds'])} | {row['final']:.3f} | {row['area']:.3f} | {' | '.join(gains)} "
-            f"| {row['live_share']:.2f} | {row['noise_share']:.3f} | {row['largest_probability']:.2f} | {moved} |"
+            f"| {row['unique_prompts']:,.0f} | {row['live_share']:.2f} | {row['noise_share']:.3f} "
+            f"| {row['largest_probability']:.2f} | {moved} |"
         )
     for seed, about in result["start"].items():
         lines.append(
