@@ -258,7 +258,8 @@ def _survey(clusterer: Clusterer, blocks: Callable[[], Iterable[Any]], key: PRNG
         rows, total = rows + placed.number, total + placed.total
         weights = np.asarray(placed.weight)
         new, old = sampler.choose(weights)
-        fresh = np.asarray(placed.x[jnp.asarray(new)], weights.dtype)
+        # Taken on the host: every block has another number of them, and a device would compile anew for each.
+        fresh = np.asarray(placed.x)[new].astype(weights.dtype)
         fresh = fresh / np.linalg.norm(fresh, axis=1, keepdims=True)
         first = (fresh, weights[new])
         if held is None:
