@@ -81,8 +81,8 @@ def gem(
         ConfigError: an argument outside its range.
 
     Numerics: rows in float64, or else everything in float32 with float32 products; half-precision rows are brought
-    back to length 1 block by block. The dual is solved to 1e-13 |D| in float64 and 1e-9 |D| in float32, its line search
-    on differences per row. Sums over blocks carry their rounding error.
+    back to length 1 block by block. The dual is solved to 1e-13 |D| in float64 and 1e-11 |D| in float32 (1e-9 for more
+    than 64 clusters), its line search on differences per row. Sums over blocks carry their rounding error.
 
     Differs from the paper, whose text was not available: the sources leave open whether λ acts per sample (its 5000
     "matched to κ ≈ 900" makes sense only so; both are here), the inner step size and number, the start, the stopping

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 HIGHEST = jax.lax.Precision.HIGHEST
-_TILE = {"cpu": 3 << 19}
+_TILE = {"cpu": 13 << 17}
 _OTHER_TILE = 1 << 26
 """Entries of a block and its logits together: the second-level caches of a CPU, enough to fill other devices."""
 

@@ -301,7 +301,7 @@ def _tell(search: DualSearch, penalty: Penalty, value: Any, mass: Any, gram: Any
         mass / total,
         gram / total,
         always_gram=True,
-        tolerance=search_tolerance(mass.dtype),
+        tolerance=search_tolerance(mass.dtype, mass.shape[0]),
         noise=1 + jnp.abs(level),
     )
 

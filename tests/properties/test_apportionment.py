@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxmix.data.apportion import apportion, is_lasting, order_rows, worst_error
@@ -52,6 +52,7 @@ def test_first_block_agrees_with_the_rule_in_words(weights, rows):
 
 
 @settings(max_examples=60, deadline=None)
+@example(np.array([0.025, 0.075, 0.075, 0.075, 0.25, 0.25, 0.25]), 2)  # three deadlines at one row
 @given(simplex, st.integers(1, 17))
 def test_constant_weights_are_never_a_row_off_at_any_row(weights, rows):
     carry, cursors = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
