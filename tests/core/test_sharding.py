@@ -140,7 +140,7 @@ def test_two_processes_share_a_batch(free_port):
             assert "multiple of the number of processes" in str(error), error
         else:
             raise AssertionError("a mesh that splits rows over fewer shards than processes was accepted")
-        print("done", index)
+        print(f"done {index}")
         """)
     members = [
         subprocess.Popen([sys.executable, "-c", script, str(free_port), str(i)], stdout=-1, stderr=-2, text=True)
