@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import process_index, say, say_json, say_table
-from jaxmix.cli.session import command_of, continued_by, join_processes
+from jaxmix.cli.session import command_of, continued_by, join_processes, notes_of
 from jaxmix.core.errors import EnvironmentProblem
 
 __all__ = ["compare", "doctor", "plan", "prepare", "quickstart", "report", "train"]
@@ -35,7 +35,7 @@ def quickstart(arguments: Arguments) -> int:
     runs = quickstart_members(overrides, out=out, seeds=arguments.seeds)
     if arguments.dry_run:
         return _dry_run_comparison(arguments, runs, out, "the bundled texts")
-    note = (lambda line: None) if arguments.json else say
+    note = notes_of(arguments)
     with continued_by(command_of(arguments)):
         cost = propose_mixture(runs[0].config, overrides, out=out, command=command_of(arguments), say=note)
     runs = quickstart_members(overrides, out=out, seeds=arguments.seeds)
@@ -100,10 +100,7 @@ def _run_comparison(arguments: Arguments, runs: Sequence[Any], out: str) -> Any:
     """Trains what is not finished of a comparison."""
     from jaxmix.workflows.compare import run_comparison
 
-    def note(line: str) -> None:
-        if not arguments.json:
-            say(line)
-
+    note = notes_of(arguments)
     steps, tokens = _length(runs[0])
     note(f"{len(runs)} runs of {steps} steps, each trained on {tokens:,} tokens, into {out}")
     with continued_by(command_of(arguments)):

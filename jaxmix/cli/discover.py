@@ -6,13 +6,9 @@ from typing import Any
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
-from jaxmix.cli.session import command_of
+from jaxmix.cli.session import command_of, notes_of
 
 __all__ = ["discover", "label"]
-
-
-def _note(arguments: Arguments) -> Any:
-    return (lambda line: None) if arguments.json else say
 
 
 def discover(arguments: Arguments) -> int:
@@ -25,7 +21,7 @@ def discover(arguments: Arguments) -> int:
     from jaxmix.report.discover import cluster_table, discovery_verdict
     from jaxmix.workflows.discover import run_discovery
 
-    found = run_discovery(config, command=command_of(arguments), say=_note(arguments))
+    found = run_discovery(config, command=command_of(arguments), say=notes_of(arguments))
     if arguments.json:
         say_json(found)
         return 0
@@ -79,7 +75,7 @@ def label(arguments: Arguments) -> int:
             f"The first labels go to {about['first']}. Nothing was written."
         )
         return 0
-    found = run_labelling(config, command=command_of(arguments), say=_note(arguments))
+    found = run_labelling(config, command=command_of(arguments), say=notes_of(arguments))
     if arguments.json:
         say_json(found)
         return 0

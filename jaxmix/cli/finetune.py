@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import process_index, say, say_json, say_table
-from jaxmix.cli.session import command_of, continued_by, join_processes
+from jaxmix.cli.session import command_of, continued_by, join_processes, notes_of
 
 __all__ = ["compare_finetune", "finetune"]
 
@@ -27,7 +27,7 @@ def finetune(arguments: Arguments) -> int:
 
     command = command_of(arguments)
     with continued_by(command):
-        outcome = run_finetune(config, command=command, say=(lambda line: None) if arguments.json else say)
+        outcome = run_finetune(config, command=command, say=notes_of(arguments))
     if process_index():
         return 0
     if arguments.json:
@@ -64,9 +64,7 @@ def compare_finetune(arguments: Arguments) -> int:
         return 0
     command = command_of(arguments)
     with continued_by(command):
-        page, summary = run_finetune_comparison(
-            runs, command=command, say=(lambda line: None) if arguments.json else say
-        )
+        page, summary = run_finetune_comparison(runs, command=command, say=notes_of(arguments))
     if arguments.json:
         say_json(summary)
         return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
-from jaxmix.cli.session import command_of
+from jaxmix.cli.session import command_of, notes_of
 from jaxmix.core.errors import ConfigError, nearest
 
 __all__ = ["law"]
@@ -56,10 +56,6 @@ def _about(table: Any) -> str:
     )
 
 
-def _note(arguments: Arguments) -> Any:
-    return None if arguments.json else say
-
-
 def _fit(arguments: Arguments) -> int:
     settings, table = _settings(arguments), _table(arguments)
     out = arguments.out or f"runs/law-{Path(arguments.table).stem}"
@@ -69,7 +65,7 @@ def _fit(arguments: Arguments) -> int:
     from jaxmix.workflows.law import fit_law
 
     fitted = fit_law(
-        table, settings, out=out, command=command_of(arguments), source=arguments.table, say=_note(arguments)
+        table, settings, out=out, command=command_of(arguments), source=arguments.table, say=notes_of(arguments)
     )
     if arguments.json:
         say_json(fitted.as_json())
@@ -89,7 +85,7 @@ def _check(arguments: Arguments) -> int:
     from jaxmix.report.laws import laws_table
     from jaxmix.workflows.law import check_laws, diagnosis_json
 
-    diagnoses, left_out = check_laws(table, settings, say=_note(arguments))
+    diagnoses, left_out = check_laws(table, settings, say=notes_of(arguments))
     if arguments.json:
         say_json({"laws": {n: diagnosis_json(d, table) for n, d in diagnoses.items()}, "left_out": left_out})
         return 0
@@ -134,7 +130,7 @@ def _propose(arguments: Arguments) -> int:
         fitted = load_law(arguments.table)
     else:
         fitted = fit_law(
-            table, settings, out=out, command=command_of(arguments), source=arguments.table, say=_note(arguments)
+            table, settings, out=out, command=command_of(arguments), source=arguments.table, say=notes_of(arguments)
         )
     found, about = make_proposal(
         fitted,

@@ -1,18 +1,25 @@
-"""What commands that do long work share: the command as it was typed, other processes, Ctrl-C."""
+"""What commands that do long work share: the command as it was typed, what they say, other processes, Ctrl-C."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from types import TracebackType
 
 from jaxmix.cli.arguments import Arguments
+from jaxmix.cli.output import say
 
-__all__ = ["command_of", "continued_by", "join_processes"]
+__all__ = ["command_of", "continued_by", "join_processes", "notes_of"]
 
 
 def command_of(arguments: Arguments) -> str:
     """The command as it was typed, quoted for a shell."""
     return shlex.join(["jaxmix", *arguments.argv])
+
+
+def notes_of(arguments: Arguments) -> Callable[[str], None]:
+    """Where lines about the stages of a job go: to the screen, or with `--json` nowhere."""
+    return (lambda line: None) if arguments.json else say
 
 
 def join_processes(arguments: Arguments) -> None:

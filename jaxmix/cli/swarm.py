@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
-from jaxmix.cli.session import command_of
+from jaxmix.cli.session import command_of, continued_by, notes_of
 from jaxmix.core.errors import ConfigError, nearest
 
 __all__ = ["swarm"]
@@ -66,10 +66,8 @@ def _run(arguments: Arguments) -> int:
         _say_plans(plans)
         say(f"\nWould write to {loaded.out}. Nothing was written.")
         return 0
-    try:
-        outcome = run(loaded, command=command_of(arguments), say=(lambda line: None) if arguments.json else say)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"What is finished is kept. Continue with: {command_of(arguments)}") from None
+    with continued_by(command_of(arguments)):
+        outcome = run(loaded, command=command_of(arguments), say=notes_of(arguments))
     return _say_outcome(outcome, arguments.json)
 
 
