@@ -9,7 +9,6 @@ from icons import LOW_PATCH, PATCH
 
 from jaxmix.selection import independent, jest
 from jaxmix.train.pair_step import PairSettings
-from jaxmix.train.selection_cost import selection_products
 
 SEEDS = (0, 1, 2)
 WIDTH = 64
@@ -59,11 +58,10 @@ POLICIES = (
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A selector, its settings and its own operations per step; a policy without a selector trains on what comes."""
+    """A selector and its settings; a policy without a selector trains on what comes."""
 
     selector: Any
     settings: PairSettings
-    selection_flops: float
     num_candidates: int
     steps: int
 
@@ -71,23 +69,18 @@ class Policy:
 def policy(name: str, pool: Pool) -> Policy:
     chosen, candidates = pool.num_select, pool.num_candidates
     if name == "iid":
-        return Policy(None, PairSettings(), 0.0, chosen, pool.steps * (candidates // chosen))
-    chunks = 16
-    products = selection_products(candidates, chosen, WIDTH, num_chunks=chunks)
-    selector, flops = {
-        "independent_sampled": (independent(chosen), 0.0),
-        "independent_top": (independent(chosen, greedy=True), 0.0),
-        "context_top": (independent(chosen, context=True, greedy=True), 8.0 * candidates**2 * WIDTH),
-        "jest": (jest(chosen, num_chunks=chunks), products),
-        "jest_greedy": (jest(chosen, num_chunks=chunks, greedy=True), products),
-        "flexi_jest": (jest(chosen, num_chunks=chunks), products),
-        "jest_sweep": (
-            jest(chosen, num_chunks=chunks, sweeps=1),
-            selection_products(candidates, chosen, WIDTH, num_chunks=chunks, sweeps=1),
-        ),
+        return Policy(None, PairSettings(), chosen, pool.steps * (candidates // chosen))
+    selector = {
+        "independent_sampled": independent(chosen),
+        "independent_top": independent(chosen, greedy=True),
+        "context_top": independent(chosen, context=True, greedy=True),
+        "jest": jest(chosen, num_chunks=16),
+        "jest_greedy": jest(chosen, num_chunks=16, greedy=True),
+        "flexi_jest": jest(chosen, num_chunks=16),
+        "jest_sweep": jest(chosen, num_chunks=16, sweeps=1),
     }[name]
     is_flexi = name == "flexi_jest"
     settings = PairSettings(
         score_patch_size=LOW_PATCH if is_flexi else None, train_patch_sizes=(PATCH, LOW_PATCH) if is_flexi else ()
     )
-    return Policy(selector, settings, flops, candidates, pool.steps)
+    return Policy(selector, settings, candidates, pool.steps)

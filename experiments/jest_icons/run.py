@@ -141,7 +141,6 @@ class Bench:
             reference=cache,
             settings=None if chosen is None else chosen.settings,
             augment=random_shift(SHIFT),
-            selection_flops=None if chosen is None else chosen.selection_flops,
             mesh=self.mesh,
         )
         stream = PairStream(

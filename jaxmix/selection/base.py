@@ -107,6 +107,8 @@ class Selector:
         num_select: b.
         num_chunks: N; 1 for selectors without interaction.
         needs: out of "learner" and "reference": whose figures it reads; the other may be passed as `None`.
+        compared_rows: `c -> rows`, with how many rows each of c candidates is multiplied in one selection, image by
+            text and text by image, under each model it needs: what it costs, see `selection_products`.
     """
 
     select: Callable[..., Selection]
@@ -114,6 +116,7 @@ class Selector:
     num_select: int
     num_chunks: int = 1
     needs: frozenset[str] = frozenset({"learner", "reference"})
+    compared_rows: Callable[[int], float] = lambda candidates: 0.0
 
     def __call__(self, key: Any, *data: Any, **options: Any) -> Selection:
         return self.select(key, *data, **options)

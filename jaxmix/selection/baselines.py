@@ -108,7 +108,8 @@ def independent(
         return no_interaction(pairwise.own)._replace(shared=lambda total, chunks: shared)
 
     select = pick_by_embeddings("independent", rules, criterion, score=score, gain=gain, mesh=mesh)
-    return Selector(select, "independent", num_select, 1, needs_of(score))
+    compared_rows = float if context else lambda candidates: 0.0
+    return Selector(select, "independent", num_select, 1, needs_of(score), compared_rows)
 
 
 def top_learnability(

@@ -187,7 +187,6 @@ def build_pair_programs(
     loss: Callable[..., Array] | None = None,
     augment: Augment | None = None,
     accumulate: int = 1,
-    selection_flops: float | None = None,
     mesh: Mesh,
 ) -> PairPrograms:
     r"""Builds the step of training on image–text pairs with selection.
@@ -232,7 +231,6 @@ def build_pair_programs(
             known that is on several devices `jaxmix.models.sharded_loss`, which never holds the logits of the batch.
         augment: `(key, image) -> image`, see `augment_rows`. A cached reference saw the image as it is stored.
         accumulate: micro-batches per step, ≥ 1.
-        selection_flops: of one selection, for `cost`; None: the products of one pass over the selector's chunks.
         mesh: rows are split over "data" and "fsdp".
 
     Raises:
@@ -376,7 +374,7 @@ def build_pair_programs(
         reuse=reuse,
         mesh=mesh,
         cost=lambda steps: _cost(
-            model, settings, selector, reference, num_candidates, num_select, accumulate, reuse, selection_flops, steps
+            model, settings, selector, reference, num_candidates, num_select, accumulate, reuse, steps
         ),
     )
 
@@ -479,7 +477,6 @@ def _cost(
     num_select: int,
     accumulate: int,
     reuse: str,
-    selection_flops: float | None,
     steps: int,
 ) -> SelectionCost:
     """What `steps` steps of the program above cost, as it runs them."""
@@ -495,17 +492,7 @@ def _cost(
         scoring = one(model, settings.score_patch_size) if "learner" in selector.needs else 0.0
         if isinstance(reference, OnlineReference) and "reference" in selector.needs:
             online = one(reference.model, reference.patch_size)
-        products = (
-            selection_flops
-            if selection_flops is not None
-            else selection_products(
-                num_candidates,
-                num_select,
-                int(getattr(model.config, "embedding_dim", 1)),
-                num_chunks=selector.num_chunks,
-                num_models=len(selector.needs),
-            )
-        )
+        products = selection_products(selector, num_candidates, int(getattr(model.config, "embedding_dim", 1)))
         if reuse == "activations":  # the backward pass runs over all candidates, the forward pass is the scoring one
             training = 2.0 * full * num_candidates / num_select
     return training_cost(

@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.selection.base import Selector
 
 __all__ = [
     "REFERENCES",
@@ -137,27 +138,27 @@ def relative_step_cost(
     return (scoring + training - float(is_forward_reused)) / _FORWARD_AND_BACKWARD
 
 
-def selection_products(
-    num_candidates: int, num_select: int, width: int, *, num_chunks: int = 16, sweeps: int = 0, num_models: int = 2
-) -> float:
-    """Operations of the matrix products of one joint selection: `4 · models · B b d (1 + sweeps − 1/N)`.
+def selection_products(selector: Selector, num_candidates: int, width: int) -> float:
+    """Operations of the matrix products of one selection: `4 · models · B · d · rows`.
 
-    Every chunk but the last to be drawn is multiplied with all candidates, image by text and text by image, for each
-    model. The softplus or logsumexp of each product and the draws are not counted.
+    Each of B candidates is multiplied with so many rows, image by text and text by image, for each model: b (1 − 1/N)
+    in a pass of JEST with N chunks, b more in every further sweep, B for independent scores in the context of the
+    super-batch, none without. The softplus or logsumexp of each product and the draws are not counted.
 
     Args:
-        num_candidates: B.
-        num_select: b.
+        selector: from `jaxmix.selection`.
+        num_candidates: B, at least `selector.num_select`.
         width: d, of the embeddings.
-        num_chunks: N ≥ 1; N = 1 is independent selection and needs no product.
-        sweeps: further blocked Gibbs sweeps, ≥ 0.
-        num_models: 2 for learnability, 1 for the easy-reference and hard-learner scores.
+
+    Example:
+        >>> from jaxmix.selection import jest
+        >>> f"{selection_products(jest(256), 1280, 64):.3g}"
+        '1.57e+08'
     """
-    _check_sizes(num_candidates, num_select)
-    for name, value, low in (("width", width, 1), ("num_chunks", num_chunks, 1), ("sweeps", sweeps, 0)):
-        if value < low:
-            raise ConfigError(f"{name} must be at least {low}, got {value}", where=f"selection_products({name})")
-    return 4.0 * num_models * num_candidates * num_select * width * (1.0 + sweeps - 1.0 / num_chunks)
+    _check_sizes(num_candidates, selector.num_select)
+    if width < 1:
+        raise ConfigError(f"width must be at least 1, got {width}", where="selection_products(width)")
+    return 4.0 * len(selector.needs) * num_candidates * width * selector.compared_rows(num_candidates)
 
 
 def training_cost(

@@ -12,7 +12,7 @@ from pair_models import flip, learnable, linear_towers, pairs
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh, global_batch, replicated, use_mesh
-from jaxmix.selection import Embeddings, jest
+from jaxmix.selection import Embeddings, independent, jest
 from jaxmix.train.embedding_cache import EmbeddingCache
 from jaxmix.train.pair_step import (
     OnlineReference,
@@ -237,6 +237,8 @@ def test_cost_is_that_of_the_program():
     assert per_example(reference=cache(), settings=flexi) == pytest.approx(low * k + 3 * (1 + low) / 2)
     chunked = programs(selector=jest(CHOSEN, num_chunks=4)).cost(1).flops - programs().cost(1).flops
     assert chunked == pytest.approx(8 * CANDIDATES * CHOSEN * 8 * (1 - 1 / 4))
+    context = programs(selector=independent(CHOSEN, context=True)).cost(1).flops
+    assert context - programs(selector=independent(CHOSEN)).cost(1).flops == pytest.approx(8 * CANDIDATES**2 * 8)
     assert programs().cost(5)[:3] == (5, 5 * CHOSEN, 5 * CANDIDATES)
 
 

@@ -1,8 +1,10 @@
 import math
 
+import jax
 import pytest
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.selection import Embeddings, independent, jest, pairs
 from jaxmix.train.selection_cost import (
     SelectionCost,
     cost_ratios,
@@ -69,13 +71,40 @@ def test_a_run_without_selection_scores_nothing():
 
 def test_products_of_a_selection():
     """The table of the specification: B = 65,536 and 163,840 at b = 32,768, N = 16, d = 768."""
-    assert selection_products(65_536, 32_768, 768) == pytest.approx(1.24e13, rel=5e-3)
-    assert selection_products(163_840, 32_768, 768) == pytest.approx(3.09e13, rel=5e-3)
-    assert selection_products(100, 10, 8, num_chunks=1) == 0.0
-    whole = 8 * 100 * 10 * 8
-    assert selection_products(100, 10, 8, num_chunks=5, sweeps=1) == pytest.approx(whole * (2 - 1 / 5))
-    one_model = selection_products(100, 10, 8, num_models=1)
-    assert one_model == pytest.approx(selection_products(100, 10, 8) / 2)
+    assert selection_products(jest(32_768), 65_536, 768) == pytest.approx(1.24e13, rel=5e-3)
+    assert selection_products(jest(32_768), 163_840, 768) == pytest.approx(3.09e13, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: jest(12, num_chunks=1),
+        lambda: jest(12, num_chunks=4),
+        lambda: jest(12, num_chunks=4, score="hard_learner"),
+        lambda: jest(12, num_chunks=3, sweeps=2),
+        lambda: jest(12, num_chunks=4, loss="softmax", form="self", sweeps=1),
+        lambda: jest(12, num_chunks=4, loss="softmax", form="marginal"),
+        lambda: jest(12, num_chunks=3, loss="softmax", form="marginal", sweeps=2),
+        lambda: independent(12),
+        lambda: independent(12, context=True),
+    ],
+)
+def test_products_are_those_that_are_computed(make, monkeypatch):
+    """Against a count of every product of a chunk and rows as the program runs."""
+    computed = []
+
+    def counted(chunk, rows):
+        jax.debug.callback(lambda: computed.append(chunk.shape[0] * rows.shape[0]))
+        return products(chunk, rows)
+
+    products = pairs.pair_products
+    monkeypatch.setattr(pairs, "pair_products", counted)
+    candidates, width, selector = 48, 8, make()
+    towers = jax.random.normal(jax.random.key(0), (4, candidates, width))
+    learner, reference = Embeddings(towers[0], towers[1], 1.0, 0.0), Embeddings(towers[2], towers[3], 1.0, 0.0)
+    jax.block_until_ready(selector(jax.random.key(1), learner, reference))
+    jax.effects_barrier()
+    assert selection_products(selector, candidates, width) == pytest.approx(2 * width * sum(computed))
 
 
 def test_all_axes_are_described_together():
@@ -94,7 +123,8 @@ def test_all_axes_are_described_together():
         (lambda: relative_step_cost(5, score_ratio=0.3, is_forward_reused=True), "cannot be reused"),
         (lambda: filter_ratio(4, 5), "num_select must be from 1 to num_candidates"),
         (lambda: training_cost(-1, num_select=1, forward_flops=1.0), "steps must be at least 0"),
-        (lambda: selection_products(8, 4, 2, num_chunks=0), "num_chunks must be at least 1"),
+        (lambda: selection_products(jest(16), 8, 2), "num_select must be from 1 to num_candidates"),
+        (lambda: selection_products(jest(16), 64, 0), "width must be at least 1"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
