@@ -69,6 +69,9 @@ def run_pairs(
     Writes metrics.jsonl (deterministic values only; every record has `step`, `trained`, `scanned` and `flops`),
     timing.jsonl and checkpoints/. While a step runs on the devices, the host reads the pixels of the next one.
 
+    Several processes (`jaxmix.core.sharding.initialize_distributed`, programs on a mesh over all devices) each read
+    their share of every super-batch, into one folder that all of them see. Sums are rounded otherwise than in one.
+
     Args:
         run_dir: of the run.
         model: what `programs` were built from.

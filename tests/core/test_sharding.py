@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from loopback import free_port
 
 from jaxmix.core import sharding
 from jaxmix.core.errors import ConfigError, EnvironmentProblem
@@ -117,7 +118,8 @@ def test_process_arguments_are_checked(arguments, message):
 
 
 @pytest.mark.multihost
-def test_two_processes_share_a_batch(free_port):
+def test_two_processes_share_a_batch():
+    port = free_port()
     script = textwrap.dedent("""
         import sys
         import jax, numpy as np
@@ -143,7 +145,7 @@ def test_two_processes_share_a_batch(free_port):
         print(f"done {index}")
         """)
     members = [
-        subprocess.Popen([sys.executable, "-c", script, str(free_port), str(i)], stdout=-1, stderr=-2, text=True)
+        subprocess.Popen([sys.executable, "-c", script, str(port), str(i)], stdout=-1, stderr=-2, text=True)
         for i in range(2)
     ]
     output = [member.communicate(timeout=120)[0] for member in members]
@@ -151,29 +153,22 @@ def test_two_processes_share_a_batch(free_port):
 
 
 @pytest.mark.multihost
-def test_a_missing_process_is_named(free_port):
+def test_a_missing_process_is_named():
+    port = free_port()
     script = (
         "import sys; from jaxmix.core.rendezvous import wait_for_all\n"
         "wait_for_all('127.0.0.1:' + sys.argv[1], 4, 2, timeout_s=3)"
     )
-    other = subprocess.Popen([sys.executable, "-c", script, str(free_port)], stdout=-1, stderr=-2, text=True)
+    other = subprocess.Popen([sys.executable, "-c", script, str(port)], stdout=-1, stderr=-2, text=True)
     try:
         with pytest.raises(EnvironmentProblem, match=r"process 0 of 4 waited 3 s and processes 1, 3 did not come"):
-            sharding.initialize_distributed(f"127.0.0.1:{free_port}", 4, 0, timeout_s=3)
+            sharding.initialize_distributed(f"127.0.0.1:{port}", 4, 0, timeout_s=3)
     finally:
         output = other.communicate(timeout=60)[0]
     assert "process 2 of 4 waited 3 s and processes 1, 3 did not come" in output
 
 
 @pytest.mark.multihost
-def test_a_missing_process_zero_is_named(free_port):
+def test_a_missing_process_zero_is_named():
     with pytest.raises(EnvironmentProblem, match=r"process 1 of 2 waited 1 s and process 0 did not answer"):
-        sharding.initialize_distributed(f"127.0.0.1:{free_port}", 2, 1, timeout_s=1)
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+        sharding.initialize_distributed(f"127.0.0.1:{free_port()}", 2, 1, timeout_s=1)

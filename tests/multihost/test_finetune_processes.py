@@ -1,13 +1,13 @@
 """Two real processes on loopback fine-tune as one does: the same arms, prompts and rewards, hence the same states."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback import free_port
 
 from jaxmix.train import latest_by_step, read_records
 
@@ -18,9 +18,7 @@ STEPS = "8"
 
 
 def run(run_dir, processes):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     extra = [[]] if processes == 1 else [[str(processes), str(i), str(port)] for i in range(processes)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     started = [

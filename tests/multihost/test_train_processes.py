@@ -1,25 +1,19 @@
 """Two real processes on loopback draw what one draws, and one goes on with what two began."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback import free_port
 
 from jaxmix.train import latest_by_step, read_records
 
 pytestmark = pytest.mark.multihost
 
 SCRIPT = Path(__file__).parents[1] / "train" / "small_run.py"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run(run_dir, steps, processes):

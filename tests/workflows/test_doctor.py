@@ -1,6 +1,5 @@
-import socket
-
 import pytest
+from loopback import free_port
 
 from jaxmix.core.errors import EnvironmentProblem
 from jaxmix.workflows import doctor
@@ -93,8 +92,5 @@ def test_processes_on_this_machine_find_each_other():
 
 
 def test_a_process_that_does_not_come_is_named():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with pytest.raises(EnvironmentProblem, match="process 1 did not come"):
-        doctor.ping(f"127.0.0.1:{port}", 2, 0, timeout_s=1)
+        doctor.ping(f"127.0.0.1:{free_port()}", 2, 0, timeout_s=1)
