@@ -50,6 +50,7 @@ def test_a_stream_is_the_fit_of_its_rows():
     x, weight = rows()
     in_memory = fit(CLUSTERER, x, sample_weight=weight, **OPTIONS)
     np.testing.assert_allclose(undisturbed().objective, in_memory.objective, rtol=2e-6)
+    np.testing.assert_allclose(undisturbed().objective[-1], in_memory.objective[-1], rtol=1e-6)
     np.testing.assert_allclose(undisturbed().state.biases, in_memory.state.biases, atol=0.02)
     assert undisturbed().info.strength_summed == in_memory.info.strength_summed
 

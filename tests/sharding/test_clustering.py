@@ -35,6 +35,12 @@ def on_one_device(clusterer):
     return fit(clusterer, x, key=KEY, sample_weight=weight, init=x[:K], max_iters=6, tol=0.0)
 
 
+def assert_same_objective(found, expected):
+    """On the way F is as exact as the E-step, whose gap is 1e-6; where a fit ends an error there hardly shows."""
+    np.testing.assert_allclose(found.objective, expected.objective, rtol=2e-6)
+    np.testing.assert_allclose(found.objective[-1], expected.objective[-1], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("devices", "clusterer"),
     [
@@ -49,7 +55,7 @@ def test_the_same_fit_on_any_number_of_devices(devices, clusterer):
     mesh = mesh_of(devices)
     found = fit(clusterer, x, key=KEY, sample_weight=weight, init=x[:K], max_iters=6, tol=0.0, mesh=mesh)
     expected = on_one_device(clusterer)
-    np.testing.assert_allclose(found.objective, expected.objective, rtol=2e-6)
+    assert_same_objective(found, expected)
     np.testing.assert_allclose(found.state.mean_directions, expected.state.mean_directions, atol=1e-3)
     for leaf in jax.tree.leaves(found.state):
         assert leaf.sharding.is_fully_replicated
@@ -99,4 +105,4 @@ def test_a_stream_over_several_devices():
     x, weight = rows()
     blocks = lambda: ((x[i : i + 201], weight[i : i + 201]) for i in range(0, N, 201))
     found = fit_stream(BALANCED, blocks, key=KEY, init=x[:K], max_iters=6, tol=0.0, mesh=mesh_of(8))
-    np.testing.assert_allclose(found.objective, on_one_device(BALANCED).objective, rtol=2e-6)
+    assert_same_objective(found, on_one_device(BALANCED))
