@@ -32,7 +32,15 @@ from hardware import hardware  # noqa: E402
 from jaxmix.clustering import assign, fit_stream, gem  # noqa: E402
 from jaxmix.clustering.fit import penalty_of  # noqa: E402
 from jaxmix.clustering.iteration import build_iteration, kind_of  # noqa: E402
-from jaxmix.clustering.passes import HIGHEST, by_blocks, fused_pass  # noqa: E402
+from jaxmix.clustering.passes import (  # noqa: E402
+    HIGHEST,
+    by_blocks,
+    dual_pass,
+    fused_pass,
+    gram_pass,
+    moment_pass,
+    posterior_pass,
+)
 from jaxmix.clustering.placement import place_rows  # noqa: E402
 from jaxmix.core.sharding import batch_sharding, build_mesh, replicated  # noqa: E402
 
@@ -86,6 +94,12 @@ def second_product(x: jax.Array, weight: jax.Array, table: jax.Array) -> jax.Arr
     return by_blocks(block, (x, table), weight, None, jnp.zeros((table.shape[1], x.shape[1])))[0]
 
 
+def product_alone(x: jax.Array, directions: jax.Array) -> jax.Array:
+    """Rows times K directions and nothing kept: what a label costs at the least."""
+    block = lambda _, x: (jnp.sum(jnp.matmul(x, directions.T, precision=HIGHEST), axis=0), None)
+    return by_blocks(block, (x,), jnp.ones(x.shape[0]), None, jnp.zeros(directions.shape[0]))[0]
+
+
 def floor_of_two_reads(x: jax.Array, weight: jax.Array, slopes: jax.Array, repeats: int) -> float:
     """Seconds of both products in loops of their own, 4 N K d operations and the rows read twice."""
     first, second = jax.jit(first_product, donate_argnums=3), jax.jit(second_product)
@@ -97,6 +111,24 @@ def floor_of_two_reads(x: jax.Array, weight: jax.Array, slopes: jax.Array, repea
         jax.block_until_ready(second(x, weight, table))
         best = min(best, time.perf_counter() - began)
     return best
+
+
+def passes_alone(x: jax.Array, weight: jax.Array, state: Any, repeats: int) -> dict[str, float]:
+    """Seconds of each pass that an iteration is made of: rows to the table, the dual and its Hessian, rows again."""
+    k = state.mean_directions.shape[0]
+    posterior, table = jax.jit(posterior_pass, donate_argnums=3), jnp.zeros((x.shape[0], k))
+    seconds = {"posterior": np.inf}
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        *sums, table = posterior(state, x, weight, table)
+        jax.block_until_ready((sums, table))
+        seconds["posterior"] = min(seconds["posterior"], time.perf_counter() - began)
+    shift = 0.1 * jax.random.normal(jax.random.key(0), (k,))
+    dual, gram, moment = jax.jit(dual_pass), jax.jit(gram_pass), jax.jit(moment_pass)
+    seconds["dual"] = best_of(lambda: dual(table, weight, shift), repeats)
+    seconds["gram"] = best_of(lambda: gram(table, weight, shift), repeats)
+    seconds["moment"] = best_of(lambda: moment(table, x, weight, shift), repeats)
+    return seconds
 
 
 def gem_iterations(x: Any, k: int, strength: float, mesh: Any = None) -> dict[str, Any]:
@@ -146,6 +178,7 @@ def iteration(arguments: argparse.Namespace) -> dict[str, Any]:
             "gflops_per_second": 4e-9 * rows * k * d / floor,
             "one_read_floor_seconds": one_read,
             "soft_over_one_read_floor": plain / one_read,
+            "passes_seconds": passes_alone(x, weight, state, arguments.repeats),
         }
         for strength in (0.0, 100.0, 5000.0):
             measured = gem_iterations(x, k, strength)
@@ -226,6 +259,9 @@ def labelling(arguments: argparse.Namespace) -> dict[str, Any]:
         held = jnp.asarray(x)
         call = lambda c=clusterer, s=state, h=held: assign(c, s, h, with_posterior=False).labels
         found: dict[str, Any] = {"rows_per_second": rows / best_of(call, arguments.repeats)}
+        product = jax.jit(product_alone)
+        alone = best_of(lambda p=product, h=held, s=state: p(h, s.mean_directions), arguments.repeats)
+        found["product_alone_rows_per_second"] = rows / alone
         search = lambda x=x, k=k, n=rows: [np.argmax(x[i : i + 8192] @ x[:k].T, 1) for i in range(0, n, 8192)]
         found["numpy_rows_per_second"] = rows / best_of(search, arguments.repeats)
         try:
@@ -235,6 +271,7 @@ def labelling(arguments: argparse.Namespace) -> dict[str, Any]:
             index.add(x[:k])
             found["faiss_rows_per_second"] = rows / best_of(lambda x=x, i=index: i.search(x, 1)[1], arguments.repeats)
             found["over_faiss"] = found["rows_per_second"] / found["faiss_rows_per_second"]
+            found["product_alone_over_faiss"] = found["product_alone_rows_per_second"] / found["faiss_rows_per_second"]
         except ImportError:
             found["faiss_rows_per_second"] = "not run: not installed"
         report[f"{rows},{d},{k}"] = found

@@ -136,23 +136,28 @@ def fused_pass(
     dtype = slopes.dtype
 
     def block(weights: Array, x: Array) -> tuple[Sums, None]:
+        # Clusters in front: sums and maxima over them are vectorised over the rows, and no table is transposed.
         rows = as_rows(x, dtype)
-        logits = jnp.matmul(rows, slopes.T, precision=HIGHEST) + offsets[None, :]
+        logits = jnp.matmul(slopes, rows.T, precision=HIGHEST) + offsets[:, None]
+        gram = None
         if is_hard:
             value, labels = _largest(logits)
-            weighted = jax.nn.one_hot(labels, k, dtype=dtype) * weights[:, None]
-            mass, gram = jnp.sum(weighted, axis=0), None
+            shares, weight_of = jax.nn.one_hot(labels, k, dtype=dtype, axis=0), weights
         else:
-            powers, total, top = _powers(logits)
-            value = jnp.log(total) + top
-            weighted, mass = _moments(weights, powers, total)
-            gram = _gram(weighted, powers, total) if has_gram else None
+            top = jnp.max(logits, axis=0)
+            shares = jnp.exp(logits - top[None, :])
+            total = jnp.sum(shares, axis=0)
+            value, weight_of = jnp.log(total) + top, weights / total
+        weighted = shares * weight_of[None, :]
+        if has_gram and not is_hard:
+            # Not `weights / total²` on one side: a small total has no square in float32.
+            gram = jnp.matmul(weighted, (shares * (1 / total)[None, :]).T, precision=HIGHEST)
         return Sums(
             count=jnp.sum(weights > 0, dtype=dtype),
             weight=jnp.sum(weights),
             value=jnp.sum(weights * value),
-            mass=mass,
-            resultant=jnp.matmul(weighted.T, rows, precision=HIGHEST),
+            mass=jnp.matmul(shares, weight_of, precision=HIGHEST),
+            resultant=jnp.matmul(weighted, rows, precision=HIGHEST),
             gram=gram,
         ), None
 
@@ -187,7 +192,9 @@ def posterior_pass(
         if moved is not None:
             since, shift = moved
             logits = jax.nn.log_softmax(logits + since[None, :], axis=1) + (shift - since)[None, :]
-        powers, total, top = _powers(logits)
+        top = jnp.max(logits, axis=1)
+        powers = jnp.exp(logits - top[:, None])
+        total = _row_sums(powers)
         mass = jnp.matmul(weights / total, powers, precision=HIGHEST)
         return (jnp.sum(weights * (jnp.log(total) + top)), mass), powers * (1 / total)[:, None]
 
@@ -203,7 +210,8 @@ def gram_pass(table: Array, sample_weight: Array, shift: Array) -> Array:
     def block(weights: Array, posterior: Array) -> tuple[Array, None]:
         powers = posterior * scale[None, :]
         total = _row_sums(powers)
-        return _gram(_moments(weights, powers, total)[0], powers, total), None
+        weighted = _moments(weights, powers, total)[0]
+        return jnp.matmul(weighted.T, powers * (1 / total)[:, None], precision=HIGHEST), None
 
     found: Array = by_blocks(block, (table,), sample_weight, None, jnp.zeros((k, k), dtype))[0]
     return found
@@ -245,9 +253,10 @@ def label_pass(state: GemState, x: Array, *, with_posterior: bool) -> tuple[Arra
     dtype, n = slopes.dtype, x.shape[0]
 
     def block(_: Array, x: Array) -> tuple[tuple[()], Any]:
-        logits = jnp.matmul(as_rows(x, dtype), slopes.T, precision=HIGHEST) + offsets[None, :]
+        # Clusters in front: what is looked for along them is then vectorised over the rows.
+        logits = jnp.matmul(slopes, as_rows(x, dtype).T, precision=HIGHEST) + offsets[:, None]
         labels = _largest(logits)[1]
-        return (), (labels, jax.nn.log_softmax(logits, axis=1)) if with_posterior else (labels,)
+        return (), (labels, jax.nn.log_softmax(logits, axis=0).T) if with_posterior else (labels,)
 
     labels = jnp.zeros((n,), jnp.int32) + varying_zero(x, jnp.int32)
     posterior = (jnp.zeros((n, k), dtype) + varying_zero(x, dtype),) if with_posterior else ()
@@ -257,20 +266,13 @@ def label_pass(state: GemState, x: Array, *, with_posterior: bool) -> tuple[Arra
 
 
 def _largest(logits: Array) -> tuple[Array, Array]:
-    """(maximum, its first position) of every row: two plain reductions of floats, faster than `argmax` on a CPU."""
-    k = logits.shape[1]
-    largest = jnp.max(logits, axis=1)
-    positions = jnp.arange(k, dtype=logits.dtype)[None, :]
-    # A row of nan has no position.
-    found = jnp.min(jnp.where(logits >= largest[:, None], positions, k), axis=1)
+    """(maximum, its first position) along the first axis: two plain reductions of floats, faster than `argmax`."""
+    k = logits.shape[0]
+    largest = jnp.max(logits, axis=0)
+    positions = jnp.arange(k, dtype=logits.dtype)[:, None]
+    # A column of nan has no position.
+    found = jnp.min(jnp.where(logits >= largest[None, :], positions, k), axis=0)
     return largest, jnp.minimum(found, k - 1).astype(jnp.int32)
-
-
-def _powers(logits: Array) -> tuple[Array, Array, Array]:
-    """(exponentials over the row's largest, their sum, the largest)."""
-    top = jnp.max(logits, axis=1)
-    powers = jnp.exp(logits - top[:, None])
-    return powers, _row_sums(powers), top
 
 
 def _row_sums(powers: Array) -> Array:
@@ -282,12 +284,6 @@ def _moments(weights: Array, powers: Array, total: Array) -> tuple[Array, Array]
     """(w γ [n, k], Σ w γ), without γ itself."""
     share = weights / total
     return powers * share[:, None], jnp.matmul(share, powers, precision=HIGHEST)
-
-
-def _gram(weighted: Array, powers: Array, total: Array) -> Array:
-    """Σ w γ γᵀ."""
-    # Not `weights / total²` on one side: a small total has no square in float32.
-    return jnp.matmul(weighted.T, powers * (1 / total)[:, None], precision=HIGHEST)
 
 
 def _zero_sums(k: int, d: int, dtype: Any, has_gram: bool) -> Sums:
