@@ -101,8 +101,14 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize("is_stale", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_equal_one_and_one_continues_two(tmp_path, is_stale):
+def test_two_processes_equal_one(tmp_path, is_stale):
     whole = run(tmp_path / "one", 10, is_stale, processes=1)
     assert_close(run(tmp_path / "two", 10, is_stale, processes=2), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_one_process_goes_on_with_what_two_began(tmp_path, is_stale):
+    whole = run(tmp_path / "one", 10, is_stale, processes=1)
     run(tmp_path / "mixed", 5, is_stale, processes=2)
     assert_close(run(tmp_path / "mixed", 10, is_stale, processes=1), whole)
