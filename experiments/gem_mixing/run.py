@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxmix.core.errors import JaxmixError
 from jaxmix.data.files import write_whole
+from jaxmix.report.paired import student_interval
 from jaxmix.workflows.config import from_mapping
 from jaxmix.workflows.data import prepare_and_open
 from jaxmix.workflows.discover import run_discovery
@@ -160,7 +161,7 @@ def run_cell(partition: str, method: str, seed: int, out: Path, size: Size, sour
 
 
 def summarise(out: Path, sizes: dict[str, float], target: Path) -> None:
-    """Means over seeds of the loss over given domains: even, and weighted by their sizes."""
+    """Loss over given sources, even and weighted by size: means over seeds, 95 % intervals of paired differences."""
     rows: dict[str, Any] = {}
     for path in sorted(out.glob("*/*-seed*/result.json")):
         method, seed = path.parent.name.rsplit("-seed", 1)
@@ -171,14 +172,18 @@ def summarise(out: Path, sizes: dict[str, float], target: Path) -> None:
     if not rows:
         return
     write_json(target, {"cells": rows})
-    print(f"\n{'':28s} {'mean over given domains':>26s} {'weighted by size':>24s}   seeds")
+    print("| division, mixer | seeds | mean over given sources | less given | weighted by size | less given |")
+    print("|---|---|---|---|---|---|")
     for name, seeds in rows.items():
-        shown = []
+        cells = []
         for key in ("even", "by_size"):
-            values = [s[key] for s in seeds.values()]
-            spread = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.4f}" if len(values) > 1 else ""
-            shown.append(f"{np.mean(values):.4f}{spread}")
-        print(f"{name:28s} {shown[0]:>26s} {shown[1]:>24s}   {len(seeds)}")
+            cells.append(f"{np.mean([s[key] for s in seeds.values()]):.4f}")
+            given = rows.get(f"given {name.rsplit(' ', 1)[1]}", {})
+            common = sorted(set(seeds) & set(given)) if not name.startswith("given ") else []
+            less = student_interval(seeds[seed][key] - given[seed][key] for seed in common)
+            half = "" if less.half_width is None else f" ± {less.half_width:.3f}"
+            cells.append(f"{less.mean:+.3f}{half}" if common else "")
+        print(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:

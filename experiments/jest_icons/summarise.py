@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from cells import POLICIES, POOLS
 
+from jaxmix.report.paired import student_interval
+
 AXES = ("steps", "trained", "scanned", "flops")
 METRICS = ("recall@1", "recall@10")
 COLOURS = {
@@ -26,6 +28,23 @@ COLOURS = {
     "jest_sweep": "#ee7733",
     "flexi_jest": "#ee3377",
 }
+
+COMPARED = (
+    ("jest", "independent_sampled"),
+    ("jest_greedy", "independent_top"),
+    ("context_top", "independent_top"),
+    ("context_top", "jest_greedy"),
+    ("jest_greedy", "jest"),
+    ("independent_top", "independent_sampled"),
+    ("jest_sweep", "jest"),
+    ("flexi_jest", "jest"),
+)
+RATIOS = (
+    ("jest_16", "jest_256"),
+    ("jest_16_sweeps_1", "jest_16"),
+    ("jest_16_greedy", "jest_16"),
+    ("context_top", "jest_16"),
+)
 
 
 def main() -> None:
@@ -40,10 +59,12 @@ def main() -> None:
             runs[record["pool"]][record["policy"]][record["seed"]] = record
     written = {pool: summary(POOLS[pool].steps, by_policy) for pool, by_policy in runs.items()}
     for pool, result in written.items():
-        print(f"\n## {pool}\n\n{steps_table(result)}\n\n{ratio_table(result)}\n\n{extra_table(result)}")
+        result["paired"] = paired(runs[pool])
+        tables = (steps_table, ratio_table, extra_table, paired_table)
+        print(f"\n## {pool}\n\n" + "\n\n".join(table(result) for table in tables))
     quality = quality_summary(options.out)
     for name, table in quality.items():
-        print(f"\n## quality, {name}\n\n{quality_table(table)}")
+        print(f"\n## quality, {name}\n\n{quality_table(table)}\n\n{quality_ratios(table)}")
     (options.here / "results.json").write_text(json.dumps({"training": written, "quality": quality}, indent=1) + "\n")
     if written:
         draw(written, options.here / "figure.svg")
@@ -170,6 +191,38 @@ def extra_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def paired(by_policy: dict[str, dict[int, Any]]) -> dict[str, Any]:
+    """Differences of recall@10 by seed, mean of the last three tests: policies that differ in one thing."""
+    at_end = {
+        name: {seed: float(np.mean([point["recall@10"] for point in run["curve"][-3:]])) for seed, run in runs.items()}
+        for name, runs in by_policy.items()
+    }
+    found = {}
+    for name, other in COMPARED:
+        seeds = sorted(set(at_end.get(name, {})) & set(at_end.get(other, {})))
+        if seeds:
+            found[f"{name} - {other}"] = student_interval(at_end[name][s] - at_end[other][s] for s in seeds)._asdict()
+    return found
+
+
+def paired_table(result: dict[str, Any]) -> str:
+    lines = ["| difference of recall@10 | by seed | mean, 95 % interval |", "|---|---|---|"]
+    for name, row in result["paired"].items():
+        values = ", ".join(f"{value:+.4f}" for value in row["values"])
+        half = "" if row["half_width"] is None else f" ± {row['half_width']:.4f}"
+        lines.append(f"| {name} | {values} | {row['mean']:+.4f}{half} |")
+    return "\n".join(lines)
+
+
+def quality_ratios(table: dict[str, Any]) -> str:
+    """F(S) of one selection over that of another, by seed."""
+    lines = ["| F(S) over F(S) | by seed |", "|---|---|"]
+    for over, under in RATIOS:
+        pairs = zip(table[over]["objective_by_seed"], table[under]["objective_by_seed"], strict=True)
+        lines.append(f"| {over} / {under} | {', '.join(f'{a / b:.2f}' for a, b in pairs)} |")
+    return "\n".join(lines)
+
+
 def quality_summary(out: Path) -> dict[str, Any]:
     found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(out.glob("quality-*.json")):
@@ -181,6 +234,7 @@ def quality_summary(out: Path) -> dict[str, Any]:
             name: {
                 "seeds": len(rows),
                 **{field: float(np.mean([row[field] for row in rows])) for field in rows[0]},
+                "objective_by_seed": [row["objective"] for row in rows],
                 "objective_sd": float(np.std([row["objective"] for row in rows], ddof=1)) if len(rows) > 1 else None,
             }
             for name, rows in by_name.items()

@@ -14,10 +14,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxmix.data.files import write_whole
 from jaxmix.models.student_sampling import RULES
+from jaxmix.report.paired import student_interval
 from jaxmix.workflows.discover import run_discovery
 from jaxmix.workflows.discover_config import discovery_from
 
@@ -75,7 +74,7 @@ def train_student(folder: Path, clusterer: dict[str, Any], size: int, rule: str,
 
 
 def summarise(found: dict[tuple[str, int, str, int], dict[str, float]]) -> None:
-    """Prints the table, means and standard errors over seeds, paired differences to "random"; writes results.json."""
+    """Prints the table and writes results.json: means over draws, 95 % intervals, paired differences to "random"."""
     table: dict[str, Any] = {}
     lines = ["| clusters by | taught per cluster | rule | seeds | right | less random | macro recall | mass drift |"]
     lines.append("|---|---|---|---|---|---|---|---|")
@@ -86,22 +85,19 @@ def summarise(found: dict[tuple[str, int, str, int], dict[str, float]]) -> None:
                 continue
             baseline = {seed: found.get((name, size, "random", seed), {}).get("accuracy") for seed in runs}
             gains = [run["accuracy"] - baseline[seed] for seed, run in runs.items() if baseline[seed] is not None]
-            entry = {key: _mean([run[key] for run in runs.values()]) for key in MEASURES}
-            entry |= {"seeds": len(runs), "less_random": _mean(gains)}
+            entry = {key: student_interval(run[key] for run in runs.values())._asdict() for key in MEASURES}
+            entry |= {"seeds": len(runs), "less_random": student_interval(gains)._asdict()}
             entry |= {key: next(iter(runs.values()))[key] for key in ("documents", "trained_on")}
             table[f"{name}, {size}, {rule}"] = entry
-            show = lambda pair: f"{100 * pair[0]:.1f}" + (f" ± {100 * pair[1]:.1f}" if len(pair) > 1 else "")
-            cells = [show(entry[key]) for key in ("accuracy", "less_random", "macro_recall", "mass_drift")]
+            cells = [in_per_cent(entry[key]) for key in ("accuracy", "less_random", "macro_recall", "mass_drift")]
             lines.append(f"| {name} | {size} | {rule} | {len(runs)} | " + " | ".join(cells) + " |")
     print("\n".join(lines))
     write_whole(HERE / "results.json", json.dumps(table, indent=1) + "\n")
 
 
-def _mean(values: list[float]) -> tuple[float, ...]:
-    """The mean and, where there are several, its standard error."""
-    if len(values) == 1:
-        return (float(values[0]),)
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+def in_per_cent(found: dict[str, Any]) -> str:
+    half = found["half_width"]
+    return f"{100 * found['mean']:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
 if __name__ == "__main__":
