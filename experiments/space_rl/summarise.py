@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import SUITES, UNIQUE
+from cells import SUITES, UNIQUE, cells
 
 from jaxmix.report.finetune_measures import (
     accuracy,
@@ -27,9 +27,13 @@ from jaxmix.report.finetune_measures import (
     prompts_to,
     share_of,
 )
+from jaxmix.report.paired import Interval, student_interval
 from jaxmix.report.runs import RunRecord, load_run
 
 BASELINES = ("pool", "clusters")
+COMPARED = ("pool", "proportional")
+"""Whose final accuracy is taken from that of every method."""
+
 RESAMPLES, LEVEL = 10_000, 0.95
 
 
@@ -50,13 +54,13 @@ def main() -> None:
 
 
 def finished(folder: Path) -> dict[str, dict[int, RunRecord]]:
-    """Finished runs by method and seed."""
-    runs: dict[str, dict[int, RunRecord]] = defaultdict(dict)
+    """Finished runs by method and seed, methods in the order in which they are run."""
+    runs: dict[str, dict[int, RunRecord]] = {cell.method: {} for cell in cells()}
     for path in sorted(folder.glob("*-seed*/result.json")):
         method, seed = path.parent.name.rsplit("-seed", 1)
         if method != "start":
             runs[method][int(seed)] = load_run(path.parent)
-    return dict(runs)
+    return {method: by_seed for method, by_seed in runs.items() if by_seed}
 
 
 def starts(folder: Path) -> dict[str, Any]:
@@ -102,8 +106,16 @@ def table(runs: dict[str, dict[int, RunRecord]]) -> dict[str, dict[str, Any]]:
             "unique_prompts": mean(accuracy(run).unique_prompts[-1] for run in group),
             "prompts": mean(accuracy(run).prompts[-1] for run in group),
             "gains": {base: gain(by_seed, runs[base]) for base in BASELINES if base in runs},
+            "final_less": {base: less(by_seed, runs.get(base, {}))._asdict() for base in COMPARED},
         }
     return rows
+
+
+def less(runs: dict[int, RunRecord], base: dict[int, RunRecord]) -> Interval:
+    """Final accuracy less the baseline's, by paired seed."""
+    return student_interval(
+        final_accuracy(runs[seed]) - final_accuracy(base[seed]) for seed in sorted(set(runs) & set(base))
+    )
 
 
 def gain(runs: dict[int, RunRecord], base: dict[int, RunRecord]) -> dict[str, Any]:
@@ -148,11 +160,9 @@ def mean(values: Any) -> float:
 
 def text_table(result: dict[str, Any]) -> str:
     """The main figures as a Markdown table."""
-    lines = [
-        "| method | seeds | final | area | gain over pool | gain over clusters | different | live | noise | largest "
-        "| mastered |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("method", "seeds", "final", *(f"less {base}'s" for base in COMPARED), "area")
+    heads += ("gain over pool", "gain over clusters", "different", "live", "noise", "largest", "mastered")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method, row in result["methods"].items():
         gains = []
         for base in BASELINES:
@@ -163,12 +173,15 @@ def text_table(result: dict[str, Any]) -> str:
                 span = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
                 never = f", {found['never']} never" if found["never"] else ""
                 gains.append(f"{found['geometric_mean']:.2f}{span}{never}")
+        paired = [
+            "" if method == base or ahead["half_width"] is None else f"{ahead['mean']:+.3f} ± {ahead['half_width']:.3f}"
+            for base, ahead in row["final_less"].items()
+        ]
         moved = "-" if row["mastered_change"] is None else f"{row['mastered_change']:+.3f}"
-        lines.append(
-            f"| {method} | {len(row['seeds'])} | {row['final']:.3f} | {row['area']:.3f} | {' | '.join(gains)} "
-            f"| {row['unique_prompts']:,.0f} | {row['live_share']:.2f} | {row['noise_share']:.3f} "
-            f"| {row['largest_probability']:.2f} | {moved} |"
-        )
+        shown_row = [method, str(len(row["seeds"])), f"{row['final']:.3f}", *paired, f"{row['area']:.3f}", *gains]
+        shown_row += [f"{row['unique_prompts']:,.0f}", f"{row['live_share']:.2f}", f"{row['noise_share']:.3f}"]
+        shown_row += [f"{row['largest_probability']:.2f}", moved]
+        lines.append(f"| {' | '.join(shown_row)} |")
     for seed, about in result["start"].items():
         lines.append(
             f"start {seed}: mean {about['mean']:.3f}, by level {about['by_level']}, {about['mastered']} mastered, "
