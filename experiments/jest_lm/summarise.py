@@ -15,7 +15,11 @@ import numpy as np
 from run import ARMS, STEPS
 from texts import NOISE, WEIGHTS
 
+from jaxmix.report.paired import student_interval
+
 HERE = Path(__file__).parent
+COMPARED = ("iid", "clean_only")
+"""Whose clean loss is taken from that of every arm."""
 AXES = ("steps", "rows trained", "rows scanned", "operations", "seconds")
 
 
@@ -28,9 +32,10 @@ def main() -> None:
     arms = {arm: found for arm, found in arms.items() if found}
     iid = arms["iid"]
     middle, last = min(STEPS, iid[min(iid)]["steps"][-1]), iid[min(iid)]["steps"][-1]
+    bases = {base: arms[base] for base in COMPARED if base in arms}
     result = {
         "at": {"middle": middle, "last": last},
-        "arms": {arm: _summary(found, iid, middle) for arm, found in arms.items()},
+        "arms": {arm: _summary(found, bases, middle) for arm, found in arms.items()},
         "cells": cells,
     }
     (HERE / "results.json").write_text(json.dumps(result, indent=1))
@@ -61,12 +66,20 @@ def steps_to(cell: dict[str, Any], loss: float) -> float | None:
     return None
 
 
-def _summary(found: dict[int, Any], iid: dict[int, Any], middle: int) -> dict[str, Any]:
+def _less(found: dict[int, Any], base: dict[int, Any], step: int) -> dict[str, Any]:
+    """The clean loss less that of another arm, by seed."""
+    seeds = sorted(set(found) & set(base))
+    return student_interval(_loss_at(found[seed], step) - _loss_at(base[seed], step) for seed in seeds)._asdict()
+
+
+def _summary(found: dict[int, Any], bases: dict[str, dict[int, Any]], middle: int) -> dict[str, Any]:
+    iid = bases["iid"]
     seeds = sorted(set(found) & set(iid))
     at_middle = [_loss_at(cell, middle) for cell in found.values()]
     summary: dict[str, Any] = {
         "seeds": len(found),
         "clean_at_middle": _spread(at_middle),
+        "less": {base: _less(found, of_base, middle) for base, of_base in bases.items()},
         "clean_at_end": _spread([cell["clean"][-1] for cell in found.values()]),
         "noise_share": statistics.fmean(sum(c["trained_share"][n] for n in NOISE) for c in found.values()),
         "shares": {n: statistics.fmean(c["trained_share"][n] for c in found.values()) for n in WEIGHTS},
@@ -106,11 +119,16 @@ def _spread(values: list[float]) -> dict[str, float | None]:
 
 def _tables(result: dict[str, Any]) -> list[str]:
     middle, last = result["at"]["middle"], result["at"]["last"]
-    lines = [f"| arm | seeds | clean loss at {middle} steps | noise in the trained tokens | operations of a step |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    bases = next(iter(result["arms"].values()))["less"]
+    heads = ("arm", "seeds", f"clean loss at {middle} steps", *(f"less {base}'s" for base in bases))
+    heads += ("noise in the trained tokens", "operations of a step")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm, s in result["arms"].items():
-        loss = "{mean:.4f}" if s["seeds"] == 1 else "{mean:.4f} ± {deviation:.4f}"
-        cells = (arm, s["seeds"], loss.format(**s["clean_at_middle"]), f"{s['noise_share']:.3f}")
+        paired = [
+            "" if arm == base or less["half_width"] is None else f"{less['mean']:+.3f} ± {less['half_width']:.3f}"
+            for base, less in s["less"].items()
+        ]
+        cells = (arm, s["seeds"], f"{s['clean_at_middle']['mean']:.4f}", *paired, f"{s['noise_share']:.3f}")
         lines.append("| " + " | ".join(map(str, cells)) + f" | {s['step_cost']:.2f}x |")
     titles = {
         "to_iid": f"To the clean loss that iid has after {middle} steps, over what iid took:",
