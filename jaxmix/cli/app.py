@@ -31,7 +31,7 @@ _PROCESSES = (
 COMMANDS: tuple[Command, ...] = (
     Command(
         "quickstart",
-        "Compare four mixtures on bundled texts: prepare, train, evaluate, report (six minutes)",
+        "Compare five mixtures on bundled texts: prepare, train, evaluate, report (six to seven minutes)",
         """Trains the same small language model at equal tokens with the natural mixture, with uniform weights, with an
         online mixer and with the mixture that a law proposes, each with two seeds; then the online mixer again on
         domains that GEM discovers in the same texts. Needs no network. Stopped, the same command continues.""",
