@@ -262,6 +262,7 @@ def test_the_memoryless_rule_is_bounded():
         assert np.ptp(states[-1].weights) > 0.015
 
 
+@pytest.mark.slow
 def test_swapped_groups_need_forgetting():
     # The better of two domains swaps in the middle of 5000 steps, step size 0.2; where each rule crosses again.
     good, bad = np.array([[1e-3, 0], [0, 0.0]]), np.array([[0.0, 0], [0, 1e-3]])

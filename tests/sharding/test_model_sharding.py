@@ -19,10 +19,10 @@ VARIANTS = {
 @pytest.mark.parametrize(
     ("variant", "data", "fsdp", "tensor"),
     [
-        ("plain", 8, 1, 1),
+        pytest.param("plain", 8, 1, 1, marks=pytest.mark.slow),
         ("plain", 2, 2, 2),
         ("grouped, scanned, chunked", 1, 4, 2),
-        ("grouped, scanned, chunked", 1, 2, 4),
+        pytest.param("grouped, scanned, chunked", 1, 2, 4, marks=pytest.mark.slow),
         ("dot product, remat", 2, 2, 2),
         ("nothing divides", 1, 2, 4),
     ],
