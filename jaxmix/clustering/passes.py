@@ -210,7 +210,7 @@ def gram_pass(table: Array, sample_weight: Array, shift: Array) -> Array:
     def block(weights: Array, posterior: Array) -> tuple[Array, None]:
         powers = posterior * scale[None, :]
         total = _row_sums(powers)
-        weighted = _moments(weights, powers, total)[0]
+        weighted = powers * (weights / total)[:, None]
         return jnp.matmul(weighted.T, powers * (1 / total)[:, None], precision=HIGHEST), None
 
     found: Array = by_blocks(block, (table,), sample_weight, None, jnp.zeros((k, k), dtype))[0]
@@ -240,7 +240,8 @@ def moment_pass(table: Array, x: Array, sample_weight: Array, shift: Array) -> t
 
     def block(weights: Array, x: Array, posterior: Array) -> tuple[tuple[Array, Array], None]:
         powers = posterior * scale[None, :]
-        weighted, mass = _moments(weights, powers, _row_sums(powers))
+        share = weights / _row_sums(powers)
+        mass, weighted = jnp.matmul(share, powers, precision=HIGHEST), powers * share[:, None]
         return (mass, jnp.matmul(weighted.T, as_rows(x, dtype), precision=HIGHEST)), None
 
     return by_blocks(block, (x, table), sample_weight, None, (jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype)))[0]
@@ -278,12 +279,6 @@ def _largest(logits: Array) -> tuple[Array, Array]:
 def _row_sums(powers: Array) -> Array:
     """A product with ones: few columns are summed faster so."""
     return jnp.matmul(powers, jnp.ones((powers.shape[1],), powers.dtype), precision=HIGHEST)
-
-
-def _moments(weights: Array, powers: Array, total: Array) -> tuple[Array, Array]:
-    """(w γ [n, k], Σ w γ), without γ itself."""
-    share = weights / total
-    return powers * share[:, None], jnp.matmul(share, powers, precision=HIGHEST)
 
 
 def _zero_sums(k: int, d: int, dtype: Any, has_gram: bool) -> Sums:

@@ -133,11 +133,11 @@ def jest(
         return contrastive(models, rows, loss=loss, form=form, group=per_row["group"], row_block=row_block)
 
     select = pick_by_embeddings("jest", rules, criterion, score=score, gain=gain, mesh=mesh)
-    rows = compared_rows(rules, is_marginal=loss == "softmax" and form == "marginal")
+    rows = _compared_rows(rules, is_marginal=loss == "softmax" and form == "marginal")
     return Selector(select, "jest", num_select, num_chunks, needs_of(score), lambda candidates: rows)
 
 
-def compared_rows(rules: Rules, *, is_marginal: bool) -> float:
+def _compared_rows(rules: Rules, *, is_marginal: bool) -> float:
     """Rows that a candidate is multiplied with: all but the last chunk drawn tell the others of themselves.
 
     The marginal score looks at the chunks there are again at each draw.
