@@ -102,7 +102,7 @@ def table(runs: dict[str, dict[int, RunRecord]]) -> dict[str, dict[str, Any]]:
             "live_share": mean(live),
             "noise_share": mean(noise),
             "largest_probability": mean(largest),
-            "mastered_change": mean(moved) if moved else None,
+            "mastered_change": student_interval(moved)._asdict() if moved else None,
             "unique_prompts": mean(accuracy(run).unique_prompts[-1] for run in group),
             "prompts": mean(accuracy(run).prompts[-1] for run in group),
             "gains": {base: gain(by_seed, runs[base]) for base in BASELINES if base in runs},
@@ -177,7 +177,9 @@ def text_table(result: dict[str, Any]) -> str:
             "" if method == base or ahead["half_width"] is None else f"{ahead['mean']:+.3f} ± {ahead['half_width']:.3f}"
             for base, ahead in row["final_less"].items()
         ]
-        moved = "-" if row["mastered_change"] is None else f"{row['mastered_change']:+.3f}"
+        change = row["mastered_change"]
+        half = "" if change is None or change["half_width"] is None else f" ± {change['half_width']:.3f}"
+        moved = "-" if change is None else f"{change['mean']:+.3f}{half}"
         shown_row = [method, str(len(row["seeds"])), f"{row['final']:.3f}", *paired, f"{row['area']:.3f}", *gains]
         shown_row += [f"{row['unique_prompts']:,.0f}", f"{row['live_share']:.2f}", f"{row['noise_share']:.3f}"]
         shown_row += [f"{row['largest_probability']:.2f}", moved]
