@@ -22,6 +22,7 @@ _SUBPACKAGES = (
     "models",
     "report",
     "selection",
+    "simulate",
     "train",
     "workflows",
 )

@@ -30,9 +30,7 @@ import numpy as np  # noqa: E402
 from hardware import hardware  # noqa: E402
 
 from jaxmix.clustering import assign, fit_stream, gem  # noqa: E402
-from jaxmix.clustering.fit import penalty_of  # noqa: E402
-from jaxmix.clustering.iteration import build_iteration, kind_of  # noqa: E402
-from jaxmix.clustering.passes import (  # noqa: E402
+from jaxmix.clustering.em.block_sums import (  # noqa: E402
     HIGHEST,
     by_blocks,
     dual_pass,
@@ -41,6 +39,8 @@ from jaxmix.clustering.passes import (  # noqa: E402
     moment_pass,
     posterior_pass,
 )
+from jaxmix.clustering.em.iteration import build_iteration, kind_of  # noqa: E402
+from jaxmix.clustering.fit import penalty_of  # noqa: E402
 from jaxmix.clustering.placement import place_rows  # noqa: E402
 from jaxmix.core.sharding import batch_sharding, build_mesh, replicated  # noqa: E402
 

@@ -34,7 +34,7 @@ from jaxmix.data import tasks  # noqa: E402
 from jaxmix.models import TransformerConfig, generate, preset, transformer  # noqa: E402
 from jaxmix.models.precision import compute_dtype  # noqa: E402
 from jaxmix.train import FinetuneSettings, build_policy_programs, run_finetuning  # noqa: E402
-from jaxmix.train.finetune_step import build_curriculum_programs, init_policy  # noqa: E402
+from jaxmix.train.rl.step import build_curriculum_programs, init_policy  # noqa: E402
 
 PAD, NEVER = 0, -1
 

@@ -43,8 +43,8 @@ def corpus(folder: Path, documents: int, characters: int, files: int) -> list[Pa
 
 def discovery(folder: Path, clusters: int) -> None:
     """A discovery in the bundled texts with the built-in encoder and a student of the default size."""
-    from jaxmix.workflows.discover import run_discovery
-    from jaxmix.workflows.discover_config import discovery_from
+    from jaxmix.workflows.discover.config import discovery_from
+    from jaxmix.workflows.discover.run import run_discovery
 
     config = discovery_from(
         {"sources": "bundled", "clusterer": {"name": "gem", "num_clusters": clusters, "balance": 1000}},
@@ -56,7 +56,7 @@ def discovery(folder: Path, clusters: int) -> None:
 
 def parts(domains: Path, texts: list[str], repeats: int) -> dict[str, float]:
     """Documents per second of the student's two halves, single-threaded."""
-    from jaxmix.workflows.discover_domains import open_domains
+    from jaxmix.workflows.discover.domains import open_domains
 
     student = open_domains(domains).student
     student.predict(texts[:64])
@@ -82,8 +82,8 @@ def _best(function: Any, repeats: int) -> float:
 
 def labelling(domains: Path, folder: Path, method: str, engine: str, workers: int, repeats: int) -> dict[str, Any]:
     """Documents per second of a whole labelling, reading and writing included, start of the engine too."""
-    from jaxmix.workflows.label import run_labelling
-    from jaxmix.workflows.label_config import label_from
+    from jaxmix.workflows.label.config import label_from
+    from jaxmix.workflows.label.run import run_labelling
 
     seconds = []
     for _ in range(repeats):

@@ -30,8 +30,8 @@ from hardware import hardware  # noqa: E402
 
 from jaxmix import laws  # noqa: E402
 from jaxmix.laws.fit import cells_of, compiled, on_host  # noqa: E402
-from jaxmix.laws.layout import Point  # noqa: E402
-from jaxmix.laws.solver import build_objective  # noqa: E402
+from jaxmix.laws.solve.layout import Point  # noqa: E402
+from jaxmix.laws.solve.levenberg_marquardt import build_objective  # noqa: E402
 
 
 def synthetic(rows: int) -> laws.RunTable:

@@ -25,10 +25,10 @@ from jaxmix.core.sharding import build_mesh
 from jaxmix.data import MixtureStream
 from jaxmix.models import preset, transformer
 from jaxmix.train import TrainSettings, build_programs, run_training, validation_set
-from jaxmix.train.evaluate import subset
-from jaxmix.train.signals import reference_table
-from jaxmix.workflows.config import from_mapping
-from jaxmix.workflows.data import prepare_and_open
+from jaxmix.train.lm.evaluate import subset
+from jaxmix.train.lm.signals import reference_table
+from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.train.data import prepare_and_open
 
 DOMAINS, ROWS, LENGTH = 7, 16, 128
 AIOLI = {"sweeps": 4, "interval": 4}  # the library's defaults; 7 domains x 4 x 4 = 112 of a round of 250 steps

@@ -20,9 +20,9 @@ from jaxmix import mixers
 from jaxmix.core.sharding import build_mesh, global_batch
 from jaxmix.mixers import Feedback
 from jaxmix.models import preset, transformer
-from jaxmix.train.programs import build_programs
-from jaxmix.train.settings import TrainSettings
-from jaxmix.train.state import init_train_state
+from jaxmix.train.lm.programs import build_programs
+from jaxmix.train.lm.settings import TrainSettings
+from jaxmix.train.lm.state import init_train_state
 
 M = 64
 CASES = {

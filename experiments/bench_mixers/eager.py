@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from jaxmix.core.sharding import global_batch
-from jaxmix.data.packing import PackedRows
-from jaxmix.train.state import init_train_state
+from jaxmix.data.mixture.packing import PackedRows
+from jaxmix.train.lm.state import init_train_state
 
 
 def build_dataset(rows, mixture, size, rng):

@@ -15,7 +15,7 @@ import numpy as np
 from bench_stream import prepared, write_files
 from hardware import hardware
 
-from jaxmix.data.stream import MixtureStream
+from jaxmix.data.mixture.stream import MixtureStream
 
 
 def resident_megabytes():

@@ -22,8 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 from hardware import hardware
 
-from jaxmix.data.store import PreparedSource
-from jaxmix.data.stream import MixtureStream
+from jaxmix.data.mixture.stream import MixtureStream
+from jaxmix.data.prepared.store import PreparedSource
 
 VOCAB = 32_000
 

@@ -15,7 +15,7 @@ from bench_model_speed import hardware
 
 import jaxmix
 from jaxmix.core.sharding import build_mesh
-from jaxmix.data.stream import MixtureStream
+from jaxmix.data.mixture.stream import MixtureStream
 from jaxmix.models import preset, transformer
 from jaxmix.train import TrainSettings, read_records, run_training, validation_set
 

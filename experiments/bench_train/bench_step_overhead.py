@@ -19,9 +19,9 @@ from bench_model_speed import hardware
 import jaxmix
 from jaxmix.core.sharding import build_mesh, global_batch, replicated
 from jaxmix.models import preset, transformer
-from jaxmix.train.programs import build_mixer_programs, build_programs
-from jaxmix.train.settings import TrainSettings
-from jaxmix.train.state import RunState, init_run_state, init_train_state
+from jaxmix.train.lm.programs import build_mixer_programs, build_programs
+from jaxmix.train.lm.settings import TrainSettings
+from jaxmix.train.lm.state import RunState, init_run_state, init_train_state
 
 DOMAINS = 10
 

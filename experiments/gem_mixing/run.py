@@ -22,14 +22,14 @@ import numpy as np
 from jaxmix.core.errors import JaxmixError
 from jaxmix.data.files import write_whole
 from jaxmix.report.paired import student_interval
-from jaxmix.workflows.config import from_mapping
-from jaxmix.workflows.data import prepare_and_open
-from jaxmix.workflows.discover import run_discovery
-from jaxmix.workflows.discover_config import discovery_from
-from jaxmix.workflows.held_out import held_out_losses, write_training_texts
+from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.config.strict import dump_yaml, parse_yaml
+from jaxmix.workflows.discover.config import discovery_from
+from jaxmix.workflows.discover.run import run_discovery
 from jaxmix.workflows.provenance import versions, write_json
-from jaxmix.workflows.strict import dump_yaml, parse_yaml
-from jaxmix.workflows.train import run_train
+from jaxmix.workflows.train.cross_eval import held_out_losses, write_training_texts
+from jaxmix.workflows.train.data import prepare_and_open
+from jaxmix.workflows.train.run import run_train
 
 HERE = Path(__file__).parent
 CLUSTERERS: dict[str, dict[str, Any]] = {
@@ -124,8 +124,8 @@ def propose(partition: str, out: Path, size: Size, plain: dict[str, Any]) -> dic
     path = home / "law" / "mixture.yaml"
     if not path.is_file():
         from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
-        from jaxmix.workflows.swarm import collect
-        from jaxmix.workflows.swarm_config import load_swarm
+        from jaxmix.workflows.swarm.config import load_swarm
+        from jaxmix.workflows.swarm.run import collect
 
         steps = max(round(size.proxy_share * size.steps), 1)
         small = {k: v for k, v in plain.items() if k not in ("out", "mixer", "mixture")}

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--per-domain", type=int, default=1300)
     arguments = parser.parse_args()
     from jaxmix.data.embeddings import write_embedding_store
-    from jaxmix.models.encoder import load_encoder
+    from jaxmix.models.encoders.load import load_encoder
 
     found = passages(arguments.texts, arguments.per_domain)
     is_builtin = arguments.encoder == "builtin"

@@ -44,7 +44,7 @@ def cut(text: str) -> Iterator[str]:
 def _documents(extra: str | None) -> dict[str, list[str]]:
     import pyarrow.parquet as parquet
 
-    from jaxmix.data.corpora import bundled_corpus
+    from jaxmix.data.sources.corpora import bundled_corpus
 
     found = {
         name: parquet.read_table(domain.path, columns=["text"])["text"].to_pylist()

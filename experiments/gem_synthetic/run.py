@@ -39,8 +39,8 @@ from jaxmix.clustering import (  # noqa: E402
     vmf_mixture,
 )
 from jaxmix.clustering.quality import coverage  # noqa: E402
-from jaxmix.clustering.simulate import Planted, planted_mixture  # noqa: E402
 from jaxmix.curricula.kmeans import fit_kmeans  # noqa: E402
+from jaxmix.simulate.clusters import Planted, planted_mixture  # noqa: E402
 
 STRENGTHS = (0, 1, 10, 100, 1000, 5000)
 Cell = tuple[str, Callable[[], dict[str, Any]]]

@@ -8,7 +8,7 @@ from typing import Any
 from icons import LOW_PATCH, PATCH
 
 from jaxmix.selection import independent, jest
-from jaxmix.train.pair_step import PairSettings
+from jaxmix.train.pairs.step import PairSettings
 
 SEEDS = (0, 1, 2)
 WIDTH = 64

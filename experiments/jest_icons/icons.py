@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.models import ImageTowerConfig, TextTowerConfig, TwoTowersConfig, caption_tokens, two_towers
-from jaxmix.train.pairs import PairPool
-from jaxmix.train.retrieval import recall
+from jaxmix.train.pairs.retrieval import recall
+from jaxmix.train.pairs.stream import PairPool
 
 TRIGRAMS, VOCABULARY = 20, 16_384
 TABLE_SCALE = 0.02

@@ -22,7 +22,7 @@ from icons import embed_rows, pool_of
 from run import Bench, use_disk_cache
 
 from jaxmix.selection import Embeddings, independent, jest, selection_objective
-from jaxmix.train.pairs import PairPool, PairStream
+from jaxmix.train.pairs.stream import PairPool, PairStream
 
 CANDIDATES, CHOSEN = 4096, 1024
 SUPER_BATCHES = 2

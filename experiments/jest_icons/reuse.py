@@ -17,9 +17,9 @@ from icons import SIZE, TRIGRAMS, VOCABULARY, towers
 
 from jaxmix.core.sharding import build_mesh, global_batch, use_mesh
 from jaxmix.selection import jest
-from jaxmix.train.embedding_cache import EmbeddingCache
-from jaxmix.train.pair_step import PairSettings, build_pair_programs, init_pair_state
-from jaxmix.train.pairs import PairPool, PairStream
+from jaxmix.train.pairs.embedding_cache import EmbeddingCache
+from jaxmix.train.pairs.step import PairSettings, build_pair_programs, init_pair_state
+from jaxmix.train.pairs.stream import PairPool, PairStream
 
 CHOSEN, STEPS = 256, 8
 CASES = [(5 / 4, 1, "none"), (5 / 4, 1, "activations"), (2, 1, "none"), (2, 1, "activations")]

@@ -23,14 +23,14 @@ from icons import Icons, embed_rows, load, pool_of, style_parts, tester, towers
 
 from jaxmix.core.sharding import build_mesh
 from jaxmix.models.partition import params_template
-from jaxmix.train.checkpoint import read_params
-from jaxmix.train.embedding_cache import EmbeddingCache, cache_key, write_embeddings
-from jaxmix.train.pair_loop import run_pairs
-from jaxmix.train.pair_step import build_pair_programs
-from jaxmix.train.pairs import PairPool, PairStream, random_shift
-from jaxmix.train.programs import optimizer_of
-from jaxmix.train.records import latest_by_step, read_records
-from jaxmix.train.settings import TrainSettings
+from jaxmix.train.lm.programs import optimizer_of
+from jaxmix.train.lm.settings import TrainSettings
+from jaxmix.train.pairs.embedding_cache import EmbeddingCache, cache_key, write_embeddings
+from jaxmix.train.pairs.loop import run_pairs
+from jaxmix.train.pairs.step import build_pair_programs
+from jaxmix.train.pairs.stream import PairPool, PairStream, random_shift
+from jaxmix.train.run.checkpoint import read_params
+from jaxmix.train.run.records import latest_by_step, read_records
 
 NEVER = 10**9
 OPTIMIZER: dict[str, Any] = {"learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 0.01}

@@ -130,9 +130,9 @@ def train_reference(folder: Path, steps: int) -> Path:
 
 
 def train(plain: dict[str, Any], data: Any, programs: Any) -> tuple[Any, Any, float]:
-    from jaxmix.workflows.config import from_mapping
-    from jaxmix.workflows.data import prepare_and_open
-    from jaxmix.workflows.train import run_train
+    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.train.data import prepare_and_open
+    from jaxmix.workflows.train.run import run_train
 
     config = from_mapping(plain, file="experiment")
     shutil.rmtree(plain["out"], ignore_errors=True)

@@ -49,7 +49,7 @@ def write_texts(folder: Path) -> None:
 def _pieces(domain: str) -> Iterable[str]:
     import pyarrow.parquet as parquet
 
-    from jaxmix.data.corpora import bundled_corpus
+    from jaxmix.data.sources.corpora import bundled_corpus
 
     for text in parquet.read_table(bundled_corpus()[domain].path, columns=["text"])["text"].to_pylist():
         for start in range(0, len(text), PIECE):
@@ -73,7 +73,7 @@ def _foreign(text: str, rng: random.Random) -> str:
 
 def _notices(count: int = 30, shortest: int = 200, longest: int = 500) -> list[str]:
     """Paragraphs of licence notices, each of which comes back many times."""
-    from jaxmix.data.corpora import bundled_corpus
+    from jaxmix.data.sources.corpora import bundled_corpus
 
     path = next(iter(bundled_corpus().values())).path.parent / "notices.txt"
     paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))

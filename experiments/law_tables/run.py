@@ -22,7 +22,7 @@ import numpy as np
 from jaxmix import laws
 from jaxmix.core.errors import JaxmixError
 from jaxmix.data.run_tables import read_regmix
-from jaxmix.laws.measures import mean_relative_error, own_weights, regret, spearman
+from jaxmix.laws.judge.metrics import mean_relative_error, own_weights, regret, spearman
 
 HERE = Path(__file__).parent
 SIZES_60M = {"60M": 60.0, "60M as 1M": 1.0}

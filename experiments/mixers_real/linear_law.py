@@ -25,8 +25,8 @@ EXPONENTS = (0.5, 1.0)
 
 
 def main() -> None:
-    from jaxmix.workflows.config import from_mapping
-    from jaxmix.workflows.data import prepare_and_open
+    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.train.data import prepare_and_open
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", choices=("bundled", "collected"), default="bundled")
@@ -56,8 +56,8 @@ def main() -> None:
 
 def losses_after(run_dir: Path, start: Path | None, plan: dict[str, Any], data: Any, mixture: Any, steps: int) -> Any:
     """Validation losses of a run that goes on from `start` with `mixture`."""
-    from jaxmix.workflows.config import from_mapping
-    from jaxmix.workflows.train import run_train
+    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.train.run import run_train
 
     done = run_dir / "losses.json"
     if not done.is_file():

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix import mixers
-from jaxmix.mixers.random_worlds import random_log_linear_world, random_quadratic_world
-from jaxmix.mixers.replay import fit_log_linear
-from jaxmix.mixers.simulate import best_static, run_static, simulate
-from jaxmix.mixers.skillit import skill_graph
-from jaxmix.mixers.worlds import World
+from jaxmix.mixers.methods.skillit import skill_graph
+from jaxmix.simulate.mixers import best_static, run_static, simulate
+from jaxmix.simulate.random_worlds import random_log_linear_world, random_quadratic_world
+from jaxmix.simulate.replay import fit_log_linear
+from jaxmix.simulate.worlds import World
 
 LEARNING_RATE = 0.02
 BATCH_SIZE = 64

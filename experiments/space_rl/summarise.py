@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from cells import SUITES, UNIQUE, cells
 
-from jaxmix.report.finetune_measures import (
+from jaxmix.report.pages.finetune_metrics import (
     accuracy,
     area,
     arms_of,
@@ -28,7 +28,7 @@ from jaxmix.report.finetune_measures import (
     share_of,
 )
 from jaxmix.report.paired import Interval, student_interval
-from jaxmix.report.runs import RunRecord, load_run
+from jaxmix.report.run_folder import RunRecord, load_run
 
 BASELINES = ("pool", "clusters")
 COMPARED = ("pool", "proportional")

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxmix import curricula
-from jaxmix.curricula.simulate import prompts_to_target, worlds
+from jaxmix.simulate.learners import prompts_to_target, worlds
 
 RESULTS = Path(__file__).parent / "results.json"
 ROWS = {

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.data.files import write_whole
-from jaxmix.models.student_sampling import RULES
+from jaxmix.models.student.sampling import RULES
 from jaxmix.report.paired import student_interval
-from jaxmix.workflows.discover import run_discovery
-from jaxmix.workflows.discover_config import discovery_from
+from jaxmix.workflows.discover.config import discovery_from
+from jaxmix.workflows.discover.run import run_discovery
 
 HERE = Path(__file__).parent
 CLUSTERERS: dict[str, dict[str, Any]] = {

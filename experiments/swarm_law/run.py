@@ -17,9 +17,9 @@ from summarise import draw, interval, text_tables
 
 from jaxmix import laws
 from jaxmix.core.sharding import one_device_per_core
-from jaxmix.laws.measures import mean_relative_error, spearman
-from jaxmix.workflows.swarm import SwarmOutcome, run
-from jaxmix.workflows.swarm_config import swarm_of
+from jaxmix.laws.judge.metrics import mean_relative_error, spearman
+from jaxmix.workflows.swarm.config import swarm_of
+from jaxmix.workflows.swarm.run import SwarmOutcome, run
 
 BATCH, LENGTH, STEPS = 16, 64, 300
 SEEDS = [0, 1, 2]
@@ -178,8 +178,8 @@ def judged(fit: laws.LawFit, table: laws.RunTable) -> dict[str, Any]:
 
 
 def available(out: Path, domains: Any) -> np.ndarray:
-    from jaxmix.workflows.config import from_mapping
-    from jaxmix.workflows.data import prepare_and_open
+    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.train.data import prepare_and_open
 
     data = prepare_and_open(from_mapping(base(out, SMALL, 256) | {"out": "unused"}, file="experiment"))
     return np.asarray([data.train[name].num_tokens for name in domains], np.float64)

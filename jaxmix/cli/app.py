@@ -279,21 +279,21 @@ def _runner(command: Command) -> Callable[[Arguments], int]:
 
 
 def _config_keys(command: Command) -> list[tuple[str, str]]:
-    from jaxmix.workflows.strict import list_settings
+    from jaxmix.workflows.config.strict import list_settings
 
     if command.name == "discover":
-        from jaxmix.workflows.discover_config import DiscoverConfig
+        from jaxmix.workflows.discover.config import DiscoverConfig
 
         return list_settings(DiscoverConfig)
     if command.name == "label":
-        from jaxmix.workflows.label_config import LabelConfig
+        from jaxmix.workflows.label.config import LabelConfig
 
         return list_settings(LabelConfig)
     if command.name == "finetune":
-        from jaxmix.workflows.finetune_config import FinetuneConfig
+        from jaxmix.workflows.finetune.config import FinetuneConfig
 
         return list_settings(FinetuneConfig)
-    from jaxmix.workflows.config import RunConfig
+    from jaxmix.workflows.config.sections import RunConfig
 
     return list_settings(RunConfig)
 

@@ -16,7 +16,7 @@ __all__ = ["compare", "doctor", "plan", "prepare", "quickstart", "report", "trai
 
 def _load(arguments: Arguments, *, out: str | None = None) -> Any:
     """The configuration named on the command line with its overrides; the option `--out` is one of them."""
-    from jaxmix.workflows.config import load_config
+    from jaxmix.workflows.config.sections import load_config
 
     overrides = list(arguments.overrides)
     if out is not None:
@@ -26,7 +26,7 @@ def _load(arguments: Arguments, *, out: str | None = None) -> Any:
 
 def quickstart(arguments: Arguments) -> int:
     """Prepares, finds a mixture by proxies and a law, trains eight runs and one on discovered domains; prints all."""
-    from jaxmix.workflows.quickstart import DEFAULT_OUT, discovered_arm, propose_mixture, quickstart_members
+    from jaxmix.workflows.quickstart.run import DEFAULT_OUT, discovered_arm, propose_mixture, quickstart_members
 
     out = arguments.out or DEFAULT_OUT
     overrides = list(arguments.overrides)
@@ -62,8 +62,8 @@ def quickstart(arguments: Arguments) -> int:
 
 def compare(arguments: Arguments) -> int:
     """Trains every variant with every seed and prints the differences over paired seeds."""
-    from jaxmix.workflows.compare import load_comparison
-    from jaxmix.workflows.finetune_compare import is_finetune_comparison
+    from jaxmix.workflows.compare.run import load_comparison
+    from jaxmix.workflows.finetune.compare import is_finetune_comparison
 
     if is_finetune_comparison(arguments.config):
         from jaxmix.cli.finetune import compare_finetune
@@ -98,7 +98,7 @@ def compare(arguments: Arguments) -> int:
 
 def _run_comparison(arguments: Arguments, runs: Sequence[Any], out: str) -> Any:
     """Trains what is not finished of a comparison."""
-    from jaxmix.workflows.compare import run_comparison
+    from jaxmix.workflows.compare.run import run_comparison
 
     note = notes_of(arguments)
     steps, tokens = _length(runs[0])
@@ -129,7 +129,7 @@ def _dry_run_comparison(arguments: Arguments, runs: Sequence[Any], out: str, wha
 
 def prepare(arguments: Arguments) -> int:
     """Tokenizes the sources of a configuration."""
-    from jaxmix.workflows.data import describe_preparation, preparation_table, prepare_sources
+    from jaxmix.workflows.train.data import describe_preparation, preparation_table, prepare_sources
 
     config = _load(arguments)
     if arguments.dry_run:
@@ -164,7 +164,7 @@ def train(arguments: Arguments) -> int:
             say(f"\nWould write to {config.out}. Nothing was written.")
         return 0
     join_processes(arguments)
-    from jaxmix.workflows.train import run_train
+    from jaxmix.workflows.train.run import run_train
 
     with continued_by(command_of(arguments)):
         outcome = run_train(config, command=command_of(arguments))
@@ -195,7 +195,7 @@ def plan(arguments: Arguments) -> int:
 
 
 def _print_plan(config: Any, as_json: bool) -> None:
-    from jaxmix.workflows.plan import make_plan, plan_lines, plan_rows
+    from jaxmix.workflows.train.plan import make_plan, plan_lines, plan_rows
 
     plan = make_plan(config)
     if as_json:

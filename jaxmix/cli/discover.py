@@ -13,13 +13,13 @@ __all__ = ["discover", "label"]
 
 def discover(arguments: Arguments) -> int:
     """Finds domains in documents, or says what that would cost."""
-    from jaxmix.workflows.discover_config import load_discovery
+    from jaxmix.workflows.discover.config import load_discovery
 
     config = load_discovery(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
         return _dry_discover(arguments, config)
-    from jaxmix.report.discover import cluster_table, discovery_verdict
-    from jaxmix.workflows.discover import run_discovery
+    from jaxmix.report.pages.discover import cluster_table, discovery_verdict
+    from jaxmix.workflows.discover.run import run_discovery
 
     found = run_discovery(config, command=command_of(arguments), say=notes_of(arguments))
     if arguments.json:
@@ -36,7 +36,7 @@ def discover(arguments: Arguments) -> int:
 
 
 def _dry_discover(arguments: Arguments, config: Any) -> int:
-    from jaxmix.workflows.discover_cost import estimate
+    from jaxmix.workflows.discover.cost import estimate
 
     cost = estimate(config)
     if arguments.json:
@@ -60,8 +60,8 @@ def _dry_discover(arguments: Arguments, config: Any) -> int:
 
 def label(arguments: Arguments) -> int:
     """Labels a corpus by the domains of a discovery, or says what is left to do."""
-    from jaxmix.workflows.label import describe_labelling, run_labelling
-    from jaxmix.workflows.label_config import load_labelling
+    from jaxmix.workflows.label.config import load_labelling
+    from jaxmix.workflows.label.run import describe_labelling, run_labelling
 
     named = [(n, f'"{v}"') for n in ("domains", "method", "engine", "labels") if (v := getattr(arguments, n))]
     config = load_labelling(arguments.config, [*arguments.overrides, *named], out=arguments.out)

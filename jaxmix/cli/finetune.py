@@ -11,7 +11,7 @@ __all__ = ["compare_finetune", "finetune"]
 
 def finetune(arguments: Arguments) -> int:
     """Says what the run will take, fine-tunes, and prints the table of arms."""
-    from jaxmix.workflows.finetune_config import load_finetune
+    from jaxmix.workflows.finetune.config import load_finetune
 
     config = load_finetune(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
@@ -23,7 +23,7 @@ def finetune(arguments: Arguments) -> int:
     if not arguments.json:
         _say_plan(config, as_json=False)
         say()
-    from jaxmix.workflows.finetune import run_finetune
+    from jaxmix.workflows.finetune.run import run_finetune
 
     command = command_of(arguments)
     with continued_by(command):
@@ -34,7 +34,7 @@ def finetune(arguments: Arguments) -> int:
         say_json(outcome.as_json())
         return 0
     from jaxmix.report import describe_result, load_run
-    from jaxmix.report.finetune import finetune_table
+    from jaxmix.report.pages.finetune import finetune_table
 
     run = load_run(outcome.run_dir)
     table = finetune_table(run)
@@ -48,7 +48,7 @@ def finetune(arguments: Arguments) -> int:
 
 def compare_finetune(arguments: Arguments) -> int:
     """`jaxmix compare` of fine-tuning runs."""
-    from jaxmix.workflows.finetune_compare import load_finetune_comparison, run_finetune_comparison
+    from jaxmix.workflows.finetune.compare import load_finetune_comparison, run_finetune_comparison
 
     runs = load_finetune_comparison(arguments.config, arguments.overrides, out=arguments.out, seeds=arguments.seeds)
     folders = [str(member.config.out) for member in runs]
@@ -79,8 +79,8 @@ def compare_finetune(arguments: Arguments) -> int:
 
 
 def _say_plan(config: object, as_json: bool) -> None:
-    from jaxmix.workflows.finetune_config import FinetuneConfig
-    from jaxmix.workflows.finetune_plan import finetune_plan_lines, finetune_plan_rows, make_finetune_plan
+    from jaxmix.workflows.finetune.config import FinetuneConfig
+    from jaxmix.workflows.finetune.plan import finetune_plan_lines, finetune_plan_rows, make_finetune_plan
 
     assert isinstance(config, FinetuneConfig)
     plan = make_finetune_plan(config)

@@ -24,8 +24,8 @@ def law(arguments: Arguments) -> int:
 
 
 def _settings(arguments: Arguments) -> Any:
+    from jaxmix.workflows.config.strict import parse_yaml
     from jaxmix.workflows.law import LawSettings, check_settings
-    from jaxmix.workflows.strict import parse_yaml
 
     options = parse_yaml(f"{{{arguments.options}}}", where="--options") if arguments.options else {}
     given = {
@@ -61,7 +61,7 @@ def _fit(arguments: Arguments) -> int:
     out = arguments.out or f"runs/law-{Path(arguments.table).stem}"
     if arguments.dry_run:
         return _dry_run(arguments, table, f"fit {settings.law} with {settings.folds} folds and write to {out}")
-    from jaxmix.report.laws import laws_table, verdict
+    from jaxmix.report.pages.laws import laws_table, verdict
     from jaxmix.workflows.law import fit_law
 
     fitted = fit_law(
@@ -82,7 +82,7 @@ def _check(arguments: Arguments) -> int:
     settings, table = _settings(arguments), _table(arguments)
     if arguments.dry_run:
         return _dry_run(arguments, table, f"compare laws over {settings.folds} folds")
-    from jaxmix.report.laws import laws_table
+    from jaxmix.report.pages.laws import laws_table
     from jaxmix.workflows.law import check_laws, diagnosis_json
 
     diagnoses, left_out = check_laws(table, settings, say=notes_of(arguments))
@@ -143,7 +143,7 @@ def _propose(arguments: Arguments) -> int:
     if arguments.json:
         say_json({**about, "out": out})
         return 0
-    from jaxmix.report.laws import proposal_table
+    from jaxmix.report.pages.laws import proposal_table
 
     shown = proposal_table(
         domains, found.weights, found.unconstrained_weights, table.weights.mean(axis=0), options["max_weights"]
@@ -162,7 +162,7 @@ def _capped(options: dict[str, Any], arguments: Arguments) -> Any:
     """The caps that epochs set, and those given, whichever is lower."""
     import numpy as np
 
-    from jaxmix.laws.repetition import caps_from_tokens
+    from jaxmix.laws.proposals.repetition import caps_from_tokens
 
     caps = caps_from_tokens(options["available_tokens"], arguments.tokens, arguments.max_epochs)
     return caps if options["max_weights"] is None else np.minimum(caps, options["max_weights"])

@@ -25,13 +25,13 @@ def swarm(arguments: Arguments) -> int:
 
 
 def _load(arguments: Arguments) -> Any:
-    from jaxmix.workflows.swarm_config import load_swarm
+    from jaxmix.workflows.swarm.config import load_swarm
 
     return load_swarm(arguments.config, arguments.overrides, out=arguments.out)
 
 
 def _generate(arguments: Arguments) -> int:
-    from jaxmix.workflows.swarm import DESIGN, generate
+    from jaxmix.workflows.swarm.run import DESIGN, generate
 
     loaded = _load(arguments)
     designed = generate(loaded, is_dry=arguments.dry_run)
@@ -54,7 +54,7 @@ def _generate(arguments: Arguments) -> int:
 
 def _run(arguments: Arguments) -> int:
     from jaxmix.core.sharding import one_device_per_core
-    from jaxmix.workflows.swarm import plan_swarm, run
+    from jaxmix.workflows.swarm.run import plan_swarm, run
 
     loaded = _load(arguments)
     one_device_per_core()
@@ -91,7 +91,7 @@ def _say_plans(plans: Any) -> None:
 
 
 def _status(arguments: Arguments) -> int:
-    from jaxmix.workflows.swarm import status
+    from jaxmix.workflows.swarm.run import status
 
     found = status(_load(arguments))
     if arguments.json:
@@ -119,7 +119,7 @@ def _status(arguments: Arguments) -> int:
 
 
 def _collect(arguments: Arguments) -> int:
-    from jaxmix.workflows.swarm import TABLE, collect, status
+    from jaxmix.workflows.swarm.run import TABLE, collect, status
 
     loaded = _load(arguments)
     if arguments.dry_run:
@@ -150,7 +150,7 @@ def _say_outcome(outcome: Any, as_json: bool) -> int:
 
 
 def _doremi(arguments: Arguments) -> int:
-    from jaxmix.workflows.doremi import load_doremi, run_doremi
+    from jaxmix.workflows.train.doremi import load_doremi, run_doremi
 
     loaded = load_doremi(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmix.clustering.base import Assignment, Balance, Clusterer, GemState, Sums
-from jaxmix.clustering.maximise import maximise
-from jaxmix.clustering.passes import fused_pass, label_pass
+from jaxmix.clustering.em.block_sums import fused_pass, label_pass
+from jaxmix.clustering.em.m_step import maximise
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import shard_map
 from jaxmix.core.types import Array

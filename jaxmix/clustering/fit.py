@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmix.clustering.base import Clusterer, FitInfo, FitResult, GemState
-from jaxmix.clustering.dual import Penalty
-from jaxmix.clustering.iteration import build_iteration, build_labels, kind_of
+from jaxmix.clustering.em.dual import Penalty
+from jaxmix.clustering.em.iteration import build_iteration, build_labels, kind_of
 from jaxmix.clustering.placement import Rows, place_rows, take_rows
 from jaxmix.clustering.seeding import STARTS, RowSampler, mean_cosine, sample_size, seed_directions
 from jaxmix.core.arguments import check_choice, check_count, check_number

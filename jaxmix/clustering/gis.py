@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmix.clustering.base import GemState
 from jaxmix.clustering.bundle import check_rows
-from jaxmix.clustering.passes import HIGHEST, as_rows, label_pass
+from jaxmix.clustering.em.block_sums import HIGHEST, as_rows, label_pass
 from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.special import log_vmf_normalizer

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.clustering.base import GemState, Sums
-from jaxmix.clustering.maximise import maximise
-from jaxmix.clustering.passes import HIGHEST, fused_pass
+from jaxmix.clustering.em.block_sums import HIGHEST, fused_pass
+from jaxmix.clustering.em.m_step import maximise
 from jaxmix.core.special import inverse_bessel_ratio, log_vmf_normalizer
 from jaxmix.core.types import Array, Float, PRNGKeyArray
 

@@ -23,10 +23,10 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxmix.clustering.base import Clusterer, FitResult, GemState, Sums
-from jaxmix.clustering.dual import DualSearch, Penalty, start_search, tell
+from jaxmix.clustering.em.block_sums import fused_pass
+from jaxmix.clustering.em.dual import DualSearch, Penalty, start_search, tell
+from jaxmix.clustering.em.iteration import Kind, improve, kind_of, objective_of, search_tolerance
 from jaxmix.clustering.fit import Progress, Sample, check_fit, first_state, penalty_of
-from jaxmix.clustering.iteration import Kind, improve, kind_of, objective_of, search_tolerance
-from jaxmix.clustering.passes import fused_pass
 from jaxmix.clustering.placement import place_rows
 from jaxmix.clustering.resume import StreamCheckpoint, fingerprint
 from jaxmix.clustering.seeding import RowSampler, sample_size

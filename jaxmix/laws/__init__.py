@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from jaxmix.laws.additive import additive, joint
-from jaxmix.laws.auto import CANDIDATES, auto, parse
-from jaxmix.laws.autoscale import autoscale
 from jaxmix.laws.base import Estimate, Form, Law, Parameter, RunTable, Shape, make, registry
-from jaxmix.laws.bimix import bimix
-from jaxmix.laws.bootstrap import Bootstrap, bootstrap
-from jaxmix.laws.capacity import allocate_capacity
-from jaxmix.laws.capacity_law import capacity, capacity_only
-from jaxmix.laws.dcpt import dcpt
 from jaxmix.laws.design import d_optimal, dirichlet_designs, law_features, sample_mixtures, sobol_designs
-from jaxmix.laws.diagnose import Diagnosis, Extrapolation, Selection, cross_validate, extrapolation, select
 from jaxmix.laws.fit import LawFit, fit
-from jaxmix.laws.gaussian_process import gaussian_process
-from jaxmix.laws.hierarchical import hierarchical
-from jaxmix.laws.linear import linear, mean, quadratic
-from jaxmix.laws.loglinear import loglinear
-from jaxmix.laws.power import power
-from jaxmix.laws.proposal import Proposal
-from jaxmix.laws.propose import ScalePath, propose, scale_path
-from jaxmix.laws.regmix import propose_regmix
-from jaxmix.laws.repetition import caps_from_tokens, effective_mixture, effective_tokens
-from jaxmix.laws.simulate import simulate
-from jaxmix.laws.transfer import transfer
-from jaxmix.laws.trees import lightgbm
+from jaxmix.laws.forms.additive import additive, joint
+from jaxmix.laws.forms.autoscale import autoscale
+from jaxmix.laws.forms.bimix import bimix
+from jaxmix.laws.forms.capacity import allocate_capacity
+from jaxmix.laws.forms.capacity_law import capacity, capacity_only
+from jaxmix.laws.forms.dcpt import dcpt
+from jaxmix.laws.forms.gaussian_process import gaussian_process
+from jaxmix.laws.forms.linear import linear, mean, quadratic
+from jaxmix.laws.forms.loglinear import loglinear
+from jaxmix.laws.forms.power import power
+from jaxmix.laws.forms.transfer import transfer
+from jaxmix.laws.forms.trees import lightgbm
+from jaxmix.laws.hierarchy.law import hierarchical
+from jaxmix.laws.judge.auto import CANDIDATES, auto, parse
+from jaxmix.laws.judge.bootstrap import Bootstrap, bootstrap
+from jaxmix.laws.judge.diagnose import Diagnosis, Extrapolation, Selection, cross_validate, extrapolation, select
+from jaxmix.laws.proposals.base import Proposal
+from jaxmix.laws.proposals.propose import ScalePath, propose, scale_path
+from jaxmix.laws.proposals.regmix import propose_regmix
+from jaxmix.laws.proposals.repetition import caps_from_tokens, effective_mixture, effective_tokens
+from jaxmix.laws.proposals.simulate import simulate
 
 __all__ = [
     "CANDIDATES",

@@ -15,7 +15,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.laws.checks import check_positive, on_simplex
 from jaxmix.laws.fit import LawFit, compiled, on_host
-from jaxmix.laws.sobol import MAX_DIMENSIONS, sobol_points
+from jaxmix.laws.solve.sobol import MAX_DIMENSIONS, sobol_points
 
 __all__ = [
     "d_optimal",

@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.laws.base import Form, Law, RunTable, Shape
-from jaxmix.laws.layout import Layout, Point, lay_out
-from jaxmix.laws.lbfgs import build_lbfgs
-from jaxmix.laws.solver import Cells, Solution, build_solver
+from jaxmix.laws.solve.layout import Layout, Point, lay_out
+from jaxmix.laws.solve.lbfgs import build_lbfgs
+from jaxmix.laws.solve.levenberg_marquardt import Cells, Solution, build_solver
 
 __all__ = ["LawFit", "fit", "on_host"]
 

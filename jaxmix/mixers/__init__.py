@@ -1,26 +1,26 @@
 """Online data mixers: feedback per domain in, sampling weights out."""
 
-from jaxmix.mixers.ado import ado
-from jaxmix.mixers.aioli import aioli
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, make, registry
-from jaxmix.mixers.chameleon import chameleon_weights
-from jaxmix.mixers.dga import dga
-from jaxmix.mixers.doge import doge
-from jaxmix.mixers.doremi import doremi
-from jaxmix.mixers.dynamic_batch_loading import dynamic_batch_loading
-from jaxmix.mixers.foresight import foresight
-from jaxmix.mixers.grape import grape
-from jaxmix.mixers.learnability import learnability
-from jaxmix.mixers.loss_proportional import loss_proportional
-from jaxmix.mixers.odm import odm
-from jaxmix.mixers.pike import pike
-from jaxmix.mixers.r_and_b import r_and_b
-from jaxmix.mixers.scheduled import scheduled
-from jaxmix.mixers.skillit import skill_graph, skillit
-from jaxmix.mixers.static import static, stratified
-from jaxmix.mixers.tikmix import tikmix_weights
-from jaxmix.mixers.velocitune import velocitune
-from jaxmix.mixers.wrappers import (
+from jaxmix.mixers.methods.ado import ado
+from jaxmix.mixers.methods.aioli import aioli
+from jaxmix.mixers.methods.chameleon import chameleon_weights
+from jaxmix.mixers.methods.dga import dga
+from jaxmix.mixers.methods.doge import doge
+from jaxmix.mixers.methods.doremi import doremi
+from jaxmix.mixers.methods.dynamic_batch_loading import dynamic_batch_loading
+from jaxmix.mixers.methods.foresight import foresight
+from jaxmix.mixers.methods.grape import grape
+from jaxmix.mixers.methods.learnability import learnability
+from jaxmix.mixers.methods.loss_proportional import loss_proportional
+from jaxmix.mixers.methods.odm import odm
+from jaxmix.mixers.methods.pike import pike
+from jaxmix.mixers.methods.r_and_b import r_and_b
+from jaxmix.mixers.methods.scheduled import scheduled
+from jaxmix.mixers.methods.skillit import skill_graph, skillit
+from jaxmix.mixers.methods.static import static, stratified
+from jaxmix.mixers.methods.tikmix import tikmix_weights
+from jaxmix.mixers.methods.velocitune import velocitune
+from jaxmix.mixers.wrappers.build import (
     build,
     ema,
     epoch_cap,
@@ -34,7 +34,7 @@ from jaxmix.mixers.wrappers import (
     warm_up,
     wrap_with,
 )
-from jaxmix.mixers.wrappers import registry as wrapper_registry
+from jaxmix.mixers.wrappers.build import registry as wrapper_registry
 
 __all__ = [
     "Cadence",

@@ -143,7 +143,7 @@ class _Weights(Protocol):
 
 
 GRADIENTS = ("exact", "sketch", "last_layer")
-"""How gradient signals may be estimated, see `jaxmix.train.signals`."""
+"""How gradient signals may be estimated, see `jaxmix.train.lm.signals`."""
 
 
 class Mixer(NamedTuple):

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxmix.report.runs import RunRecord
+from jaxmix.report.run_folder import RunRecord
 
 __all__ = ["Cost", "cost_of", "cost_sentence"]
 

@@ -6,8 +6,8 @@ import math
 import statistics
 from typing import Any, NamedTuple
 
-from jaxmix.report.pieces import moves
-from jaxmix.report.runs import RunRecord
+from jaxmix.report.run_folder import RunRecord
+from jaxmix.report.widgets import moves
 
 __all__ = ["Snapshot", "interaction_snapshots", "is_near_one_hot", "lag_sentence", "warnings"]
 

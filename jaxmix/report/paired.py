@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from jaxmix.report.cost import Cost, cost_of
-from jaxmix.report.runs import RunRecord
+from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, by_variant, mean_loss, unfinished
 
 __all__ = [

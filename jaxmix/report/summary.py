@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmix.report.cost import cost_of
 from jaxmix.report.paired import LEVEL, Interval, Pairing, pairings
-from jaxmix.report.runs import RunRecord
+from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import mean_loss
 
 __all__ = ["summarise"]

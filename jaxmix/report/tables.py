@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxmix.report.runs import RunRecord
+from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.verdict import Comparison, compare
 
 __all__ = ["Table", "by_variant", "comparison", "comparison_table", "natural_shares", "run_table", "unfinished"]

@@ -14,15 +14,15 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.config import check_weights
+from jaxmix.workflows.config.sections import check_weights
+from jaxmix.workflows.config.strict import dump_yaml, parse_yaml
 from jaxmix.workflows.provenance import git_commit, now, versions, write_json
-from jaxmix.workflows.strict import dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
     from jaxmix.laws.base import Law, RunTable
-    from jaxmix.laws.diagnose import Diagnosis
     from jaxmix.laws.fit import LawFit
-    from jaxmix.laws.propose import Proposal
+    from jaxmix.laws.judge.diagnose import Diagnosis
+    from jaxmix.laws.proposals.propose import Proposal
 
 __all__ = ["FittedLaw", "LawSettings", "by_name", "check_laws", "fit_law", "load_law", "make_proposal", "read_table"]
 
@@ -238,8 +238,8 @@ def make_proposal(
     Returns:
         The proposal, and all of it as plain values by name.
     """
-    from jaxmix.laws.diagnose import extrapolation
-    from jaxmix.laws.propose import propose
+    from jaxmix.laws.judge.diagnose import extrapolation
+    from jaxmix.laws.proposals.propose import propose
 
     table = fitted.table
     found = propose(fitted.fit, model_size=model_size, tokens=tokens, **options)
@@ -348,7 +348,7 @@ def _judged(
     """The chosen name, diagnoses best first, and why others were left out."""
     import jax
 
-    from jaxmix.laws.diagnose import select
+    from jaxmix.laws.judge.diagnose import select
 
     if say is not None:
         say(f"{len(laws)} laws, {settings.folds} folds, {len(table)} runs" if len(laws) > 1 else f"{next(iter(laws))}")
@@ -365,7 +365,7 @@ def _judged(
 
 def _write(fitted: FittedLaw, settings: LawSettings, folder: Path, command: str, source: str) -> None:
     from jaxmix.data.run_tables import write_run_table
-    from jaxmix.report.laws import law_page
+    from jaxmix.report.pages.laws import law_page
 
     found, table = fitted.fit, fitted.table
     write_run_table(folder / TABLE, table)

@@ -15,9 +15,9 @@ ROOT = Path(jaxmix.__file__).parent
 LAYERS = {
     "core": 0,
     **dict.fromkeys(("clustering", "curricula", "laws", "mixers", "selection"), 1),
-    **dict.fromkeys(("data", "models"), 2),
+    **dict.fromkeys(("data", "models", "simulate"), 2),
     "train": 3,
-    **dict.fromkeys(("export", "integrations", "report", "workflows"), 4),
+    **dict.fromkeys(("integrations", "report", "workflows"), 4),
     "cli": 5,
 }
 SIBLINGS = {
@@ -25,12 +25,11 @@ SIBLINGS = {
     ("models", "jaxmix.data.files"),
     ("models", "jaxmix.data.hashing"),
     ("workflows", "jaxmix.report"),
-    ("workflows", "jaxmix.export"),
 }
 """Imports within a layer that the architecture allows: (package, what it may import)."""
 
 KERNEL_IMPORTS = {"numpy", "jax", "optax", "chex", "jaxtyping", "jaxmix"}
-OPTIONAL_IMPORTS = {("laws/trees.py", "lightgbm")}
+OPTIONAL_IMPORTS = {("laws/forms/trees.py", "lightgbm")}
 """RegMix's law is LightGBM itself: imported when it is fitted, with a word where the extra is not installed."""
 HEAVY = (
     "grain",

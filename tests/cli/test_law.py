@@ -12,7 +12,7 @@ import yaml
 from jaxmix.cli import main
 from jaxmix.data.run_tables import write_run_table
 from jaxmix.laws import RunTable, fit, make, propose
-from jaxmix.workflows.config import load_config
+from jaxmix.workflows.config.sections import load_config
 
 NAMES = ["drama", "mail", "novel"]
 QUICK = ("--starts", "4", "--folds", "2")

@@ -14,12 +14,12 @@ from jaxmix.clustering import (
     assign,
     fit,
     gem,
-    passes,
     spherical_kmeans,
     vmf_mixture,
 )
-from jaxmix.clustering.simulate import planted_mixture
+from jaxmix.clustering.em import block_sums
 from jaxmix.core.errors import ConfigError
+from jaxmix.simulate.clusters import planted_mixture
 
 N, D, K = 603, 16, 5
 KEY = jax.random.key(0)
@@ -91,18 +91,18 @@ def test_the_biases_belong_to_the_model():
 def test_blocks_change_nothing(tile, monkeypatch):
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), planted().state)
     table = np.asarray(planted().state.concentrations)[None, :] * (planted().x @ planted().state.mean_directions.T)
-    table = table + np.asarray(passes.linear_rule(state)[1])[None, :]
+    table = table + np.asarray(block_sums.linear_rule(state)[1])[None, :]
     log_posterior = table - np.logaddexp.reduce(table, axis=1, keepdims=True)
-    monkeypatch.setitem(passes._TILE, "cpu", tile)
+    monkeypatch.setitem(block_sums._TILE, "cpu", tile)
     # A tile of 200 gives the least block, 64 rows, which does not divide 603.
-    assert passes.block_rows(N, D) == (64 if tile == 200 else N)
+    assert block_sums.block_rows(N, D) == (64 if tile == 200 else N)
     found = Assignment(
-        *jax.jit(passes.label_pass, static_argnames="with_posterior")(state, rows(), with_posterior=True)
+        *jax.jit(block_sums.label_pass, static_argnames="with_posterior")(state, rows(), with_posterior=True)
     )
     np.testing.assert_array_equal(found.labels, np.argmax(table, axis=1))
     np.testing.assert_allclose(found.log_posterior, log_posterior, atol=1e-4)
     weight = jnp.asarray(np.random.default_rng(0).uniform(0, 2, N), jnp.float32).at[5].set(0)
-    sums = jax.jit(passes.fused_pass, static_argnames="has_gram")(state, rows(), weight, has_gram=True)
+    sums = jax.jit(block_sums.fused_pass, static_argnames="has_gram")(state, rows(), weight, has_gram=True)
     gamma, w = np.exp(log_posterior), np.asarray(weight, np.float64)
     assert float(sums.count) == N - 1
     np.testing.assert_allclose(sums.weight, w.sum(), rtol=1e-6)
@@ -119,23 +119,23 @@ FAR = jnp.array([0.0, 100.0, -150.0, 20.0, 0.0])
 def test_the_passes_of_the_dual_are_the_fused_pass_at_other_biases():
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), planted().state)
     weight = jnp.asarray(np.random.default_rng(0).uniform(0, 2, N), jnp.float32)
-    value, _, table = passes.posterior_pass(state, rows(), weight, jnp.zeros((N, K)))
+    value, _, table = block_sums.posterior_pass(state, rows(), weight, jnp.zeros((N, K)))
     anchor = jnp.zeros(K)
     for shift in (NEAR, FAR, FAR + NEAR):
         moved = GemState(state.mean_directions, state.concentrations, state.biases + shift)
-        expected = passes.fused_pass(moved, rows(), weight, has_gram=True)
-        if passes.is_near(shift - anchor):
-            change, mass = passes.dual_pass(table, weight, shift - anchor)
+        expected = block_sums.fused_pass(moved, rows(), weight, has_gram=True)
+        if block_sums.is_near(shift - anchor):
+            change, mass = block_sums.dual_pass(table, weight, shift - anchor)
         else:
-            change, mass, table = passes.posterior_pass(state, rows(), weight, table, (anchor, shift))
+            change, mass, table = block_sums.posterior_pass(state, rows(), weight, table, (anchor, shift))
             anchor = shift
         value_there = value + change
         value = value_there if anchor is shift else value
         np.testing.assert_allclose(value_there, expected.value, rtol=2e-6)
         np.testing.assert_allclose(mass, expected.mass, rtol=1e-4, atol=1e-4)
-        gram = passes.gram_pass(table, weight, shift - anchor)
+        gram = block_sums.gram_pass(table, weight, shift - anchor)
         np.testing.assert_allclose(gram, expected.gram, rtol=1e-4, atol=1e-3)
-        mass, resultant = passes.moment_pass(table, rows(), weight, shift - anchor)
+        mass, resultant = block_sums.moment_pass(table, rows(), weight, shift - anchor)
         np.testing.assert_allclose(mass, expected.mass, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(resultant, expected.resultant, rtol=1e-4, atol=1e-3)
     assert anchor is FAR
@@ -145,11 +145,11 @@ def test_a_posterior_carried_to_the_farthest_near_biases():
     """Entries far under the smallest float32 number are cut off, which must not show."""
     logits = np.array([[0.0, -30.0, -59.0, -80.0, -120.0], [-59.0, 0.0, -1.0, -90.0, -2.0]])
     shift = np.array([-20.0, 0.0, 39.0, 30.0, 39.0])
-    assert passes.is_near(jnp.asarray(shift, jnp.float32))
-    assert not passes.is_near(jnp.asarray(1.1 * shift, jnp.float32))
+    assert block_sums.is_near(jnp.asarray(shift, jnp.float32))
+    assert not block_sums.is_near(jnp.asarray(1.1 * shift, jnp.float32))
     posterior = jnp.asarray(np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)), jnp.float32)
-    value, mass = passes.dual_pass(posterior, jnp.ones(2), jnp.asarray(shift, jnp.float32))
-    gram = passes.gram_pass(posterior, jnp.ones(2), jnp.asarray(shift, jnp.float32))
+    value, mass = block_sums.dual_pass(posterior, jnp.ones(2), jnp.asarray(shift, jnp.float32))
+    gram = block_sums.gram_pass(posterior, jnp.ones(2), jnp.asarray(shift, jnp.float32))
     moved = np.logaddexp.reduce(logits + shift, axis=1)
     gamma = np.exp(logits + shift - moved[:, None])
     np.testing.assert_allclose(value, np.sum(moved - np.logaddexp.reduce(logits, axis=1)), rtol=1e-6)

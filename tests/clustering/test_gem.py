@@ -20,11 +20,11 @@ from jaxmix.clustering import (
     spherical_kmeans,
     vmf_mixture,
 )
+from jaxmix.clustering.em.block_sums import is_near
+from jaxmix.clustering.em.iteration import build_iteration, kind_of
 from jaxmix.clustering.fit import penalty_of
-from jaxmix.clustering.iteration import build_iteration, kind_of
-from jaxmix.clustering.passes import is_near
-from jaxmix.clustering.simulate import planted_mixture
 from jaxmix.core.errors import ConfigError
+from jaxmix.simulate.clusters import planted_mixture
 
 N, D, K = 603, 16, 5
 KEY = jax.random.key(0)

@@ -5,8 +5,8 @@ import pytest
 from clustering import oracle
 
 from jaxmix.clustering import GemState, geometric_influence, gis
-from jaxmix.clustering.simulate import planted_mixture
 from jaxmix.core.errors import ConfigError
+from jaxmix.simulate.clusters import planted_mixture
 
 N, D, K = 90, 8, 3
 

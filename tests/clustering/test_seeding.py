@@ -5,7 +5,7 @@ import pytest
 from clustering import oracle
 
 from jaxmix.clustering.seeding import RowSampler, _plus_plus, merge_clusters, seed_directions
-from jaxmix.clustering.simulate import planted_mixture, sample_vmf, zipf_sizes
+from jaxmix.simulate.clusters import planted_mixture, sample_vmf, zipf_sizes
 
 KEY = jax.random.key(0)
 

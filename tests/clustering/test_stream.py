@@ -9,8 +9,8 @@ import pytest
 
 from jaxmix.clustering import fit, fit_stream, gem, spherical_kmeans
 from jaxmix.clustering.resume import StreamCheckpoint
-from jaxmix.clustering.simulate import planted_mixture
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.simulate.clusters import planted_mixture
 
 N, D, K = 603, 16, 5
 KEY = jax.random.key(0)

@@ -213,7 +213,7 @@ def test_scan_and_vmap_over_seeds(case):
 
 def test_the_order_of_the_slots_does_not_matter(case, made):
     if case == "dump_short":
-        pytest.skip("one batch fills more than its window: see tests/curricula/test_advantage.py")
+        pytest.skip("one batch fills more than its window: see tests/curricula/test_rules.py")
     state, (arms, rewards) = run(made, 3), batch(7)
     order = np.random.default_rng(0).permutation(B)
     one, other = made.update(state, arms, rewards, ALL), made.update(state, arms[order], rewards[order], ALL)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import jaxmix.clustering as clustering
-from jaxmix.clustering.simulate import planted_mixture
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import from_nested, state_versions, to_nested
+from jaxmix.simulate.clusters import planted_mixture
 
 N, D, K = 603, 16, 5
 KEY = jax.random.key(0)

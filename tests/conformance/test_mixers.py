@@ -220,7 +220,7 @@ def test_starts_uniform_without_a_prior(mixer):
 
 def test_starts_from_the_prior(case, mixer):
     if case == "stratified":
-        pytest.skip("it takes no prior: see tests/mixers/test_static.py")
+        pytest.skip("it takes no prior: see tests/mixers/methods/test_static.py")
     # The same wrappers around constant weights, as there are bounds that PRIOR does not keep.
     expected = mixers.build("static", {}, CASES[case][2])
     start = expected.weights(expected.init(KEY, M, PRIOR))
@@ -245,7 +245,7 @@ def test_state_keeps_structure_shapes_and_dtypes(mixer):
 
 def test_permuting_the_domains_permutes_the_weights(mixer):
     if mixer.name == "aioli":
-        pytest.skip("it probes in random order: see tests/mixers/test_aioli.py")
+        pytest.skip("it probes in random order: see tests/mixers/methods/test_aioli.py")
     order = np.random.default_rng(3).permutation(M)
     permute = lambda tree: jax.tree.map(lambda leaf: leaf[np.ix_(*[order] * leaf.ndim)], tree)
     plain, permuted = mixer.init(KEY, M, PRIOR), mixer.init(KEY, M, PRIOR[order])

@@ -11,8 +11,8 @@ from jaxmix.curricula import as_mixer, space, uniform
 from jaxmix.curricula.as_mixer import improvement_rewards
 from jaxmix.curricula.base import signal_of
 from jaxmix.mixers import Feedback
-from jaxmix.workflows.config import from_mapping
-from jaxmix.workflows.resolve import resolve_mixer
+from jaxmix.workflows.config.resolve import resolve_mixer
+from jaxmix.workflows.config.sections import from_mapping
 
 KEY = jax.random.key(0)
 PRIOR = np.array([0.5, 0.3, 0.2, 0.0])

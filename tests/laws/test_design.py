@@ -5,7 +5,6 @@ import scipy.stats
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.laws.base import Law, Shape
-from jaxmix.laws.capacity_law import capacity
 from jaxmix.laws.design import (
     d_optimal,
     dirichlet_designs,
@@ -15,7 +14,8 @@ from jaxmix.laws.design import (
     sobol_designs,
 )
 from jaxmix.laws.fit import LawFit
-from jaxmix.laws.sobol import MAX_DIMENSIONS, sobol_points
+from jaxmix.laws.forms.capacity_law import capacity
+from jaxmix.laws.solve.sobol import MAX_DIMENSIONS, sobol_points
 
 KEY = jax.random.key(0)
 

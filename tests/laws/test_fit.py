@@ -11,8 +11,8 @@ import scipy.optimize
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.laws import Form, Law, Parameter, RunTable, Shape, fit, make
 from jaxmix.laws.fit import cells_of, compiled, on_host
-from jaxmix.laws.layout import Point
-from jaxmix.laws.solver import build_objective
+from jaxmix.laws.solve.layout import Point
+from jaxmix.laws.solve.levenberg_marquardt import build_objective
 
 KEY = jax.random.key(0)
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import jaxmix.models
-import jaxmix.models.decoder  # so that the name of a function cannot be hidden by a module's
+import jaxmix.models.lm.decoder  # so that the name of a function cannot be hidden by a module's
 
 
 def test_every_public_name_resolves():

@@ -31,10 +31,10 @@ if int(count) > 1:
 
 from pair_models import flip, linear_towers, pairs
 from jaxmix.selection import jest
-from jaxmix.train.pair_loop import run_pairs
-from jaxmix.train.pair_step import OnlineReference, PairSettings, build_pair_programs
-from jaxmix.train.pairs import PairPool, PairStream
-from jaxmix.train.settings import TrainSettings
+from jaxmix.train.pairs.loop import run_pairs
+from jaxmix.train.pairs.step import OnlineReference, PairSettings, build_pair_programs
+from jaxmix.train.pairs.stream import PairPool, PairStream
+from jaxmix.train.lm.settings import TrainSettings
 
 towers, mesh, seen = linear_towers(), sharding.build_mesh(), []
 

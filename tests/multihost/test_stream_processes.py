@@ -12,7 +12,7 @@ pytestmark = pytest.mark.multihost
 SCRIPT = """
 import json, sys
 import numpy as np
-from jaxmix.data.stream import MixtureStream
+from jaxmix.data.mixture.stream import MixtureStream
 
 index, count, first, last, state_in, out = sys.argv[1:]
 requested = []

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxmix.data.apportion import apportion, is_lasting, order_rows, worst_error
-from jaxmix.data.plan import UNLIMITED, plan_block
+from jaxmix.data.mixture.apportion import apportion, is_lasting, order_rows, worst_error
+from jaxmix.data.mixture.plan import UNLIMITED, plan_block
 
 
 def plan(weights, carry=None, cursors=None, rows=32):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from jaxmix.report.cost import Cost, cost_of, cost_sentence
-from jaxmix.report.runs import load_run
+from jaxmix.report.run_folder import load_run
 
 DATA = {"validation_rows": 16, "seq_len": 32, "control_rows": None}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmix.report.diagnosis import interaction_snapshots, is_near_one_hot, lag_sentence, warnings
-from jaxmix.report.runs import load_run
+from jaxmix.report.run_folder import load_run
 
 NAMES = ("a", "b", "c")
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxmix.report.paired import domain_tables, paired_sentences, paired_table, pairings, student_interval
-from jaxmix.report.runs import load_run
+from jaxmix.report.run_folder import load_run
 from jaxmix.report.summary import summarise
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jaxmix.clustering import assign, fit, fit_stream, gem, spherical_kmeans
+from jaxmix.clustering.em.iteration import build_iteration, kind_of
 from jaxmix.clustering.fit import penalty_of
-from jaxmix.clustering.iteration import build_iteration, kind_of
 from jaxmix.clustering.placement import place_rows
-from jaxmix.clustering.simulate import planted_mixture
 from jaxmix.core.sharding import batch_sharding, build_mesh, replicated
+from jaxmix.simulate.clusters import planted_mixture
 
 N, D, K = 603, 16, 5  # does not divide over the devices
 KEY = jax.random.key(0)

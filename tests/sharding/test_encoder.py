@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from jaxmix.core.sharding import build_mesh
-from jaxmix.models.encoder import load_encoder
+from jaxmix.models.encoders.load import load_encoder
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "encoders"))
 from tiny_bert import TEXTS, write_checkpoint
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from finetuning import EOS, PAD, toy_model, toy_params, toy_prompts, toy_settings
 
 from jaxmix.core.sharding import batch_sharding, build_mesh, use_mesh
-from jaxmix.train.finetune_step import build_policy_programs, init_policy
+from jaxmix.train.rl.step import build_policy_programs, init_policy
 
 MESHES = {"1": {"data": 1}, "2": {"data": 2}, "4": {"data": 4}, "8": {"data": 8}, "mixed": {"fsdp": 4, "tensor": 2}}
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jaxmix.core.sharding import build_mesh
-from jaxmix.models.student_training import train_student
+from jaxmix.models.student.training import train_student
 
 
 def test_it_is_the_same_on_any_number_of_devices():

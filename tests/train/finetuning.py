@@ -91,7 +91,7 @@ def _programs(settings, devices):
     import jax
 
     from jaxmix.core.sharding import build_mesh
-    from jaxmix.train.finetune_step import build_policy_programs
+    from jaxmix.train.rl.step import build_policy_programs
 
     mesh = build_mesh(devices=jax.devices()[:devices])
     return build_policy_programs(toy_model(), settings, completion_length=3, eos_id=EOS, pad_id=PAD, mesh=mesh)

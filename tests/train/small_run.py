@@ -49,7 +49,7 @@ def small_run(
 
     import jaxmix
     from jaxmix.core.sharding import process_shard
-    from jaxmix.data.stream import MixtureStream
+    from jaxmix.data.mixture.stream import MixtureStream
     from jaxmix.train import TrainSettings, run_training, validation_set
 
     defaults = {

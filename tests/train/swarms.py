@@ -16,7 +16,7 @@ STREAM = {"batch_size": 8, "seq_len": 8, "block": 2}
 
 
 def proxies(count=5):
-    from jaxmix.train.swarm import Proxy
+    from jaxmix.train.swarm.run import Proxy
 
     mixtures = np.random.default_rng(0).dirichlet(np.ones(len(NAMES)), count)
     mixtures[0] = [0.0, 0.25, 0.75]
@@ -44,7 +44,7 @@ def programs(chosen, mesh=None):
     from bigram import bigram
 
     from jaxmix.core.sharding import proxy_mesh
-    from jaxmix.train.swarm_step import build_swarm_programs
+    from jaxmix.train.swarm.step import build_swarm_programs
 
     mesh = mesh or proxy_mesh()
     key = (repr(chosen), mesh.devices.size)
@@ -59,7 +59,7 @@ def small_swarm(run_dir, *, model=None, members=None, steps=24, sources=None, ch
     """Trains bigram models; `changes` override `TrainSettings`, `options` the arguments of `run_swarm`."""
     from bigram import bigram
 
-    from jaxmix.train.swarm import run_swarm
+    from jaxmix.train.swarm.run import run_swarm
 
     chosen = settings(steps, **(changes or {}))
     if model is None and sources is None and not set(options) - {"chunk", "mesh", "label"}:

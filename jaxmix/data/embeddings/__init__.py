@@ -1,0 +1,27 @@
+"""Embeddings of a corpus on disk: shards of 16-bit rows with an index, written in parallel, read through memory maps.
+
+A folder holds, while work goes on and afterwards:
+
+    store.json         what was asked: encoder, width, dtype
+    shard-00000.bin    rows of one shard of texts, little-endian [rows, dim]
+    shard-00000.json   its source, rows, dropped documents, hash of its texts, checksum; written after the rows
+    index.json         all of these together; written last
+
+Every file is written under another name, synced and renamed: a kill at any moment leaves whole shards, and the same
+call goes on with the rest. Several processes, on one machine or many, may each write a part of the shards.
+"""
+
+from __future__ import annotations
+
+from jaxmix.data.embeddings.files import Shard
+from jaxmix.data.embeddings.read import EmbeddingStore, TextEncoder, open_embedding_store
+from jaxmix.data.embeddings.write import EmbeddingWriter, write_embedding_store
+
+__all__ = [
+    "EmbeddingStore",
+    "EmbeddingWriter",
+    "Shard",
+    "TextEncoder",
+    "open_embedding_store",
+    "write_embedding_store",
+]

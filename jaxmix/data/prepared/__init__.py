@@ -1,0 +1,1 @@
+"""Tokenized sources on disk."""

@@ -1,0 +1,1 @@
+"""Where documents are, and how they are read."""

@@ -1,0 +1,249 @@
+"""Where a domain's documents are, and how the work of reading them is cut up."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmix.core.errors import ConfigError, EnvironmentProblem, nearest
+from jaxmix.data.sources.readers import FORMATS, Trouble, Unit, detect_format, read_unit, split_file
+
+__all__ = ["LABELS", "SourceSpec"]
+
+LABELS = ".labels.parquet"
+"""Ending of the files that `jaxmix label` writes beside documents: no documents themselves."""
+
+_GROUP_BYTES, _GROUP_FILES = 8_000_000, 2000
+_GROUP_RECORDS = 20_000
+_HASHED_WHOLE = 1_000_000_000
+_SAMPLE = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSpec:
+    """One domain's documents. Exactly one of `path`, `tfds`, `hf` and `documents` is given.
+
+    Attributes:
+        name: of the domain.
+        path: file, folder (all files below it that have a known ending) or glob pattern, or several.
+        tfds: name of a tensorflow-datasets dataset that is on disk; read through `tfds.data_source`, without
+            TensorFlow.
+        hf: name or path of a Hugging Face dataset (the extra `hf`).
+        documents: texts in memory, `str` or UTF-8 `bytes`.
+        split: of `tfds` or `hf`.
+        format: "auto" (by ending), or a key of `readers.FORMATS`.
+        text_field: field or column that holds the text.
+    """
+
+    name: str
+    path: str | Path | tuple[str | Path, ...] | None = None
+    tfds: str | None = None
+    hf: str | None = None
+    documents: Sequence[str | bytes] | None = None
+    split: str = "train"
+    format: str = "auto"
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        where = f"sources.{self.name}"
+        given = [key for key in ("path", "tfds", "hf", "documents") if getattr(self, key) is not None]
+        if len(given) != 1:
+            what = f"it has {' and '.join(given)}" if given else "it does not say where its documents are"
+            raise ConfigError(
+                f"source {self.name!r}: {what}", where=where, fix="Give exactly one of path, tfds, hf and documents."
+            )
+        if self.format != "auto" and self.format not in FORMATS:
+            raise ConfigError(
+                f"unknown format {self.format!r}", where=f"{where}.format", fix=nearest(self.format, ("auto", *FORMATS))
+            )
+
+    @classmethod
+    def from_dict(cls, name: str, mapping: Mapping[str, Any], where: str) -> SourceSpec:
+        """From a configuration's mapping; keys that are no field raise `ConfigError` with the nearest one."""
+        known = {f.name for f in dataclasses.fields(cls)} - {"name", "documents"}
+        for key in mapping:
+            if key not in known:
+                raise ConfigError(f"unknown key {key!r}", where=f"{where}.{key}", fix=nearest(key, known))
+        values = dict(mapping)
+        if isinstance(values.get("path"), list):
+            values["path"] = tuple(values["path"])
+        return cls(name=name, **values)
+
+    def files(self) -> list[Path]:
+        """The files of a `path` source, sorted. Raises `ConfigError` where there are none."""
+        if self.path is None:
+            return []
+        found: set[Path] = set()
+        is_document = lambda p: p.is_file() and not p.name.endswith(LABELS)
+        for pattern in self.path if isinstance(self.path, tuple) else (self.path,):
+            path = Path(pattern)
+            if path.is_dir():
+                inside = (p for p in path.rglob("*") if is_document(p))
+                found |= {p for p in inside if self.format != "auto" or detect_format(p)}
+            elif path.is_file():
+                found.add(path)
+            else:
+                found |= set(filter(is_document, map(Path, glob.glob(str(pattern), recursive=True))))
+        if not found:
+            raise ConfigError(
+                f"source {self.name!r}: no file at {self.path}",
+                where=f"sources.{self.name}.path",
+                fix=f"Known endings: {', '.join(e for endings in FORMATS.values() for e in endings)}.",
+            )
+        return sorted(found)
+
+    def units(self) -> list[Unit]:
+        """The work of reading the source, cut into pieces whose number depends on the data alone."""
+        if self.path is None:
+            kind = "tfds" if self.tfds is not None else "hf" if self.hf is not None else "memory"
+            count = len(self._indexed())
+            return [
+                Unit(kind, (), start, min(start + _GROUP_RECORDS, count)) for start in range(0, count, _GROUP_RECORDS)
+            ] or [Unit(kind, (), 0, 0)]
+        units: list[Unit] = []
+        group: list[Path] = []
+        size = 0
+
+        def flush() -> None:
+            nonlocal group, size
+            if group:
+                units.append(Unit("text", tuple(group)))
+            group, size = [], 0
+
+        for path in self.files():
+            ending = self.format if self.format != "auto" else detect_format(path)
+            if ending is None:
+                raise ConfigError(
+                    f"{path} has an ending that names no format",
+                    where=f"sources.{self.name}.format",
+                    fix=f"Set format to one of {', '.join(FORMATS)}.",
+                )
+            if ending != "text":
+                flush()
+                units.extend(split_file(path, ending))
+                continue
+            group.append(path)
+            size += _size(path)
+            if size >= _GROUP_BYTES or len(group) >= _GROUP_FILES:
+                flush()
+        flush()
+        return units
+
+    def read(self, unit: Unit, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
+        """Yields (place, UTF-8 bytes as found) of every document of a unit."""
+        if unit.kind in FORMATS:
+            yield from read_unit(unit, self.text_field, trouble)
+            return
+        items = self._indexed()
+        for index in range(unit.start, unit.stop):
+            where = f"{unit.kind} record {index}"
+            item = items[index]
+            value = item.get(self.text_field) if isinstance(item, Mapping) else item
+            if value is None:
+                trouble.add(f"records without {self.text_field!r}", where)
+            elif isinstance(value, str):
+                yield where, value.encode("utf-8", errors="surrogatepass")
+            elif isinstance(value, bytes):
+                yield where, value
+            else:
+                trouble.add(f"records whose {self.text_field!r} is no text", where)
+
+    def decoded(self, unit: Unit, trouble: Trouble) -> Iterator[tuple[str, str]]:
+        """Yields (place, text) of every document; what is not UTF-8 is replaced and counted."""
+        for where, data in self.read(unit, trouble):
+            try:
+                text = data.decode("utf-8")
+            except UnicodeDecodeError:
+                trouble.add("documents with invalid UTF-8", where)
+                text = data.decode("utf-8", errors="replace")
+            yield where, text
+
+    def texts(self, unit: Unit, trouble: Trouble) -> Iterator[tuple[int, str, str]]:
+        """Yields (number within the unit, place, text) of every document with something in it; counts the others."""
+        for number, (where, text) in enumerate(self.decoded(unit, trouble)):
+            if text.strip():
+                yield number, where, text
+            else:
+                trouble.add("empty documents", where)
+
+    def _indexed(self) -> Any:
+        if self.documents is not None:
+            return self.documents
+        return _open_tfds(self) if self.tfds is not None else _open_hf(self)
+
+    def fingerprint(self) -> str:
+        """Hash of what the source holds: every byte of up to 1 GB of files, beyond that each file's size and ends.
+
+        Data sets by name are known by it, their split and their length; texts in memory by every byte.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{self.format}/{self.text_field}/{self.split}".encode())
+        files = self.files()
+        is_small = sum(_size(path) for path in files) <= _HASHED_WHOLE
+        for path in files:
+            digest.update(f"\0{path.name}\0{_size(path)}\0".encode())
+            try:
+                with path.open("rb") as file:
+                    if is_small:
+                        while chunk := file.read(1 << 20):
+                            digest.update(chunk)
+                    else:
+                        digest.update(file.read(_SAMPLE))
+                        file.seek(max(_size(path) - _SAMPLE, 0))
+                        digest.update(file.read(_SAMPLE))
+            except OSError:
+                digest.update(b"unreadable")
+        if self.documents is not None:
+            for document in self.documents:
+                data = document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document
+                digest.update(len(data).to_bytes(8, "little") + data)
+        elif not files:
+            digest.update(f"{self.tfds}/{self.hf}/{len(self._indexed())}".encode())
+        return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _open_tfds(spec: SourceSpec) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.data_source(spec.tfds, split=spec.split)
+    except Exception as error:  # tfds has many kinds of its own
+        raise ConfigError(
+            f"tensorflow-datasets cannot open {spec.tfds!r}: {str(error).strip().splitlines()[0]}",
+            where=f"sources.{spec.name}.tfds",
+            fix="It must be on disk already, prepared with file_format='array_record'.",
+        ) from error
+
+
+def _open_hf(spec: SourceSpec) -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            "reading Hugging Face datasets needs the package 'datasets', which is not installed",
+            where=f"sources.{spec.name}.hf",
+            fix='Run: pip install "jaxmix[hf]"',
+        ) from error
+    assert spec.hf is not None
+    path = Path(spec.hf)
+    try:
+        if path.is_dir() and (path / "state.json").exists():
+            return datasets.load_from_disk(spec.hf)
+        return datasets.load_dataset(spec.hf, split=spec.split)
+    except Exception as error:
+        raise ConfigError(
+            f"datasets cannot open {spec.hf!r}: {str(error).strip().splitlines()[0]}",
+            where=f"sources.{spec.name}.hf",
+            fix="Check the name and split, or download it first.",
+        ) from error

@@ -1,0 +1,1 @@
+"""The formulas and regressors that predict losses."""

@@ -1,0 +1,1 @@
+"""How far a law can be trusted, and which law suits a table."""

@@ -1,0 +1,1 @@
+"""From a fitted law to the mixture to train on."""

@@ -1,0 +1,1 @@
+"""The methods: each turns feedback into weights."""

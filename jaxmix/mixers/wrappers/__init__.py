@@ -1,0 +1,1 @@
+"""Wrappers: each takes a mixer and returns a mixer."""

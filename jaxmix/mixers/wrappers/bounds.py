@@ -1,0 +1,142 @@
+"""Wrappers that bound or bend the weights: a floor, a temperature, a pull towards a prior.
+
+Each is a function of the inner mixer's weights alone, and holds for its recommended mixture too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmix.core.arguments import check_number
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.pytree import state
+from jaxmix.core.schedule import check_weights
+from jaxmix.core.simplex import kl_project_capped_simplex
+from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.mixers import base
+from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
+from jaxmix.mixers.wrappers.base import InnerState, lift, registry
+
+__all__ = ["floor", "geometric_mean", "kl_to_prior", "temperature"]
+
+
+@registry.register
+def floor(mixer: Mixer, minimum: float) -> Mixer:
+    """No domain's weight falls below `minimum`.
+
+    The weights are the nearest ones in KL divergence that keep the bound: `p = max(minimum, λ q)`. Weights q that
+    keep it already stay as they are; domains above it keep their ratios.
+
+    Args:
+        mixer: the inner mixer.
+        minimum: in [0, 1]; at most 1/m, which `init` checks.
+    """
+    if not 0 <= minimum <= 1:
+        raise ConfigError(f"the floor must be in [0, 1], got {minimum}", where="floor(minimum)")
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
+        if minimum * num_domains > 1 + 1e-6:
+            raise ConfigError(
+                f"a floor of {minimum} for each of {num_domains} domains adds to more than 1",
+                where="floor(minimum)",
+                fix=f"Use at most {1 / num_domains:.6g}.",
+            )
+        return InnerState(inner=mixer.init(key, num_domains, prior))
+
+    def bound(weights: Weights) -> Weights:
+        return kl_project_capped_simplex(weights, 1.0, minimum)
+
+    return lift(mixer, "floor", bound=bound, init=init)
+
+
+@registry.register
+def temperature(mixer: Mixer, value: float) -> Mixer:
+    """Flattens or sharpens the weights q: `p ∝ q^(1/value)`.
+
+    Args:
+        mixer: the inner mixer.
+        value: above 0; 1 does nothing, larger values flatten, smaller ones sharpen. A weight of 0 stays 0.
+    """
+    check_number("temperature", "value", value, 0.0, is_open=True)
+
+    def bound(weights: Weights) -> Weights:
+        if value == 1:
+            return weights
+        is_drawn = weights > 0
+        logits = jnp.log(jnp.where(is_drawn, weights, 1.0))
+        # Relative to the largest, so that a small temperature does not leave float32's range.
+        logits = (logits - jnp.max(jnp.where(is_drawn, logits, -jnp.inf))) / value
+        return jax.nn.softmax(jnp.where(is_drawn, logits, -jnp.inf))
+
+    return lift(mixer, "temperature", bound=bound)
+
+
+@state(version=1)
+class KlToPriorState:
+    """Attributes:
+    inner: the wrapped mixer's state.
+    prior: f32[m] on the simplex.
+    """
+
+    inner: Any
+    prior: Any
+
+
+@registry.register
+def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = None) -> Mixer:
+    """Pulls the weights q towards a prior: the minimiser of `KL(p ‖ q) + strength · KL(p ‖ prior)`.
+
+    It is the weighted geometric mean `p ∝ q^(1/(1+s)) · prior^(s/(1+s))` with s = strength.
+
+    Args:
+        mixer: the inner mixer.
+        strength: s ≥ 0; 0 does nothing, 1 is half way (in logarithms), large values give the prior.
+        prior: m numbers that add to 1; the prior given to `init` (uniform by default) if `None`. A domain whose
+            weight or prior is 0 gets 0 (for strength > 0); if that leaves none, the weights are the prior.
+    """
+    if not (np.isfinite(strength) and strength >= 0):
+        raise ConfigError(f"strength must be finite and ≥ 0, got {strength}", where="kl_to_prior(strength)")
+    fixed = None if prior is None else check_weights(prior, where="kl_to_prior(prior)")
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> KlToPriorState:
+        if fixed is not None and len(fixed) != num_domains:
+            raise ConfigError(
+                f"{len(fixed)} weights for {num_domains} domains",
+                where="kl_to_prior(prior)",
+                fix="Give one per source.",
+            )
+        anchor = base.initial_weights(
+            num_domains, prior if fixed is None else jnp.asarray(fixed, jnp.result_type(float))
+        )
+        return KlToPriorState(inner=mixer.init(key, num_domains, prior), prior=anchor)
+
+    def update(key: PRNGKeyArray, state: KlToPriorState, feedback: Feedback) -> tuple[KlToPriorState, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        return KlToPriorState(inner=inner, prior=state.prior), info
+
+    def weights(state: KlToPriorState) -> Weights:
+        return geometric_mean(mixer.weights(state.inner), state.prior, strength)
+
+    def final(state: KlToPriorState) -> Weights:
+        assert mixer.final is not None
+        return geometric_mean(mixer.final(state.inner), state.prior, strength)
+
+    lifted: dict[str, Any] = {"weights": weights, "final": mixer.final and final}
+    return lift(mixer, "kl_to_prior", init=init, update=update, **lifted)
+
+
+def geometric_mean(weights: Weights, prior: Weights, strength: float) -> Weights:
+    """`p ∝ weights^(1/(1+s)) · prior^(s/(1+s))`; the prior if no domain has both above 0."""
+    if strength == 0:
+        return weights
+    prior = prior.astype(weights.dtype)
+    is_shared = (weights > 0) & (prior > 0)
+    logits = jnp.log(jnp.where(is_shared, weights, 1.0)) + strength * jnp.log(jnp.where(is_shared, prior, 1.0))
+    has_any = jnp.any(is_shared)
+    mean = jax.nn.softmax(jnp.where(is_shared | ~has_any, logits / (1.0 + strength), -jnp.inf))
+    return jnp.where(has_any, mean, prior)

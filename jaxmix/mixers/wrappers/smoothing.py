@@ -1,0 +1,85 @@
+"""Wrappers that draw by an average of the weights over time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.pytree import state
+from jaxmix.core.simplex import normalize
+from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
+from jaxmix.mixers.wrappers.base import lift, registry
+
+__all__ = ["ema", "time_average"]
+
+
+@state(version=1)
+class EmaState:
+    """Attributes:
+    inner: the wrapped mixer's state.
+    average: f32[m] on the simplex.
+    """
+
+    inner: Any
+    average: Any
+
+
+@registry.register
+def ema(mixer: Mixer, decay: float) -> Mixer:
+    """Draws by a moving average of the weights: `average ← decay · average + (1 − decay) · weights`.
+
+    Args:
+        mixer: the inner mixer.
+        decay: in [0, 1), per update; 0 does nothing. The average starts at the inner mixer's first weights.
+    """
+    if not 0 <= decay < 1:
+        raise ConfigError(f"decay must be in [0, 1), got {decay}", where="ema(decay)")
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> EmaState:
+        inner = mixer.init(key, num_domains, prior)
+        return EmaState(inner=inner, average=mixer.weights(inner))
+
+    def update(key: PRNGKeyArray, state: EmaState, feedback: Feedback) -> tuple[EmaState, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        average = decay * state.average + (1.0 - decay) * mixer.weights(inner)
+        return EmaState(inner=inner, average=normalize(average)), info
+
+    return lift(mixer, "ema", init=init, update=update, weights=lambda state: state.average)
+
+
+@state(version=1)
+class TimeAverageState:
+    """Attributes:
+    inner: the wrapped mixer's state.
+    count: i32[], updates so far.
+    average: f32[m] on the simplex.
+    """
+
+    inner: Any
+    count: Any
+    average: Any
+
+
+@registry.register
+def time_average(mixer: Mixer) -> Mixer:
+    """Draws by the mean of all weights so far, the starting weights included: `(q_0 + … + q_t) / (t + 1)`.
+
+    Args:
+        mixer: the inner mixer.
+    """
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> TimeAverageState:
+        inner = mixer.init(key, num_domains, prior)
+        return TimeAverageState(inner=inner, count=jnp.int32(0), average=mixer.weights(inner))
+
+    def update(key: PRNGKeyArray, state: TimeAverageState, feedback: Feedback) -> tuple[TimeAverageState, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        count = state.count + 1
+        share = 1.0 / (count + 1).astype(state.average.dtype)
+        average = (1.0 - share) * state.average + share * mixer.weights(inner)
+        return TimeAverageState(inner=inner, count=count, average=normalize(average)), info
+
+    return lift(mixer, "time_average", init=init, update=update, weights=lambda state: state.average)

@@ -1,0 +1,139 @@
+"""Wrappers that decide when the weights may change: from when on, how often, until when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.pytree import state
+from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights
+from jaxmix.mixers.wrappers.base import lift, registry
+
+__all__ = ["freeze_after", "hold", "warm_up"]
+
+
+@state(version=1)
+class WarmUpState:
+    """Attributes:
+    inner: the wrapped mixer's state.
+    count: i32[], updates so far, at most the length of the warm-up.
+    prior: f32[m] on the simplex.
+    """
+
+    inner: Any
+    count: Any
+    prior: Any
+
+
+@registry.register
+def warm_up(mixer: Mixer, updates: int, is_linear: bool = False) -> Mixer:
+    """Draws by the prior until the inner mixer, which learns from the start, has had `updates` updates.
+
+    Args:
+        mixer: the inner mixer.
+        updates: length of the warm-up; 0 does nothing. A state after `updates` updates is the first whose weights
+            are the inner mixer's.
+        is_linear: go over from the prior to the inner mixer's weights evenly instead of at once: after t updates
+            the weights are `(1 − t/updates) prior + (t/updates) q`.
+    """
+    _check_updates("warm_up", updates, 0)
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> WarmUpState:
+        inner = mixer.init(key, num_domains, prior)
+        return WarmUpState(inner=inner, count=jnp.int32(0), prior=initial_weights(num_domains, prior))
+
+    def update(key: PRNGKeyArray, state: WarmUpState, feedback: Feedback) -> tuple[WarmUpState, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        count = jnp.minimum(state.count + 1, updates)
+        return WarmUpState(inner=inner, count=count, prior=state.prior), info
+
+    def weights(state: WarmUpState) -> Weights:
+        own = mixer.weights(state.inner)
+        prior = state.prior.astype(own.dtype)
+        if is_linear:
+            share = state.count.astype(own.dtype) / max(updates, 1)
+            prior = prior + share * (own - prior)
+        return jnp.where(state.count >= updates, own, prior)
+
+    return lift(mixer, "warm_up", init=init, update=update, weights=weights)
+
+
+@state(version=1)
+class HoldState:
+    """Attributes:
+    inner: the wrapped mixer's state.
+    count: i32[], updates since the weights last changed.
+    held: f32[m] on the simplex.
+    """
+
+    inner: Any
+    count: Any
+    held: Any
+
+
+@registry.register
+def hold(mixer: Mixer, updates: int) -> Mixer:
+    """The weights change only at every `updates`-th update, to what the inner mixer's are then.
+
+    Args:
+        mixer: the inner mixer; it learns at every update.
+        updates: ≥ 1; 1 does nothing.
+    """
+    _check_updates("hold", updates, 1)
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> HoldState:
+        inner = mixer.init(key, num_domains, prior)
+        return HoldState(inner=inner, count=jnp.int32(0), held=mixer.weights(inner))
+
+    def update(key: PRNGKeyArray, state: HoldState, feedback: Feedback) -> tuple[HoldState, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        count = (state.count + 1) % updates
+        held = jnp.where(count == 0, mixer.weights(inner), state.held)
+        return HoldState(inner=inner, count=count, held=held), info
+
+    return lift(mixer, "hold", init=init, update=update, weights=lambda state: state.held)
+
+
+@state(version=1)
+class FreezeAfterState:
+    """Attributes:
+    inner: the wrapped mixer's state; it stays as it is once frozen.
+    count: i32[], updates so far, at most the number after which all stays.
+    """
+
+    inner: Any
+    count: Any
+
+
+@registry.register
+def freeze_after(mixer: Mixer, updates: int) -> Mixer:
+    """The mixer learns from `updates` updates and then stays as it is: weights, factors on losses, recommendation.
+
+    A method that probes must not be stopped inside a sweep: choose a multiple of its round, or put `time_average`
+    inside.
+
+    Args:
+        mixer: the inner mixer.
+        updates: ≥ 0; 0 keeps the starting weights.
+    """
+    _check_updates("freeze_after", updates, 0)
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> FreezeAfterState:
+        return FreezeAfterState(inner=mixer.init(key, num_domains, prior), count=jnp.int32(0))
+
+    def update(key: PRNGKeyArray, state: FreezeAfterState, feedback: Feedback) -> tuple[FreezeAfterState, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        is_frozen = state.count >= updates
+        inner = jax.tree.map(lambda old, new: jnp.where(is_frozen, old, new), state.inner, inner)
+        return FreezeAfterState(inner=inner, count=jnp.minimum(state.count + 1, updates)), info
+
+    return lift(mixer, "freeze_after", init=init, update=update)
+
+
+def _check_updates(name: str, updates: int, least: int) -> None:
+    if not least <= updates < 2**31:
+        raise ConfigError(f"updates must be from {least} to 2^31 - 1, got {updates}", where=f"{name}(updates)")

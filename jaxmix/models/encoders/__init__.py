@@ -1,0 +1,1 @@
+"""Text encoders: documents in, unit vectors out."""

@@ -1,0 +1,121 @@
+"""Decoder-only transformer language model (Flax NNX inside, pure functions outside).
+
+The module is not called `transformer`, because the package exports a function of that name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmix.core.types import Array
+from jaxmix.models.base import Model
+from jaxmix.models.lm.accounting import count_params, flops_per_token
+from jaxmix.models.lm.attention import rotary_table
+from jaxmix.models.lm.blocks import add_blocks, parameters, run_blocks
+from jaxmix.models.lm.cache import build_decoding
+from jaxmix.models.lm.config import TransformerConfig
+from jaxmix.models.lm.layers import Block, RMSNorm, matrix
+from jaxmix.models.lm.loss import token_losses
+from jaxmix.models.partition import constrain_rows, parameter_partition
+from jaxmix.models.precision import check_compute_dtype, compute_dtype
+
+__all__ = ["Decoder", "transformer"]
+
+_TABLE_SCALE = 0.02
+
+
+class Decoder(nnx.Module):
+    """Embedding, blocks, final norm; the loss is read out with the embedding table or a matrix of its own.
+
+    Args:
+        config: the settings.
+        key: typed PRNG key. Block i's parameters are the same whether blocks are stacked or not.
+    """
+
+    def __init__(self, config: TransformerConfig, key: Array):
+        self.config = config
+        table_key, readout_key, blocks_key = jax.random.split(key, 3)
+        shape = (config.vocab_size, config.width)
+        # Small, so that a token's own row does not dominate the residual stream: tied, it would predict itself.
+        self.table = matrix(nnx.Rngs(params=table_key), shape, _TABLE_SCALE)
+        if not config.tie_embeddings:
+            self.readout = matrix(nnx.Rngs(params=readout_key), shape, _TABLE_SCALE)
+        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        add_blocks(self, Block, config, blocks_key)
+
+    def __call__(self, tokens: Array, targets: Array, readout: Array | None = None) -> tuple[Array, Array]:
+        """Tokens and targets i32[b, t] → (loss, log normaliser), both f32[b, t]; `readout` replaces the own one."""
+        config = self.config
+        dtype = compute_dtype(config.compute_dtype)
+        table = self.table[...].astype(dtype)
+        rotary = rotary_table(tokens.shape[1], config.size_of_head, config.rope_base)
+        x = constrain_rows(jnp.take(table, tokens, axis=0, mode="clip"))
+        x = run_blocks(self, Block, config, x, rotary)
+        if readout is None:
+            readout = self.table[...] if config.tie_embeddings else self.readout[...]
+        readout = self.final_norm.fold(readout.T).T.astype(dtype)
+        return token_losses(self.final_norm(x), readout, targets, chunk=config.positions_per_loss_chunk)
+
+
+def transformer(config: TransformerConfig) -> Model:
+    """Builds the model that `config` describes.
+
+    `params` of the returned model:
+
+    | name | shape |
+    |---|---|
+    | `table` | [v, d] |
+    | `readout` (only if not tied) | [v, d] |
+    | `final_norm/scale` | [d] |
+    | `block_00/attention/norm/scale`, `block_00/feed_forward/norm/scale` | [d] |
+    | `block_00/attention/input` (per group: query heads, key, value), `/output` | [d, g, r + 2, k], [h, k, d] |
+    | `block_00/feed_forward/input` (swiglu: gate, up), `/output` | [d, 1 or 2, f], [f, d] |
+
+    With `scan_layers` there is one `blocks` instead of `block_00`, …, whose arrays have a leading axis of layers.
+
+    Returns:
+        A `Model`. Its `apply(params, batch)` reads `tokens` and `targets` i32[b, t] and returns f32[b, t], or with
+        `z_loss` > 0 the pair (loss, z_loss · log-normaliser²). Tokens outside the vocabulary are taken as its last
+        word: check data where it is made.
+
+    Raises:
+        ConfigError: the compute dtype is not available.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = transformer(TransformerConfig(num_layers=1, width=64, vocab_size=16))
+    >>> tokens = jnp.array([[1, 2, 3]])
+    >>> model.apply(model.init(jax.random.key(0)), {"tokens": tokens, "targets": jnp.array([[2, 3, -1]])}).shape
+    (1, 3)
+    """
+    check_compute_dtype(config.compute_dtype)
+
+    def init(key: Array) -> Any:
+        return parameters(Decoder(config, key))
+
+    abstract_key = jax.eval_shape(lambda: jax.random.key(0))
+    definition = nnx.graphdef(nnx.eval_shape(lambda key: Decoder(config, key), abstract_key))
+
+    def apply(params: Any, batch: Any) -> Any:
+        return apply_readout(None, params, batch)
+
+    def apply_readout(readout: Any, params: Any, batch: Any) -> Any:
+        loss, log_normaliser = nnx.merge(definition, params)(batch["tokens"], batch["targets"], readout)
+        if config.z_loss == 0:
+            return loss
+        return loss, config.z_loss * jnp.square(log_normaliser)
+
+    return Model(
+        init=init,
+        apply=apply,
+        partition=parameter_partition(jax.eval_shape(init, abstract_key)),
+        num_params=count_params(config),
+        flops_per_token=flops_per_token(config),
+        config=config,
+        readout=lambda params: params["table" if config.tie_embeddings else "readout"],
+        apply_readout=apply_readout,
+        decoding=build_decoding(config, lambda params: nnx.merge(definition, params)),
+    )

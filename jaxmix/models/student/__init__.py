@@ -1,0 +1,1 @@
+"""The distilled classifier that labels a whole corpus."""

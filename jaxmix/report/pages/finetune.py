@@ -1,0 +1,289 @@
+"""The page of fine-tuning runs: what was solved when, what was drawn, and what it cost in each currency."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from html import escape
+
+from jaxmix.report import charts
+from jaxmix.report.charts import Line
+from jaxmix.report.pages.finetune_charts import heat_over_steps
+from jaxmix.report.pages.finetune_metrics import (
+    CURRENCIES,
+    accuracy,
+    area,
+    arms_of,
+    families_of,
+    final_accuracy,
+    learnable_arms,
+    mastered_change,
+    prompts_to,
+    share_of,
+    solve_rates,
+)
+from jaxmix.report.run_folder import RunRecord
+from jaxmix.report.tables import Table, by_variant
+from jaxmix.report.widgets import curve, figure_html, table_html
+
+__all__ = ["describe_finetune", "finetune_comparison_table", "finetune_sections", "finetune_table"]
+
+_TITLES = {"rollouts": "rollouts", "prompts": "prompts", "unique_prompts": "different prompts"}
+_LARGEST_SHARE = 0.25
+_LOST = 0.03
+
+
+def describe_finetune(runs: Sequence[RunRecord]) -> list[str]:
+    """The result in sentences, the most important first."""
+    if len(runs) == 1:
+        return _one(runs[0])
+    groups = {v: [a for r in g if (a := final_accuracy(r)) is not None] for v, g in by_variant(runs).items()}
+    known = {variant: values for variant, values in groups.items() if values}
+    if not known:
+        return ["No run has been evaluated yet."]
+    best = max(known, key=lambda v: statistics.fmean(known[v]))
+    listed = "; ".join(f"{v} {statistics.fmean(a):.3f} ({len(a)} seed{'s'[: len(a) > 1]})" for v, a in known.items())
+    sentences = [
+        f"{best} solves most of the held-out prompts at the end. Means over arms that can be learned: {listed}."
+    ]
+    for run in runs:
+        sentences += [f"{run.name}: {text}" for text in _warnings(run)]
+    behind = [r.name for r in runs if r.planned_steps is not None and r.steps < r.planned_steps]
+    if behind:
+        sentences.append(f"Not finished: {', '.join(behind)}.")
+    return sentences
+
+
+def _one(run: RunRecord) -> list[str]:
+    planned = f" of {run.planned_steps}" if run.planned_steps is not None else ""
+    curve_ = accuracy(run)
+    spent = {key: max((int(r.get(key, 0)) for r in (*run.train, *run.eval)), default=0) for key in CURRENCIES}
+    sentences = [
+        f"Step {run.steps}{planned}: {spent['prompts']:,} prompts, {spent['unique_prompts']:,} of them different, "
+        f"{spent['rollouts']:,} rollouts."
+    ]
+    if curve_.value:
+        start = f", from {curve_.value[0]:.3f} at the start" if len(curve_.value) > 1 else ""
+        arms = len(learnable_arms(run))
+        sentences.append(f"Solved {final_accuracy(run):.3f} of the held-out prompts{start} (mean over {arms} arms).")
+    return sentences + _warnings(run)
+
+
+def _warnings(run: RunRecord) -> list[str]:
+    found = []
+    mastered = mastered_change(run)
+    if mastered is not None and mastered[1] < -_LOST:
+        found.append(f"The {mastered[0]} arms that were solved at the start have lost {-mastered[1]:.3f}.")
+    largest = _largest_share(run)
+    if largest is not None and largest[1] > _LARGEST_SHARE:
+        found.append(
+            f"{largest[0]} took {largest[1]:.0%} of the prompts at times: above a quarter, others may be forgotten."
+        )
+    return found
+
+
+def _largest_share(run: RunRecord) -> tuple[str, float] | None:
+    """The arm with the largest probability in any record."""
+    best: tuple[str, float] | None = None
+    for name in arms_of(run):
+        values = run.series("train", f"bandit/probability/{name}")[1]
+        if values and (best is None or max(values) > best[1]):
+            best = (name, max(values))
+    return best
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def finetune_table(run: RunRecord) -> Table:
+    """One row per arm: solve rate at the start and the end, share of the prompts, probability at the end."""
+    end = solve_rates(run, last=4)
+    rows = []
+    for name in arms_of(run):
+        start = run.series("eval", f"eval/solve/{name}")[1]
+        figures = (start[0] if start else None, end.get(name), share_of(run, [name]))
+        rows.append((name, *(_number(x) for x in figures), _number(run.final("train", f"bandit/probability/{name}"))))
+    curve_ = accuracy(run)
+    if curve_.value:
+        share = share_of(run, learnable_arms(run))
+        rows.append(("mean", _number(curve_.value[0]), _number(final_accuracy(run)), _number(share), ""))
+    return Table(("arm", "solved at start", "solved at end", "share of prompts", "probability now"), tuple(rows),
+                 first_total=len(rows) - 1)  # fmt: skip
+
+
+def finetune_comparison_table(runs: Sequence[RunRecord]) -> Table:
+    """One row per variant, means over seeds; prompts to where the first variant ends, by paired seed."""
+    columns = ("variant", "seeds", "solved at end", "mean over prompts", "prompts to the first's end", "gain",
+               "live groups", "different prompts", "mastered arms", "on noise")  # fmt: skip
+    groups = by_variant(runs)
+    first = {run.seed: run for run in next(iter(groups.values()))}
+    rows = []
+    for variant, group in groups.items():
+        reached = []
+        for run in group:
+            base = first.get(run.seed)
+            level = None if base is None else final_accuracy(base)
+            taken = None if level is None else prompts_to(run, level)
+            spent = 0 if base is None else accuracy(base).prompts[-1] if accuracy(base).prompts else 0
+            reached.append((taken, spent / taken if taken else None))
+        noise = [share_of(r, [n for n in arms_of(r) if n not in learnable_arms(r)]) for r in group]
+        moved = [m[1] if (m := mastered_change(r)) else None for r in group]
+        live = [_mean(r.series("train", "reward/live_share")[1]) for r in group]
+        rows.append(
+            (
+                variant,
+                str(len(group)),
+                _number(_mean([final_accuracy(r) for r in group])),
+                _number(_mean([area(r) for r in group])),
+                _count(_mean([taken for taken, _ in reached])),
+                _times(_geometric([gain for _, gain in reached])),
+                _number(_mean(live)),
+                _count(_mean([float(u[-1]) if (u := accuracy(r).unique_prompts) else None for r in group])),
+                _number(_mean(moved), sign=True),
+                _number(_mean(noise)),
+            )
+        )
+    scored = [(float(row[2]), i) for i, row in enumerate(rows) if row[2] != "?"]
+    return Table(columns, tuple(rows), best=frozenset({(max(scored)[1], 2)} if scored else ()))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None unless all are known."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _geometric(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return math.exp(statistics.fmean(math.log(value) for value in known))
+
+
+def _number(value: float | None, *, sign: bool = False) -> str:
+    return "?" if value is None else f"{value:{'+' if sign else ''}.3f}"
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def _times(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f}x"
+
+
+# ── sections ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def finetune_sections(runs: Sequence[RunRecord]) -> list[str]:
+    """The body of the page under its verdict."""
+    if len(runs) > 1:
+        parts = [table_html(finetune_comparison_table(runs), "Variants (means over seeds)")]
+        text = (
+            "Solved: share of held-out prompts, mean over the arms that can be learned, of the last four evaluations. "
+            "Prompts: until the curve, smoothed by the median of three, reaches for two evaluations what the first "
+            "variant has at its end; gain: of the first variant's prompts to these, by paired seed, geometric mean; ? "
+            "where a seed never gets there. Mastered: change of the arms that start above 0.9."
+        )
+        parts.append(f'<p class="note">{escape(text)}</p>')
+    else:
+        parts = [table_html(finetune_table(runs[0]), "Arms")]
+    parts += _currencies(runs) + _families(runs)
+    for index, run in enumerate(runs if len(runs) <= 8 else _first_seeds(runs)):
+        parts += _heat(run, index, len(runs) > 1) + _allocation(run, index)
+    return parts
+
+
+def _first_seeds(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    return [group[0] for group in by_variant(runs).values()]
+
+
+def _currencies(runs: Sequence[RunRecord]) -> list[str]:
+    """Accuracy against rollouts, prompts and different prompts: any one of them alone can flatter a method."""
+    parts = ["<h2>Accuracy in three currencies</h2>"]
+    for index, currency in enumerate(CURRENCIES):
+        lines = []
+        for style, (variant, group) in enumerate(by_variant(runs).items()):
+            for run in group:
+                curve_ = accuracy(run)
+                if curve_.value:
+                    lines.append(Line(variant, getattr(curve_, currency), curve_.value, style, is_thin=len(group) > 1))
+        if lines:
+            chart = charts.lines(lines, name=f"currency{index}", x_label=_TITLES[currency], y_label="solved")
+            text = "Held-out prompts, mean over the arms that can be learned" + (
+                ", one curve per seed." if runs[1:] else "."
+            )
+            parts.append(figure_html(chart, text if index == 0 else ""))
+    return parts if len(parts) > 1 else []
+
+
+def _families(runs: Sequence[RunRecord]) -> list[str]:
+    """Accuracy of every family over the run; panels with a curve per variant for several runs."""
+    families = families_of(runs[0])
+    if not families:
+        return []
+    groups: dict[str, list[Line]] = {family: [] for family in families}
+    for style, (variant, group) in enumerate(by_variant(runs).items()):
+        for run in group:
+            for family, arms in families.items():
+                curve_ = accuracy(run, arms)
+                if curve_.value:
+                    label = variant if runs[1:] else "all levels"
+                    groups[family].append(Line(label, curve_.prompts, curve_.value, style, is_thin=len(group) > 1))
+    chart = charts.panels(groups, name="families", x_label="prompts", y_label="solved")
+    return ["<h2>Accuracy by family</h2>", figure_html(chart, "Mean over the levels of each family.")]
+
+
+def _heat(run: RunRecord, index: int, is_one_of_many: bool) -> list[str]:
+    arms = [name for names in families_of(run).values() for name in names]
+    records = [r for r in run.eval if all(isinstance(r.get(f"eval/solve/{n}"), (int, float)) for n in arms)]
+    if not arms or not records:
+        return []
+    title = "Solve rates over the run" + (f": {run.name}" if is_one_of_many else "")
+    chart = heat_over_steps(
+        arms,
+        [int(r["step"]) for r in records],
+        [[float(r[f"eval/solve/{name}"]) for r in records] for name in arms],
+        name=f"heat{index}",
+        x_label="step",
+        value_label="solved",
+    )
+    return [f"<h2>{escape(title)}</h2>", figure_html(chart, "Held-out prompts of every arm, by family and level.")]
+
+
+def _allocation(run: RunRecord, index: int) -> list[str]:
+    """Shares of the prompts: of families, stacked, and of every arm as a heat map."""
+    families = families_of(run)
+    prefix = "arm/share/"
+    drawn_names = [key[len(prefix) :] for key in (run.train[-1] if run.train else {}) if key.startswith(prefix)]
+    if not set(drawn_names) <= set(arms_of(run)):  # clusters: their arms are not those that are evaluated
+        families = {name: [name] for name in drawn_names}
+    arms = [name for names in families.values() for name in names]
+    records = [r for r in run.train if any(f"arm/share/{name}" in r for name in arms)]
+    if not records:
+        return []
+    steps = [int(r["step"]) for r in records]
+    bands = [
+        Line(family, steps, [sum(float(r.get(f"arm/share/{n}", 0.0)) for n in names) for r in records], style)
+        for style, (family, names) in enumerate(families.items())
+    ]
+    parts = []
+    if len(bands) > 1 and len(steps) > 1:
+        chart = charts.stacked(bands, name=f"allocation{index}", x_label="step", y_label="share of the prompts")
+        parts.append(figure_html(chart, f"What was drawn, by family: {run.name}."))
+    probabilities = [curve(run, "train", f"bandit/probability/{name}", name, 0) for name in arms]
+    drawn = [line for line in probabilities if line.x]
+    if drawn and len(drawn) == len(arms):
+        most = max(0.05, *(max(line.y) for line in drawn))
+        chart = heat_over_steps(
+            arms,
+            drawn[0].x,
+            [line.y for line in drawn],
+            name=f"probability{index}",
+            x_label="step",
+            value_label="probability",
+            most=most,
+        )
+        parts.append(figure_html(chart, "How likely the bandit was to draw each arm."))
+    return ["<h2>Allocation</h2>", *parts] if parts else []

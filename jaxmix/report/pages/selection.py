@@ -1,0 +1,158 @@
+"""Sections of a page about runs that train on part of what they draw: all axes of cost, the mixture that comes out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from jaxmix.report import charts
+from jaxmix.report.charts import Line
+from jaxmix.report.cost import cost_of
+from jaxmix.report.run_folder import RunRecord
+from jaxmix.report.tables import Table, by_variant
+from jaxmix.report.widgets import curve, domains_shown, figure_html, table_html, trained
+
+__all__ = ["Axes", "axes_of", "axes_section", "axes_table", "selection_section", "selects"]
+
+
+class Axes(NamedTuple):
+    """What a run cost, on every axis that methods of selection are praised or blamed on.
+
+    Attributes:
+        steps: optimizer steps.
+        trained, scanned: rows trained on, and rows drawn; None where the run did not record its compute.
+        flops: operations of training, scoring and the reference; None likewise.
+        seconds: wall time of all steps with their evaluations; None without timing records.
+    """
+
+    steps: float
+    trained: float | None
+    scanned: float | None
+    flops: float | None
+    seconds: float | None
+
+
+_TITLES = ("steps", "rows trained", "rows scanned", "operations", "seconds")
+
+
+def selects(run: RunRecord) -> bool:
+    """Whether the run trained on part of what it drew."""
+    return bool(run.train) and "select/tokens" in run.train[-1]
+
+
+def axes_of(run: RunRecord, step: float | None = None) -> Axes:
+    """The cost of a run's first `step` steps, of all that are done if None."""
+    steps = float(run.steps if step is None else step)
+    compute: dict[str, Any] = run.provenance.get("compute") or {}
+    names = ("rows_trained_per_step", "rows_scanned_per_step", "flops_per_step")
+    trained, scanned, flops = (None if (x := compute.get(name)) is None else steps * float(x) for name in names)
+    seconds = cost_of(run).seconds
+    return Axes(steps, trained, scanned, flops, seconds * steps / run.steps if seconds and run.steps else None)
+
+
+def axes_table(runs: Sequence[RunRecord]) -> Table:
+    """One row per variant, means over seeds; each figure with its ratio to the first variant's."""
+    rows: list[tuple[str, ...]] = []
+    first: list[float | None] = []
+    for variant, group in by_variant(runs).items():
+        values = [_mean(column) for column in zip(*(axes_of(run) for run in group), strict=True)]
+        first = first or values
+        cells = [_shown(value, base, not rows) for value, base in zip(values, first, strict=True)]
+        tokens = _mean([run.final("train", "select/tokens") or float(run.tokens) for run in group])
+        rows.append((variant, *cells, _shown(tokens, None, True)))
+    return Table(("variant", *_TITLES, "tokens in the loss"), tuple(rows))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _shown(value: float | None, base: float | None, is_first: bool) -> str:
+    if value is None:
+        return "?"
+    text = f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
+    return text if is_first or not base else f"{text} ({value / base:.2f}x)"
+
+
+def axes_section(runs: Sequence[RunRecord]) -> list[str]:
+    """The axes of several runs, as a table and as curves of the loss against each; empty if none selects."""
+    if not any(selects(run) for run in runs):
+        return []
+    parts = [table_html(axes_table(runs), "Cost on every axis")]
+    note = "Ratios are to the first variant. Operations: training, scoring and the reference, without its training."
+    parts.append(f'<p class="note">{note}</p>')
+    groups: dict[str, list[Line]] = {}
+    for index, title in enumerate(_TITLES):
+        lines = []
+        for style, (variant, group) in enumerate(by_variant(runs).items()):
+            for run in group:
+                line = trained(curve(run, "eval", "eval/loss/uniform", variant, style))
+                along = [axes_of(run, step)[index] for step in line.x]
+                known = [(x, y) for x, y in zip(along, line.y, strict=True) if x is not None]
+                if known:
+                    x, y = zip(*known, strict=True)
+                    lines.append(Line(variant, x, y, style, is_thin=len(group) > 1))
+        if lines:
+            groups[title] = lines
+    return [*parts, *_against(groups)]
+
+
+def _against(groups: dict[str, list[Line]]) -> list[str]:
+    """One chart per axis: their scales differ, so that they cannot share one."""
+    parts = ["<h2>Validation loss against every axis</h2>"]
+    for index, (title, lines) in enumerate(groups.items()):
+        chart = charts.lines(lines, name=f"axis{index}", x_label=title, y_label="nats per token")
+        parts.append(figure_html(chart, "Mean over domains; one curve per seed." if index == 0 else ""))
+    return parts
+
+
+def selection_section(run: RunRecord, *, prefix: str = "selection", level: int = 2) -> list[str]:
+    """What was drawn and what was trained on, by domain and over time, and the scores of both.
+
+    Args:
+        run: what to show; empty unless it selects.
+        prefix: of the ids in its charts.
+        level: of its heading.
+    """
+    if not selects(run):
+        return []
+    title = "What selection did" + (f": {run.name}" if level > 2 else "")
+    parts = [f"<h{level}>{escape(title)}</h{level}>"]
+    if level == 2:
+        parts.append(table_html(axes_table([run]), "Cost on every axis"))
+    domains = domains_shown(run)
+    shares = {
+        label: [run.final("train", f"{key}/{n}") or 0.0 for n in domains]
+        for label, key in (("asked", "data/asked"), ("scanned", "data/share"), ("trained", "select/share"))
+    }
+    chart = charts.bars(domains, shares, name=f"{prefix}-shares", y_label="share since the start")
+    text = (
+        "Asked of the stream by the mixture; drawn, of rows; trained on, of tokens: the mixture that selection implies."
+    )
+    parts.append(figure_html(chart, text))
+    recent = [curve(run, "train", f"select/recent_share/{n}", n, i) for i, n in enumerate(domains)]
+    chart = charts.lines(recent, name=f"{prefix}-recent", x_label="step", y_label="share of trained", y_from_zero=True)
+    parts.append(figure_html(chart, "Share of the trained tokens between two records."))
+    scores = [curve(run, "train", f"select/score/{kind}", kind, i) for i, kind in enumerate(("scanned", "trained"))]
+    if all(line.x for line in scores):
+        method = run.config.get("selection", {}).get("method", "selection")
+        chart = charts.lines(scores, name=f"{prefix}-score", x_label="step", y_label="mean score (nats)")
+        parts.append(figure_html(chart, f"Score by {method} of all that was drawn, and of what was trained on."))
+    gaps = [gap for i, n in enumerate(domains) if (gap := _learnability(run, n, i)).x]
+    if gaps:
+        chart = charts.lines(gaps, name=f"{prefix}-gap", x_label="step", y_label="nats per token")
+        parts.append(figure_html(chart, "Learnability of each domain: the learner's loss over the reference's."))
+    return parts
+
+
+def _learnability(run: RunRecord, name: str, style: int) -> Line:
+    loss, reference = f"select/loss/{name}", f"select/reference_loss/{name}"
+    pairs = [
+        (int(r["step"]), float(r[loss]) - float(r[reference]))
+        for r in run.train
+        if isinstance(r.get(loss), (int, float)) and isinstance(r.get(reference), (int, float))
+    ]
+    return Line(name, [step for step, _ in pairs], [gap for _, gap in pairs], style)

@@ -1,0 +1,1 @@
+"""Simulators: worlds in which mixers, laws, clusterers and bandits are tried before real text."""

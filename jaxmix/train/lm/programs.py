@@ -1,0 +1,209 @@
+"""The jitted functions of a run. Runs with equal shapes share them and compile once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxmix.core.sharding import replicated
+from jaxmix.mixers.base import Feedback, Mixer
+from jaxmix.models.base import Model
+from jaxmix.train.lm.evaluate import build_evaluate
+from jaxmix.train.lm.settings import TrainSettings
+from jaxmix.train.lm.signals import GRADIENT_SIGNALS, build_gradient_signals
+from jaxmix.train.lm.state import RunState, step_sums, train_state_shardings
+from jaxmix.train.lm.step import build_train_step
+from jaxmix.train.run.optimizer import learning_rate_schedule, optimizer_with
+from jaxmix.train.selection.program import SelectingProgram, build_selecting, build_token_choice
+from jaxmix.train.selection.settings import SelectionSettings, chooses_in_step, scan_of
+
+__all__ = ["MixerPrograms", "Programs", "build_mixer_programs", "build_programs", "optimizer_of", "with_selecting"]
+
+
+class Programs(NamedTuple):
+    """Everything compiled that does not depend on the mixer.
+
+    Attributes:
+        train_step: see `build_train_step`.
+        evaluate: see `build_evaluate`.
+        learning_rate: step → rate, jitted.
+        optimizer: the transformation inside `train_step`.
+        mesh: where it all runs.
+        selecting: chooses what the train step trains on, see `with_selecting`; None: all that is drawn.
+        known_selections: all that were made for runs with these programs.
+    """
+
+    train_step: Callable[..., Any]
+    evaluate: Callable[..., jax.Array]
+    learning_rate: optax.Schedule
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    selecting: SelectingProgram | None = None
+    known_selections: tuple[SelectingProgram, ...] = ()
+
+
+def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, mesh: Mesh) -> Programs:
+    """Builds the train step, the evaluation and the optimizer for one model, mesh and number of domains."""
+    optimizer, schedule = optimizer_of(settings)
+    train_step = _train_step(model, settings, optimizer, num_domains=num_domains, mesh=mesh)
+    return Programs(
+        train_step, build_evaluate(model.apply, num_domains=num_domains, mesh=mesh), jax.jit(schedule), optimizer, mesh
+    )
+
+
+def _train_step(
+    model: Model,
+    settings: TrainSettings,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_domains: int,
+    mesh: Mesh,
+    choose: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    return build_train_step(
+        model.apply,
+        optimizer,
+        num_domains=num_domains,
+        normalisation=settings.loss_normalisation,
+        accumulate=settings.accumulate,
+        choose=choose,
+        out_shardings=(train_state_shardings(model, optimizer, mesh), replicated(mesh)),
+    )
+
+
+def with_selecting(
+    programs: Programs,
+    model: Model,
+    settings: TrainSettings,
+    selection: SelectionSettings | None,
+    *,
+    mixer: Mixer,
+    batch_size: int,
+    num_domains: int,
+) -> Programs:
+    """`programs` with the selection that a run asks for; one made for an earlier run is used again.
+
+    Args:
+        programs: from `build_programs` with the same model, settings and number of domains.
+        model: scores the candidates.
+        settings: of the loop.
+        selection: None for none.
+        mixer: decides which losses the selection has to measure.
+        batch_size: rows trained on in a step.
+        num_domains: m.
+    """
+    if selection is None:
+        return programs._replace(selecting=None)
+    scan = scan_of(selection, mixer.needs)
+    for known in programs.known_selections:
+        if (known.settings, known.scan, known.batch_size) == (selection, scan, batch_size):
+            return programs._replace(selecting=known)
+    selecting = build_selecting(
+        model.apply,
+        selection,
+        scan=scan,
+        batch_size=batch_size,
+        num_domains=num_domains,
+        mesh=programs.mesh,
+        accumulate=settings.accumulate,
+    )
+    if chooses_in_step(selection, scan, accumulate=settings.accumulate):
+        choose = build_token_choice(selection, scan=scan, num_domains=num_domains, mesh=programs.mesh)
+        step = _train_step(
+            model, settings, programs.optimizer, num_domains=num_domains, mesh=programs.mesh, choose=choose
+        )
+        selecting = selecting._replace(train_step=step)
+    return programs._replace(selecting=selecting, known_selections=(*programs.known_selections, selecting))
+
+
+def optimizer_of(settings: TrainSettings) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer that `settings` describe, and its learning rate by step."""
+    schedule = learning_rate_schedule(
+        settings.schedule,
+        peak=settings.learning_rate,
+        steps=settings.steps,
+        warmup_steps=settings.warmup,
+        final_fraction=settings.final_fraction,
+    )
+    return optimizer_with(settings, schedule), schedule
+
+
+class MixerPrograms(NamedTuple):
+    """A mixer's update and readout, jitted, and what has to be measured for it.
+
+    Attributes:
+        advance: `(run_state, feedback, step) -> (mixer_state, pending, info)` after step `step`; `info` is None when
+            no update was due.
+        weights: `(mixer_state) -> f32[m]`.
+        loss_weights: `(mixer_state) -> f32[m]`, None for mixers that weight no losses.
+        gradients: `(params, batch, held_out, mixer_key, step) -> signals`, None for mixers that need none.
+        is_blind: the mixer needs no signal, so that its weights are known before the step they follow has run.
+    """
+
+    advance: Callable[[RunState, Feedback, int], tuple[Any, Feedback, Any]]
+    weights: Callable[[Any], jax.Array]
+    loss_weights: Callable[[Any], jax.Array] | None
+    gradients: Callable[..., dict[str, jax.Array]] | None
+    is_blind: bool
+
+
+def build_mixer_programs(
+    mixer: Mixer, mesh: Mesh, *, model: Model, num_domains: int, rows_per_domain: int, sketch_size: int
+) -> MixerPrograms:
+    """Jits a mixer for the loop. Each program compiles once; a mixer that updates at every step has two."""
+    everywhere = replicated(mesh)
+
+    @partial(jax.jit, out_shardings=everywhere)
+    def add(pending: Feedback, feedback: Feedback) -> Feedback:
+        return jax.tree.map(jnp.add, pending, feedback)
+
+    @partial(jax.jit, out_shardings=everywhere)
+    def update(mixer_state: Any, key: jax.Array, step: jax.Array, feedback: Feedback) -> Any:
+        return mixer.update(jax.random.fold_in(key, step), mixer_state, feedback)
+
+    def advance(state: RunState, feedback: Feedback, step: int) -> tuple[Any, Feedback, Any]:
+        sums = Feedback(**{name: getattr(feedback, name) for name in step_sums(mixer.needs)})
+        if (step + 1) % mixer.cadence.update != 0:
+            return state.mixer, add(state.pending, sums), None
+        measured, pending = Feedback(), state.pending
+        if mixer.needs:
+            if mixer.cadence.update > 1:
+                sums = add(pending, sums)
+                pending = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), pending)
+            measured = dataclasses.replace(feedback, **{name: getattr(sums, name) for name in step_sums(mixer.needs)})
+        on_mesh = jax.device_put(np.uint32(step), everywhere)
+        mixer_state, info = update(state.mixer, state.mixer_key, on_mesh, measured)
+        return mixer_state, pending, info
+
+    gradients = None
+    if mixer.needs & GRADIENT_SIGNALS:
+        measure = build_gradient_signals(
+            model,
+            needs=mixer.needs & GRADIENT_SIGNALS,
+            num_domains=num_domains,
+            estimator=mixer.gradients,
+            rows_per_domain=rows_per_domain,
+            sketch_size=sketch_size,
+            mesh=mesh,
+        )
+
+        @partial(jax.jit, out_shardings=everywhere)
+        def gradients(params: Any, batch: Any, held_out: Any, key: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+            # Updates fold in step numbers from below; the complement keeps the two apart.
+            return measure(params, batch, held_out, jax.random.fold_in(key, ~step))
+
+    return MixerPrograms(
+        advance,
+        jax.jit(mixer.weights, out_shardings=everywhere),
+        None if mixer.loss_weights is None else jax.jit(mixer.loss_weights, out_shardings=everywhere),
+        gradients,
+        is_blind=not mixer.needs,
+    )

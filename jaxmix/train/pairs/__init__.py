@@ -1,0 +1,1 @@
+"""Contrastive training on image–text pairs with selection."""

@@ -1,0 +1,1 @@
+"""Reinforcement fine-tuning under a curriculum."""

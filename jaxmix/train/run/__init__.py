@@ -1,0 +1,1 @@
+"""What all runs share: checkpoints, records, progress, interruption, the optimizer."""

@@ -1,0 +1,1 @@
+"""Training on the selected part of what is drawn."""

@@ -1,0 +1,186 @@
+"""What a swarm leaves on disk: which proxies form a chunk, and how each ended."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.data.files import write_whole
+from jaxmix.train.run.records import read_records
+
+__all__ = [
+    "ChunkResult",
+    "ProxyResult",
+    "SwarmStatus",
+    "chunk_folder",
+    "finished_chunks",
+    "pinned_chunks",
+    "read_chunk",
+    "read_status",
+    "write_chunk",
+]
+
+PLAN, RESULT = "plan.json", "result.json"
+
+
+class ProxyResult(NamedTuple):
+    """How one proxy ended.
+
+    Attributes:
+        name: of the run.
+        weights: f64[m] on the simplex.
+        seed: of parameters and data order.
+        losses: f64[m], held-out losses at the end, nats per token; nan if it diverged.
+        curve: f64[k, m], held-out losses at the evaluations; nan where they were not finite.
+        skipped: updates that were not finite.
+        tokens: trained on.
+        reason: why the losses are nan; None if they are not.
+    """
+
+    name: str
+    weights: np.ndarray
+    seed: int
+    losses: np.ndarray
+    curve: np.ndarray
+    skipped: int
+    tokens: int
+    reason: str | None
+
+
+class ChunkResult(NamedTuple):
+    """How one chunk ended: its domains, its proxies, the steps of their evaluations, and the seconds it took."""
+
+    domain_names: tuple[str, ...]
+    proxies: tuple[ProxyResult, ...]
+    curve_steps: tuple[int, ...]
+    seconds: float
+
+
+class SwarmStatus(NamedTuple):
+    """How far a swarm is.
+
+    Attributes:
+        proxies: of the swarm, 0 before it was begun.
+        chunks: of it.
+        finished: chunks that are.
+        diverged: proxies of these without losses.
+        latest: the last record of progress, None before the first.
+    """
+
+    proxies: int
+    chunks: int
+    finished: int
+    diverged: int
+    latest: dict[str, Any] | None
+
+
+def pinned_chunks(
+    run_dir: Path, names: Sequence[str], fingerprint: str, size: int, resume: str = "auto"
+) -> list[list[int]]:
+    """The proxies of every chunk by number: as the swarm in `run_dir` began, or of at most `size` each.
+
+    Raises:
+        ConfigError: `run_dir` holds another swarm, or none although `resume` is "must".
+    """
+    path = run_dir / PLAN
+    if path.is_file():
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if resume == "never":
+            raise ConfigError(
+                f"{run_dir} already holds a swarm",
+                where="checkpoint.resume: never",
+                fix="Choose another folder, or set checkpoint.resume to auto to continue it.",
+            )
+        if plan["fingerprint"] != fingerprint:
+            raise ConfigError(
+                "the folder holds a swarm of other proxies, settings or data",
+                where=str(run_dir),
+                fix="Choose another folder, or take the old settings.",
+            )
+        return [list(range(start, stop)) for start, stop in plan["chunks"]]
+    if resume == "must":
+        raise ConfigError("there is no swarm to resume", where=str(run_dir), fix="Set checkpoint.resume to auto.")
+    if size < 1:
+        raise ConfigError(f"chunk must be at least 1, got {size}", where="run_swarm(chunk)")
+    # Chunks of nearly equal size: the last must not be a small one that leaves devices idle.
+    count = -(-len(names) // size)
+    bounds = [round(i * len(names) / count) for i in range(count + 1)]
+    chunks = list(itertools.pairwise(bounds))
+    _write(path, {"fingerprint": fingerprint, "proxies": list(names), "chunks": chunks})
+    return [list(range(start, stop)) for start, stop in chunks]
+
+
+def write_chunk(folder: Path, result: ChunkResult) -> None:
+    """Writes a chunk's result, and removes its checkpoints, which nothing needs any more."""
+    rows = []
+    for proxy in result.proxies:
+        arrays = {k: _plain(getattr(proxy, k)) for k in ("weights", "losses", "curve")}
+        rows.append({**proxy._asdict(), **arrays})
+    _write(folder / RESULT, {**result._asdict(), "proxies": rows})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def read_chunk(folder: Path) -> ChunkResult | None:
+    """A finished chunk's result, None while there is none."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    proxies = []
+    for row in record["proxies"]:
+        arrays = {k: np.asarray(row[k], np.float64) for k in ("weights", "losses", "curve")}
+        proxies.append(ProxyResult(**{**row, **arrays}))
+    names, steps = tuple(record["domain_names"]), tuple(record["curve_steps"])
+    return ChunkResult(names, tuple(proxies), steps, record["seconds"])
+
+
+def finished_chunks(run_dir: Path) -> list[ChunkResult]:
+    """The results of the finished chunks of the swarm in `run_dir`, in order."""
+    return [result for result in _chunks(run_dir) if result is not None]
+
+
+def _chunks(run_dir: Path) -> list[ChunkResult | None]:
+    path = run_dir / PLAN
+    plan = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"chunks": []}
+    return [read_chunk(chunk_folder(run_dir, number)) for number in range(len(plan["chunks"]))]
+
+
+def chunk_folder(run_dir: Path, number: int) -> Path:
+    return run_dir / f"chunk_{number:03d}"
+
+
+def read_status(run_dir: Path) -> SwarmStatus:
+    """How far the swarm in `run_dir` is; reads files only."""
+    path = run_dir / PLAN
+    if not path.is_file():
+        return SwarmStatus(0, 0, 0, 0, None)
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    results = _chunks(run_dir)
+    finished = [result for result in results if result is not None]
+    progress = run_dir / "progress.jsonl"
+    records = read_records(progress) if progress.is_file() else []
+    return SwarmStatus(
+        proxies=len(plan["proxies"]),
+        chunks=len(results),
+        finished=len(finished),
+        diverged=sum(proxy.reason is not None for result in finished for proxy in result.proxies),
+        latest=records[-1] if records else None,
+    )
+
+
+def _plain(values: np.ndarray) -> Any:
+    if values.ndim > 1:
+        return [_plain(row) for row in values]
+    return [x if math.isfinite(x) else None for x in values.astype(np.float64).tolist()]
+
+
+def _write(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value) + "\n")

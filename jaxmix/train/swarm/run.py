@@ -1,0 +1,476 @@
+"""A swarm: many small models trained at once on mixtures of the same sources, for mixing laws.
+
+Every proxy sees exactly the rows, in exactly the order, that a lone run (`run_training`) with its mixture and seed
+would have seen, starts from the same parameters and takes the same steps; its losses equal the lone run's up to the
+rounding of float32 sums in another order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.data.mixture.arguments import checked_weights
+from jaxmix.models.base import Model
+from jaxmix.train.lm.evaluate import ValidationSet, held_out_batches
+from jaxmix.train.lm.settings import TrainSettings
+from jaxmix.train.run.checkpoint import Checkpointer
+from jaxmix.train.run.interrupt import Interruption, interrupted
+from jaxmix.train.run.progress import Progress
+from jaxmix.train.run.records import RecordFile
+from jaxmix.train.swarm.files import (
+    ChunkResult,
+    ProxyResult,
+    chunk_folder,
+    finished_chunks,
+    pinned_chunks,
+    read_chunk,
+    write_chunk,
+)
+from jaxmix.train.swarm.plan import Proxy, SwarmPlan
+from jaxmix.train.swarm.step import (
+    SwarmPrograms,
+    SwarmState,
+    build_swarm_programs,
+    padded,
+    trimmed,
+)
+
+__all__ = ["Proxy", "SwarmResult", "run_swarm"]
+
+_LONGEST_STRETCH = 64
+_STRETCH_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SwarmResult:
+    """How a swarm ended, proxies in the order they were given.
+
+    Attributes:
+        names: of the domains.
+        proxies: what became of each.
+        curve_steps: steps of the evaluations.
+        seconds: spent on steps and evaluations over all sessions, compilation included.
+        tokens: trained on, over all proxies.
+        flops: floating-point operations of the training steps, model operations alone.
+    """
+
+    names: tuple[str, ...]
+    proxies: tuple[ProxyResult, ...]
+    curve_steps: tuple[int, ...]
+    seconds: float
+    tokens: int
+    flops: float
+
+    @property
+    def losses(self) -> np.ndarray:
+        """f64[r, m]: held-out losses at the end, nats per token; a row of nan for a proxy that diverged."""
+        return np.asarray([proxy.losses for proxy in self.proxies], np.float64)
+
+
+def run_swarm(
+    run_dir: str | Path,
+    *,
+    model: Model,
+    proxies: Sequence[Proxy],
+    sources: Mapping[str, Any],
+    validation: ValidationSet,
+    settings: TrainSettings,
+    batch_size: int,
+    seq_len: int,
+    vocab_size: int,
+    unit: str = "tokens",
+    block: int = 8,
+    on_exhaust: Any = "repeat",
+    max_epochs: Any = None,
+    chunk: int | None = None,
+    table_bytes: int = 2**30,
+    mesh: Mesh | None = None,
+    width: int | None = None,
+    programs: SwarmPrograms | None = None,
+    label: str = "swarm",
+    show_progress: bool = True,
+) -> SwarmResult:
+    """Trains all proxies, a chunk of them at a time, continuing what `run_dir` holds.
+
+    A chunk is one program: parameters, optimizer states and losses of its proxies are batched, the rows of all
+    sources lie on the devices, and a stretch of steps runs without the host (`swarm_step`). After every chunk its
+    result is written; inside one, a checkpoint every `settings.checkpoint_every` steps. Killed at any moment, the
+    same call goes on from the last of these and ends with the same bits.
+
+    A proxy whose loss or gradient is not finite skips that update, as a lone run does. Where a lone run would have
+    stopped (`settings.max_consecutive_skipped`), or where a held-out loss is not finite, the proxy's losses are nan
+    and `reason` says why; the others do not notice.
+
+    Args:
+        run_dir: receives plan.json, progress.jsonl and a folder per chunk.
+        model: of every proxy.
+        proxies: mixtures and seeds; names must differ.
+        sources: token sources by name, as of `MixtureStream`.
+        validation: held-out rows of the same domains in the same order.
+        settings: as of a lone run; `seed` is not used, `log_every` neither.
+        batch_size, seq_len, unit, block, max_epochs: as of `MixtureStream`, for every proxy.
+        vocab_size: token ids are below it.
+        on_exhaust: "repeat" or "drop", for all or by name: proxies have equally many steps.
+        chunk: proxies trained at once; all by default. A swarm that was begun keeps its chunks.
+        table_bytes: the rows of all sources are kept on every device if they need no more than this; else those of a
+            stretch are sent before it.
+        mesh: with one axis `proxy`; all devices of this process by default.
+        width: see `build_swarm_programs`.
+        programs: from `build_swarm_programs` with the same model, settings, sources and mesh, to share compiled code.
+        label: in front of progress lines.
+        show_progress: print.
+
+    Raises:
+        ConfigError: before any file or device is touched; also when `run_dir` holds another swarm.
+        RunError: interrupted, or the sources of a proxy are used up. Checkpoints are whole.
+    """
+    _check(proxies, sources, validation, settings, on_exhaust)
+    run_dir = Path(run_dir)
+    stream = {
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "unit": unit,
+        "block": block,
+        "on_exhaust": on_exhaust,
+        "max_epochs": max_epochs,
+        "vocab_size": vocab_size,
+    }
+    fingerprint = _fingerprint(model, proxies, sources, settings, stream)
+    chunks = pinned_chunks(run_dir, [p.name for p in proxies], fingerprint, chunk or len(proxies), settings.resume)
+    folders = [chunk_folder(run_dir, number) for number in range(len(chunks))]
+    waiting = [number for number, folder in enumerate(folders) if read_chunk(folder) is None]
+    if waiting:
+        swarm = _Swarm(model, sources, validation, settings, stream, table_bytes, mesh, width, programs)
+        for number in waiting:
+            swarm.train(
+                folders[number],
+                [proxies[i] for i in chunks[number]],
+                progress=RecordFile(run_dir / "progress.jsonl"),
+                label=f"{label}, chunk {number + 1}/{len(chunks)}" if len(chunks) > 1 else label,
+                chunk=number,
+                chunks_after=len(chunks) - number - 1,
+                show_progress=show_progress,
+            )
+    results = finished_chunks(run_dir)
+    tokens = sum(proxy.tokens for result in results for proxy in result.proxies)
+    return SwarmResult(
+        names=tuple(sources),
+        proxies=tuple(proxy for result in results for proxy in result.proxies),
+        curve_steps=results[0].curve_steps,
+        seconds=sum(result.seconds for result in results),
+        tokens=tokens,
+        flops=tokens * model.flops_per_token,
+    )
+
+
+class _Swarm:
+    """What the chunks of a swarm share: programs, held-out rows, the table of rows."""
+
+    def __init__(
+        self,
+        model: Model,
+        sources: Mapping[str, Any],
+        validation: ValidationSet,
+        settings: TrainSettings,
+        stream: dict[str, Any],
+        table_bytes: int,
+        mesh: Mesh | None,
+        width: int | None,
+        programs: SwarmPrograms | None,
+    ):
+        self.model, self.sources, self.settings, self.stream = model, sources, settings, stream
+        probe = SwarmPlan([], sources, **stream)
+        is_small = probe.num_rows * probe.bytes_per_row <= table_bytes
+        self.programs = programs or build_swarm_programs(
+            model,
+            settings,
+            num_domains=len(sources),
+            batch_size=stream["batch_size"],
+            seq_len=stream["seq_len"],
+            is_table_shared=is_small,
+            mesh=mesh,
+            width=width,
+        )
+        self.is_resident = self.programs.is_table_shared
+        self.table = self.programs.place(tuple(probe.table()), is_shared=True) if self.is_resident else None
+        batches = held_out_batches(validation, batch_size=stream["batch_size"])
+        self.held_out = self.programs.place(batches, is_shared=True)
+
+    def train(
+        self,
+        folder: Path,
+        proxies: Sequence[Proxy],
+        *,
+        progress: RecordFile,
+        label: str,
+        chunk: int,
+        chunks_after: int,
+        show_progress: bool,
+    ) -> None:
+        """Trains one chunk to its end and writes its result."""
+        settings = self.settings
+        plan = SwarmPlan(proxies, self.sources, **self.stream)
+        notes: list[str] = []
+        checkpointer = Checkpointer(folder / "checkpoints", keep=1, report=notes.append)
+        try:
+            state, step, curve, seconds = self._begin(proxies, plan, checkpointer)
+            bar = Progress(settings.steps, first=step, names=(), label=label, is_enabled=show_progress)
+            for note in [*notes, *([f"resumed at step {step}"] if step else [])]:
+                bar.note(note)
+            clock = _Clock(seconds)
+            length, states = 1, plan.get_state()
+            batches = self._plan(plan, step, length)
+            with Interruption() as interruption:
+                if not curve:
+                    curve[0] = self._evaluate(state, len(proxies))
+                while step < settings.steps:
+                    domain, row, table, taken = batches
+                    state, losses = self.programs.advance(state, table, domain, row, np.int32(taken))
+                    step += taken
+                    states = plan.get_state()
+                    if step < settings.steps:  # planned while the devices work
+                        batches = self._plan(plan, step, length)
+                    mean = _mean_of_finite(np.asarray(jax.device_get(losses))[: len(proxies), :taken])
+                    per_step, cpu = clock.lap(taken)
+                    length = int(np.clip(_STRETCH_SECONDS / per_step, 1, _LONGEST_STRETCH))
+                    self._report(progress, bar, chunk, step, mean, (per_step, cpu), len(proxies), chunks_after)
+                    if step % settings.eval_every == 0 or step == settings.steps:
+                        curve[step] = self._evaluate(state, len(proxies))
+                    is_interrupted = interruption.is_requested(step)
+                    if (step % settings.checkpoint_every == 0 or is_interrupted) and step < settings.steps:
+                        self._save(checkpointer, step, trimmed(state, len(proxies)), states, curve, clock.seconds)
+                    if is_interrupted and step < settings.steps:
+                        checkpointer.wait()
+                        raise interrupted(step, folder)
+            bar.close()
+        finally:
+            checkpointer.close()
+            progress.close()
+        write_chunk(folder, self._result(proxies, plan, state, curve, clock.seconds))
+
+    def _begin(
+        self, proxies: Sequence[Proxy], plan: SwarmPlan, checkpointer: Checkpointer
+    ) -> tuple[SwarmState, int, dict[int, np.ndarray], float]:
+        """A fresh state, or the newest whole checkpoint: (state, step, curve, seconds spent)."""
+        keys = [jax.random.split(jax.random.key(proxy.seed))[0] for proxy in proxies]
+        keys += keys[-1:] * (self._size(len(proxies)) - len(proxies))
+        state = self.programs.init(self.programs.place(jax.numpy.stack(keys)))
+        if not checkpointer.steps():
+            return state, 0, {}, 0.0
+        restored = checkpointer.restore(trimmed(state, len(proxies)))
+        assert restored is not None
+        plan.set_state(restored.meta["streams"])
+        curve = {
+            int(step): np.asarray(losses, np.float64).astype(np.float32) for step, losses in restored.meta["curve"]
+        }
+        state = self.programs.place(padded(restored.state, len(keys)))
+        return state, restored.step, curve, float(restored.meta["seconds"])
+
+    def _size(self, count: int) -> int:
+        """Proxies of the program: a multiple of the devices."""
+        devices = self.programs.mesh.devices.size
+        return -(-count // devices) * devices
+
+    def _plan(self, plan: SwarmPlan, step: int, length: int) -> tuple[Any, Any, Any, int]:
+        """The next stretch on the devices: domains, rows, the table they are in, and its steps."""
+        taken = min(length, *(due - step for due in self._due(step)))
+        domain, row = plan.next(taken)
+        size = self._size(len(domain))
+        steps = min(_LONGEST_STRETCH, self.settings.steps)
+        if self.is_resident:
+            table = self.table
+        else:
+            count = len(domain)
+            read = plan.read(row.reshape(-1))
+            row = np.broadcast_to(np.arange(row[0].size).reshape(row.shape[1:]), row.shape)
+            pad = steps * row.shape[2] - row[0].size
+            tokens = np.pad(read.tokens.reshape(count, -1, read.tokens.shape[1]), ((0, 0), (0, pad), (0, 0)))
+            targets = np.pad(read.targets.reshape(count, -1), ((0, 0), (0, pad)))
+            table = self.programs.place(padded((tokens, targets), size))
+        fill = ((0, 0), (0, steps - taken), (0, 0))
+        domain, row = (padded(np.pad(x.astype(np.int32), fill), size) for x in (domain, row))
+        return self.programs.place(domain), self.programs.place(row), table, taken
+
+    def _due(self, step: int) -> Iterator[int]:
+        """The ends that a stretch from `step` must not pass."""
+        yield self.settings.steps
+        for every in (self.settings.eval_every, self.settings.checkpoint_every):
+            yield (step // every + 1) * every
+
+    def _evaluate(self, state: SwarmState, count: int) -> np.ndarray:
+        return np.asarray(jax.device_get(self.programs.evaluate(state, self.held_out)))[:count]
+
+    def _report(
+        self,
+        progress: RecordFile,
+        bar: Progress,
+        chunk: int,
+        step: int,
+        loss: float,
+        seconds: tuple[float, float],
+        count: int,
+        chunks_after: int,
+    ) -> None:
+        per_step, cpu = seconds
+        tokens = count * self.stream["batch_size"] * self.stream["seq_len"]
+        rate = tokens / per_step
+        left = (self.settings.steps - step + chunks_after * self.settings.steps) * per_step
+        record = {"chunk": chunk, "step": step, "loss": loss, "step_seconds": per_step, "tokens_per_second": rate}
+        record |= {"step_cpu_seconds": cpu, "flops_per_second": rate * self.model.flops_per_token}
+        progress.write({**record, "seconds_left": left})
+        bar.update(step, loss=loss, tokens_per_second=rate, seconds_left=left, weights=())
+
+    def _save(
+        self,
+        checkpointer: Checkpointer,
+        step: int,
+        state: SwarmState,
+        streams: list[dict[str, Any]],
+        curve: dict[int, np.ndarray],
+        seconds: float,
+    ) -> None:
+        if step not in checkpointer.steps():
+            plain = [[s, _plain(losses)] for s, losses in curve.items()]
+            checkpointer.save(step, state, {"streams": streams, "curve": plain, "seconds": seconds})
+
+    def _result(
+        self,
+        proxies: Sequence[Proxy],
+        plan: SwarmPlan,
+        state: SwarmState,
+        curve: dict[int, np.ndarray],
+        seconds: float,
+    ) -> ChunkResult:
+        stopped, skipped = jax.device_get((state.stopped, state.train.skipped))
+        final = curve[self.settings.steps].astype(np.float64)
+        outcomes = []
+        for i, (proxy, tokens) in enumerate(zip(proxies, plan.tokens(), strict=True)):
+            losses, reason = final[i], None
+            if stopped[i] >= 0:
+                reason = (
+                    f"{self.settings.max_consecutive_skipped} updates in a row had a loss or gradient that was not "
+                    f"finite, at step {stopped[i]}"
+                )
+            elif not np.isfinite(losses).all():
+                bad = [name for name, loss in zip(plan.names, losses, strict=True) if not math.isfinite(loss)]
+                reason = f"the held-out loss of {', '.join(bad)} is not finite"
+            if reason is not None:
+                losses = np.full_like(losses, np.nan)
+            outcomes.append(
+                ProxyResult(
+                    name=proxy.name,
+                    weights=np.asarray(proxy.weights, np.float64) / np.sum(proxy.weights),
+                    seed=proxy.seed,
+                    losses=losses,
+                    curve=np.stack([curve[step][i] for step in sorted(curve)]).astype(np.float64),
+                    skipped=int(skipped[i]),
+                    tokens=tokens,
+                    reason=reason,
+                )
+            )
+        return ChunkResult(plan.names, tuple(outcomes), tuple(sorted(curve)), seconds)
+
+
+class _Clock:
+    """Seconds since the swarm began, earlier sessions included, and per step of the last stretch."""
+
+    def __init__(self, before: float):
+        self._before, self._start = before, time.perf_counter()
+        self._last = (self._start, time.process_time())
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def lap(self, steps: int) -> tuple[float, float]:
+        """Wall and CPU seconds per step since the last call."""
+        now = (time.perf_counter(), time.process_time())
+        wall, cpu = ((a - b) / steps for a, b in zip(now, self._last, strict=True))
+        self._last = now
+        return wall, cpu
+
+
+def _mean_of_finite(losses: np.ndarray) -> float:
+    finite = losses[np.isfinite(losses)]
+    return float(finite.mean()) if len(finite) else math.nan
+
+
+def _plain(losses: np.ndarray) -> list[list[float | None]]:
+    """Losses as JSON keeps them: a float32 reads back to the same bits, what is not finite becomes null."""
+    return [[x if math.isfinite(x) else None for x in row] for row in losses.astype(np.float64).tolist()]
+
+
+def _check(
+    proxies: Sequence[Proxy],
+    sources: Mapping[str, Any],
+    validation: ValidationSet,
+    settings: TrainSettings,
+    on_exhaust: Any,
+) -> None:
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"a swarm runs in one process, there are {jax.process_count()}",
+            where="run_swarm",
+            fix="Give each process a part of the proxies and a folder of its own.",
+        )
+    if not proxies:
+        raise ConfigError("there are no proxies", where="run_swarm(proxies)")
+    names = [proxy.name for proxy in proxies]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"two proxies are called {twice!r}", where="run_swarm(proxies)", fix="Name them apart.")
+    for proxy in proxies:
+        weights = np.asarray(proxy.weights)
+        if weights.shape != (len(sources),):
+            raise ConfigError(
+                f"proxy {proxy.name!r} has weights of shape {list(weights.shape)}, there are {len(sources)} sources",
+                where="run_swarm(proxies)",
+            )
+        checked_weights(weights, tuple(sources), [len(source) for source in sources.values()])
+    if tuple(validation.names) != tuple(sources):
+        raise ConfigError(
+            f"the validation set has domains {list(validation.names)}, the sources are {list(sources)}",
+            where="validation",
+            fix="Build it from sources of the same names in the same order.",
+        )
+    policies = list(on_exhaust.values()) if isinstance(on_exhaust, Mapping) else [on_exhaust]
+    for policy in policies:
+        if policy in ("stop", "error"):
+            raise ConfigError(
+                f"on_exhaust {policy!r} would end some proxies before others",
+                where="on_exhaust",
+                fix="Use repeat or drop.",
+            )
+
+
+def _fingerprint(
+    model: Model,
+    proxies: Sequence[Proxy],
+    sources: Mapping[str, Any],
+    settings: TrainSettings,
+    stream: Mapping[str, Any],
+) -> str:
+    """What decides a swarm's results; it must not change between its sessions."""
+    free = ("seed", "log_every", "checkpoint_every", "keep", "resume")
+    fixed = {k: v for k, v in dataclasses.asdict(settings).items() if k not in free}
+    about = {
+        "model": repr(model.config),
+        "num_params": model.num_params,
+        "proxies": [[p.name, np.asarray(p.weights, np.float64).tolist(), p.seed] for p in proxies],
+        "sources": {name: len(source) for name, source in sources.items()},
+        "settings": fixed,
+        "stream": dict(stream),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,166 @@
+"""The form of a discovery's configuration, checked before any file is opened."""
+
+# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.config.sections import SourceConfig, read_config_mapping
+from jaxmix.workflows.config.strict import Origin, apply_overrides, arguments, build, setting
+
+__all__ = [
+    "ClustererConfig",
+    "DiscoverConfig",
+    "DocumentsConfig",
+    "EncoderConfig",
+    "FitConfig",
+    "StudentSettings",
+    "TaxonomyConfig",
+    "discovery_from",
+    "find_namer",
+    "load_discovery",
+]
+
+
+@dataclass(frozen=True)
+class DocumentsConfig:
+    """Which documents clusters are found on."""
+
+    share: float = setting(1.0, above=0, at_most=1, help="share of the documents, drawn by a hash of their text")
+    held_out: float = setting(0.1, above=0, at_most=0.5, help="share of those that the student is judged on alone")
+    seed: int = setting(0, at_least=0, help="of both draws")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What turns documents into vectors. Further keys are options of `jaxmix.models.load_encoder`."""
+
+    name: str = setting("builtin", help="builtin, or the folder of a checkpoint")
+    sample: int = setting(20_000, at_least=1, help="documents that the built-in encoder is fitted to")
+    dtype: Literal["float16", "bfloat16"] = setting("float16", help="of the stored vectors")
+    options: dict[str, Any] = setting(factory=dict, rest=True, help="options of the encoder")
+
+
+@dataclass(frozen=True)
+class ClustererConfig:
+    """What finds the clusters. Further keys are arguments of the clusterer."""
+
+    name: str = setting("gem", help="gem, vmf_mixture, spherical_kmeans, kmeans (a wrong name lists all)")
+    num_clusters: int = setting(24, at_least=2, help="number of clusters")
+    options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the clusterer, such as balance")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How clusters are fitted. Further keys are arguments of `jaxmix.clustering.fit`."""
+
+    seed: int = setting(0, at_least=0, help="of the start")
+    weigh_by: Literal["documents", "words"] = setting("words", help="what balance and sizes count")
+    memory: float = setting(2e9, above=0, help="bytes of vectors held in memory; a larger store is streamed")
+    options: dict[str, Any] = setting(factory=dict, rest=True, help="init, restarts, max_iters, tol")
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """The classifier that labels raw text. Further keys are arguments of `train_student`."""
+
+    rule: Literal["random", "confidence", "centre", "gis"] = setting("random", help="which documents it learns from")
+    per_cluster: int = setting(20_000, at_least=1, help="most documents of every cluster")
+    soft: bool = setting(False, help="learn the teacher's posterior instead of its label")
+    match_mass: bool = setting(True, help="correct its prior from the drawn documents to the sizes of the clusters")
+    seed: int = setting(0, at_least=0, help="of draws and training")
+    options: dict[str, Any] = setting(factory=dict, rest=True, help="epochs, batch_size, buckets, width, …")
+
+
+@dataclass(frozen=True)
+class TaxonomyConfig:
+    """What is told of the clusters."""
+
+    terms: int = setting(12, at_least=1, help="top terms of a cluster")
+    documents: int = setting(5, at_least=1, help="nearest documents and representatives of a cluster")
+    namer: str | None = setting(
+        None, help="module:function that names a cluster from its representatives, such as a call of a language model"
+    )
+
+
+@dataclass(frozen=True)
+class DiscoverConfig:
+    """A whole discovery."""
+
+    sources: Literal["bundled"] | dict[str, SourceConfig] = setting(help="Set sources: `bundled`, or name → source.")
+    documents: DocumentsConfig = setting(factory=DocumentsConfig)
+    encoder: EncoderConfig = setting(factory=EncoderConfig)
+    clusterer: ClustererConfig = setting(factory=ClustererConfig)
+    fit: FitConfig = setting(factory=FitConfig)
+    student: StudentSettings = setting(factory=StudentSettings)
+    taxonomy: TaxonomyConfig = setting(factory=TaxonomyConfig)
+    label_with: Literal["teacher", "student"] = setting(
+        "teacher", help="whose labels sort the documents into domains; documents without a vector take the student's"
+    )
+    out: str | None = setting(None, help="folder; empty: runs/<name of the configuration file>")
+
+
+def load_discovery(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> DiscoverConfig:
+    """Loads and checks a configuration file; touches no other file and no device.
+
+    Raises:
+        ConfigError: file, dotted path, value and what to do.
+    """
+    return discovery_from(read_config_mapping(path), overrides, file=path, out=out)
+
+
+def discovery_from(
+    mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (), *, file: str, out: str | None = None
+) -> DiscoverConfig:
+    """As `load_discovery`, from a mapping; `file` is named in errors, and its stem names the default folder."""
+    from jaxmix.clustering import fit
+    from jaxmix.clustering.base import registry
+    from jaxmix.models.student.training import train_student
+
+    origin = Origin(file, frozenset(name for name, _ in overrides))
+    config = build(DiscoverConfig, apply_overrides(mapping, overrides), origin=origin)
+    if not config.sources:
+        raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
+    factory = registry.get(config.clusterer.name, where=origin("clusterer.name"))
+    given = arguments(factory, config.clusterer.options, origin=origin, path="clusterer", skip=1)
+    factory(config.clusterer.num_clusters, **given)
+    fit_given = arguments(fit, _without(config.fit.options, "fit", origin, ("key", "mesh", "sample_weight")),
+                          origin=origin, path="fit", skip=2)  # fmt: skip
+    taken = ("num_clusters", "key", "mass", "mesh", "progress")
+    student_given = arguments(
+        train_student, _without(config.student.options, "student", origin, taken), origin=origin, path="student", skip=2
+    )
+    find_namer(config.taxonomy.namer, origin("taxonomy.namer"))
+    return replace(
+        config,
+        clusterer=replace(config.clusterer, options=given),
+        fit=replace(config.fit, options=fit_given),
+        student=replace(config.student, options=student_given),
+        out=out or config.out or f"runs/{Path(file).stem}",
+    )
+
+
+def _without(options: dict[str, Any], section: str, origin: Origin, taken: Sequence[str]) -> dict[str, Any]:
+    for name in taken:
+        if name in options:
+            raise ConfigError(f"{section}.{name} is not set here", where=origin(f"{section}.{name}"), fix="Remove it.")
+    return options
+
+
+def find_namer(name: str | None, where: str) -> Callable[..., str] | None:
+    """The function that `module:function` names: `(representatives, terms) -> name`. None stays None."""
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"cannot find {name!r}: {error}", where=where, fix="Write module:function.") from None
+    if not callable(found):
+        raise ConfigError(f"{name!r} is no function", where=where, fix="Write module:function.")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,302 @@
+"""`jaxmix finetune`: from a configuration to a run folder of reinforcement fine-tuning under a curriculum."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.data.files import write_whole
+from jaxmix.workflows.config.strict import dump_yaml, parse_yaml, to_plain
+from jaxmix.workflows.finetune.config import FinetuneConfig, finetune_hash, with_settings
+from jaxmix.workflows.finetune.plan import make_finetune_plan
+from jaxmix.workflows.finetune.reduction import reduce_prompts
+from jaxmix.workflows.finetune.resolve import (
+    noise_families,
+    open_tasks,
+    resolve_bandit,
+    resolve_finetune_settings,
+    resolve_policy_config,
+    start_weights,
+)
+from jaxmix.workflows.provenance import now, provenance_of, write_json
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jaxmix.data.tasks import PromptSet
+    from jaxmix.models.base import Model
+    from jaxmix.train.rl.loop import FinetuneResult
+    from jaxmix.train.rl.step import PolicyPrograms
+
+__all__ = ["FinetuneOutcome", "check_finetune_continuation", "run_finetune"]
+
+REDUCTION, START = "reduction.json", "start"
+"""Inside a run folder: clusters and kept prompts; the supervised start, a checkpoint as any other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneOutcome:
+    """What a run left.
+
+    Attributes:
+        run_dir: its folder.
+        result: how it ended.
+        programs: the compiled functions, for a further run of the same shapes.
+        report: the page, None where it was not asked for or another process writes it.
+    """
+
+    run_dir: Path
+    result: FinetuneResult
+    programs: PolicyPrograms
+    report: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        result = self.result
+        return {
+            "run": str(self.run_dir),
+            "steps": result.steps,
+            "resumed_from": result.resumed_from,
+            "prompts": result.prompts,
+            "rollouts": result.rollouts,
+            "unique_prompts": result.unique_prompts,
+            "updates": result.updates,
+            "skipped_updates": result.skipped_updates,
+            "solved": dict(result.final_eval),
+            "probabilities": dict(result.probabilities),
+            "report": None if self.report is None else str(self.report),
+        }
+
+
+def run_finetune(
+    config: FinetuneConfig,
+    *,
+    command: str,
+    programs: PolicyPrograms | None = None,
+    start_dir: Path | None = None,
+    label: str = "finetune",
+    extra: Mapping[str, Any] | None = None,
+    has_page: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> FinetuneOutcome:
+    """Fine-tunes as `config` says and fills its run folder, continuing what is there.
+
+    The folder holds config.yaml, provenance.json, metrics.jsonl, timing.jsonl, checkpoints/, start/ (the supervised
+    start) and reduction.json, both made once, curriculum.yaml (the result by arm) and report.html.
+
+    Args:
+        config: from `load_finetune`.
+        command: what was typed, for provenance.json.
+        programs: compiled functions of an earlier run of the same shapes.
+        start_dir: where the supervised start is kept, to share it between runs; start/ in the run folder if None.
+        label: in front of progress lines.
+        extra: further entries of provenance.json.
+        has_page: write report.html at the end.
+        say: receives one line per stage.
+
+    Raises:
+        ConfigError: also when the folder holds a run that this configuration cannot continue.
+        RunError: the run could not go on; its newest checkpoint is whole.
+    """
+    import jax
+
+    from jaxmix.core.sharding import build_mesh
+    from jaxmix.data import tasks
+    from jaxmix.models import transformer
+    from jaxmix.train import run_finetuning
+    from jaxmix.train.rl.step import build_policy_programs
+    from jaxmix.train.run.trackers import make_tracker
+
+    config = with_settings(config)
+    assert config.out is not None
+    run_dir = Path(config.out)
+    check_finetune_continuation(config, run_dir)
+    prompts, held_out = open_tasks(config, "train"), open_tasks(config, "held_out")
+    settings = resolve_finetune_settings(config)
+    model = transformer(resolve_policy_config(config, prompts))
+    mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.train.mesh))
+    is_main = jax.process_index() == 0
+    provenance = _provenance(config, run_dir, prompts, held_out, command, extra or {})
+    if is_main:
+        write_whole(run_dir / "config.yaml", dump_yaml(to_plain(config)))
+        write_json(run_dir / "provenance.json", provenance)
+    params = _start(config, start_dir or run_dir / START, model, prompts, mesh, say)
+    programs = programs or build_policy_programs(
+        model,
+        settings,
+        completion_length=prompts.completion_length,
+        eos_id=prompts.eos_id,
+        pad_id=prompts.pad_id,
+        mesh=mesh,
+    )
+    if config.reduction.num_clusters is None:
+        kept = prompts.rows_by_arm(config.tasks.kept_per_arm)
+    else:
+        prompts, kept = reduce_prompts(
+            config.reduction,
+            prompts,
+            run_dir / REDUCTION,
+            model=model,
+            params=params,
+            seed=settings.seed,
+            is_suite=config.tasks.name in tasks.registry,
+            say=say,
+        )
+    bandit = resolve_bandit(config, prompts)
+    result = run_finetuning(
+        run_dir,
+        model=model,
+        prompts=prompts,
+        bandit=bandit,
+        kept=kept,
+        evaluation=held_out,
+        settings=settings,
+        initial_params=params,
+        programs=programs,
+        trackers=[make_tracker(t, run_dir, to_plain(config)) for t in config.track if t != "jsonl" and is_main],
+        provenance={"config_hash": provenance["config_hash"]},
+        label=label,
+    )
+    page = None
+    if is_main:
+        from jaxmix.report import write_report
+
+        write_json(run_dir / "provenance.json", {**provenance, "finished": now()})
+        write_whole(run_dir / "curriculum.yaml", dump_yaml(_curriculum(config, run_dir, result)))
+        page = write_report(run_dir) if has_page else None
+    return FinetuneOutcome(run_dir, result, programs, page)
+
+
+def _start(
+    config: FinetuneConfig, folder: Path, model: Model, prompts: PromptSet, mesh: Mesh, say: Callable[[str], None]
+) -> Any:
+    """The parameters that the run begins from; None for fresh ones. A supervised start is made once and kept."""
+    import jax
+
+    from jaxmix.models.partition import params_template
+    from jaxmix.train import warm_start
+    from jaxmix.train.run.checkpoint import Checkpointer, read_params
+
+    section = config.start
+    if section.run is None and section.steps == 0:
+        return None
+    template = params_template(model, mesh)
+    if section.run is not None:
+        return read_params(Path(section.run), template)
+    if any((folder / "checkpoints").glob("[0-9]*")):
+        return read_params(folder, template)
+    say(f"supervised start: {section.steps} steps of {section.batch_size} prompts")
+    params = warm_start(
+        model,
+        prompts,
+        key=jax.random.key(section.seed),
+        steps=section.steps,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        arm_weights=start_weights(config, prompts),
+        mesh=mesh,
+        report=lambda step, loss: say(f"supervised start, step {step}: {loss:.4f} nats per token"),
+    )
+    checkpointer = Checkpointer(folder / "checkpoints", keep=1, report=say)
+    try:
+        checkpointer.save(section.steps, {"train": {"params": params}}, {})
+        checkpointer.wait()
+    finally:
+        checkpointer.close()
+    return params
+
+
+def check_finetune_continuation(config: FinetuneConfig, run_dir: Path) -> None:
+    """Raises `ConfigError` if the folder has checkpoints that `config` cannot continue.
+
+    The length of the run, the learning rate and everything that is only logged may change; what decides the shapes in a
+    checkpoint, or which prompts its cursors count, may not.
+    """
+    path = run_dir / "config.yaml"
+    if config.checkpoint.resume == "never" or not path.is_file() or not any((run_dir / "checkpoints").glob("[0-9]*")):
+        return
+    old = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    before, after = _fixed(old), _fixed(to_plain(config))
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key):
+            raise ConfigError(
+                f"{key} was {before.get(key)!r} and is now {after.get(key)!r}: the checkpoints cannot be continued",
+                where=str(run_dir),
+                fix="Choose another run folder with --out, or take the old value.",
+            )
+
+
+def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run keeps for life, by dotted name."""
+    train = plain.get("train", {})
+    fixed = {f"model.{k}": v for k, v in plain.get("model", {}).items()}
+    fixed |= {f"tasks.{k}": v for k, v in plain.get("tasks", {}).items() if k != "evaluation"}
+    for section in ("start", "reduction"):
+        fixed |= {f"{section}.{k}": v for k, v in (plain.get(section) or {}).items()}
+    fixed["bandit.name"] = plain.get("bandit", {}).get("name")
+    keys = ("seed", "batch_size", "rollouts", "groups_per_update", "accumulate_live_groups", "refill")
+    return fixed | {f"train.{k}": train.get(k) for k in keys}
+
+
+def _provenance(
+    config: FinetuneConfig,
+    run_dir: Path,
+    prompts: PromptSet,
+    held_out: PromptSet,
+    command: str,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    content = {
+        "data_hash": _prompts_hash(prompts, held_out),
+        "seed": resolve_finetune_settings(config).seed,
+        "arms": _about_arms(config, held_out),
+        "bandit": {"name": config.bandit.name},
+        "plan": make_finetune_plan(config, prompts, held_out).as_json(),
+        **extra,
+    }
+    is_continued = config.checkpoint.resume != "never"
+    return provenance_of(
+        run_dir, command=command, config_hash=finetune_hash(config), is_continued=is_continued, content=content
+    )
+
+
+def _prompts_hash(*parts: PromptSet) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for prompts in parts:
+        for array in (prompts.tokens, prompts.targets, prompts.arms):
+            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _about_arms(config: FinetuneConfig, prompts: PromptSet) -> list[dict[str, Any]]:
+    """Name, family and level of every arm, and whether anything can be learned there."""
+    noise = noise_families(config)
+    return [
+        {"name": name, "family": family, "level": level, "is_learnable": family not in noise}
+        for name, family, level in zip(prompts.arm_names, prompts.families, prompts.levels, strict=True)
+    ]
+
+
+def _curriculum(config: FinetuneConfig, run_dir: Path, result: FinetuneResult) -> dict[str, Any]:
+    """The run's result by arm, for other runs and tools."""
+    from jaxmix.report import load_run
+    from jaxmix.report.pages.finetune_metrics import share_of
+
+    run = load_run(run_dir)
+    return {
+        "tasks": config.tasks.name,
+        "bandit": config.bandit.name,
+        "steps": result.steps,
+        "prompts": result.prompts,
+        "rollouts": result.rollouts,
+        "unique_prompts": result.unique_prompts,
+        "solved": {name: round(value, 6) for name, value in result.final_eval.items()},
+        "probabilities": dict(result.probabilities),
+        "realised": {name: share_of(run, [name]) for name in result.probabilities},
+    }

@@ -1,0 +1,1 @@
+"""`jaxmix label`."""

@@ -1,0 +1,82 @@
+"""The form of a labelling's configuration, checked before any file is opened."""
+
+# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.config.sections import SourceConfig, read_config_mapping
+from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting
+
+__all__ = ["LabelConfig", "RayConfig", "label_from", "load_labelling"]
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Workers of the Ray engine. Inputs, labels and the discovery lie where every worker sees them under one path."""
+
+    address: str | None = setting(
+        None, help="of a running cluster (auto: the one of this machine); empty: start one here"
+    )
+    workers: int = setting(2, at_least=1, help="how many shards are labelled at once")
+    cpus: float = setting(1.0, at_least=0, help="processors of a worker")
+    gpus: float = setting(0.0, at_least=0, help="GPUs of a worker, for the teacher")
+    resources: dict[str, float] = setting(factory=dict, help="further resources of a worker, such as {TPU: 4}")
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """A whole labelling."""
+
+    domains: str = setting(help="Set domains: the folder of a finished `jaxmix discover`.")
+    sources: Literal["bundled"] | dict[str, SourceConfig] = setting(help="Set sources: name → source.")
+    method: Literal["student", "teacher"] = setting(
+        "student", help="student: from the words alone; teacher: embed and assign"
+    )
+    labels: str | None = setting(
+        None, help="folder for the labels of all sources; empty: each file's labels are written beside it"
+    )
+    batch_documents: int = setting(
+        1024, at_least=1, help="documents labelled at a time; changes no label of the student"
+    )
+    engine: Literal["local", "ray"] = setting("local", help="local: in this process; ray: see the section ray")
+    ray: RayConfig = setting(factory=RayConfig)
+    out: str | None = setting(None, help="folder of the summary; empty: runs/<name of the configuration file>")
+
+
+def load_labelling(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> LabelConfig:
+    """Loads and checks a configuration file; touches no other file.
+
+    Raises:
+        ConfigError: file, dotted path, value and what to do.
+    """
+    return label_from(read_config_mapping(path), overrides, file=path, out=out)
+
+
+def label_from(
+    mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (), *, file: str, out: str | None = None
+) -> LabelConfig:
+    """As `load_labelling`, from a mapping; `file` is named in errors, and its stem names the default folder."""
+    origin = Origin(file, frozenset(name for name, _ in overrides))
+    config: LabelConfig = build(LabelConfig, apply_overrides(mapping, overrides), origin=origin)
+    if not config.sources:
+        raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
+    if config.labels is None:
+        if config.sources == "bundled":
+            raise ConfigError(
+                "labels of the bundled texts need a folder: the package's own is left alone",
+                where=origin("labels"),
+                fix="Set labels: a folder.",
+            )
+        for name, source in config.sources.items():
+            if source.path is None:
+                raise ConfigError(
+                    f"source {name!r} has no files, so there is no place beside them",
+                    where=origin(f"sources.{name}"),
+                    fix="Set labels: a folder.",
+                )
+    return replace(config, out=out or config.out or f"runs/{Path(file).stem}")

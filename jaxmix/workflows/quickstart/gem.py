@@ -1,0 +1,111 @@
+"""The quickstart's last arm: the same mixer on domains that were discovered instead of given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmix.workflows.compare.run import Member
+from jaxmix.workflows.compare.variant import member_config
+from jaxmix.workflows.config.strict import to_plain
+from jaxmix.workflows.discover.config import discovery_from
+from jaxmix.workflows.discover.run import run_discovery
+from jaxmix.workflows.provenance import write_json
+from jaxmix.workflows.train.cross_eval import held_out_losses, write_training_texts
+from jaxmix.workflows.train.run import run_train
+
+__all__ = ["run_discovered_arm"]
+
+RESULT = "result.json"
+
+
+def run_discovered_arm(
+    section: Mapping[str, Any],
+    base: Mapping[str, Any],
+    runs: Sequence[Member],
+    *,
+    file: str,
+    out: str,
+    command: str,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Divides the training texts of a comparison anew, trains one variant on that; returns the result in sentences.
+
+    The discovery sees neither the given domains nor any held-out text; runs have the same model, mixer, seeds and
+    number of tokens as those of the variant, and are judged on the same held-out rows of the given domains.
+
+    Args:
+        section: `variant` that is done again, `seeds` of it, `discover`: sections of a discovery.
+        base: sections that all runs share.
+        runs: of the comparison; finished.
+        file: named in errors.
+        out: folder of the comparison.
+        command: what was typed.
+        say: receives one line per stage.
+    """
+    given = [m for m in runs if m.variant == section["variant"] and m.seed in section["seeds"]]
+    if not given:
+        return []
+    home = Path(out) / "gem"
+    prepared, rows = str(given[0].config.data.prepared), given[0].config.data.validation_rows
+    texts = write_training_texts(prepared, home / "texts")
+    # One source of all texts: the given domains are not told.
+    sources = {"texts": {"path": [str(path) for path in texts.values()]}}
+    config = discovery_from({**section["discover"], "sources": sources}, file=file, out=str(home / "domains"))
+    say(f"{config.clusterer.num_clusters} domains of {config.clusterer.name}, discovered in the training texts")
+    found = run_discovery(config, command=command, say=lambda line: None)
+    discovered, against = [], []
+    for member in given:
+        discovered.append(_run(section, base, member, home, prepared, rows, file=file, command=command))
+        against.append(_mean(held_out_losses(str(member.config.out), prepared, rows_per_domain=rows)))
+    seeds = "one seed, so the spread is not known" if len(given) == 1 else f"means of {len(given)} seeds"
+    names = [cluster["name"] for cluster in found["taxonomy"]["clusters"]]
+    difference = sum(discovered) / len(discovered) - sum(against) / len(against)
+    return [
+        f"{section['variant']} on {len(names)} domains discovered by GEM: mean validation loss over the given domains "
+        f"{sum(discovered) / len(discovered):.4f}, {abs(difference):.4f} {'above' if difference > 0 else 'below'} the "
+        f"same on the given domains ({seeds}).",
+        f"What the discovered domains are about: {home}/domains/report.html",
+    ]
+
+
+def _run(
+    section: Mapping[str, Any],
+    base: Mapping[str, Any],
+    member: Member,
+    home: Path,
+    prepared: str,
+    rows: int,
+    *,
+    file: str,
+    command: str,
+) -> float:
+    """Mean held-out loss of one run on the discovered domains, trained unless its result is there."""
+    plain = to_plain(member.config)
+    changes = {key: plain[key] for key in ("mixture", "mixer", "model", "train", "checkpoint")}
+    data = {**plain["data"], "prepared": str(home / "prepared"), "validation_fraction": section["validation_fraction"]}
+    config = member_config(
+        base,
+        {**changes, "sources": str(home / "domains"), "data": data},
+        (),
+        out=str(home),
+        folder=f"{member.variant}-seed{member.seed}",
+        file=file,
+        member=f"the discovered domains, seed {member.seed}",
+        seed=member.seed,
+    )
+    folder = Path(str(config.out))
+    try:
+        return float(json.loads((folder / RESULT).read_text(encoding="utf-8"))["mean"])
+    except FileNotFoundError:
+        pass
+    run_train(config, command=command, label=f"gem seed {member.seed}", extra={"variant": "gem"})
+    losses = held_out_losses(folder, prepared, rows_per_domain=rows)
+    write_json(folder / RESULT, {"mean": _mean(losses), "losses": losses})
+    return _mean(losses)
+
+
+def _mean(losses: Mapping[str, float]) -> float:
+    return sum(losses.values()) / len(losses)

@@ -1,0 +1,166 @@
+"""`jaxmix quickstart`: four mixtures on the bundled texts, one of them proposed by a law, compared at equal tokens.
+
+Then one of them again, on domains that were discovered instead of given.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jaxmix.core.errors import RunError
+from jaxmix.data.files import write_whole
+from jaxmix.workflows.compare.run import Member, members
+from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.strict import apply_overrides, dump_yaml, parse_yaml
+
+__all__ = ["DEFAULT_OUT", "discovered_arm", "propose_mixture", "quickstart_members"]
+
+DEFAULT_OUT = "runs/quickstart"
+FILE = "quickstart.yaml"
+VARIANT = "law"
+
+
+def quickstart_members(
+    overrides: Sequence[tuple[str, str]] = (), *, out: str = DEFAULT_OUT, seeds: int | None = None
+) -> list[Member]:
+    """The runs of the quickstart, from the file that the package carries.
+
+    The variant "law" trains on the mixture that `propose_mixture` has left in `out`, and on the prior until then.
+
+    Args:
+        overrides: dotted overrides of its base configuration.
+        out: folder to write to.
+        seeds: number of seeds instead of the file's.
+    """
+    text = _text()
+    del text["law"], text["gem"]
+    found = _mixture_file(out)
+    if found.is_file():
+        text["variants"][VARIANT] = {**text["variants"][VARIANT], **parse_yaml(found.read_text(), where=str(found))}
+    return members(text, overrides, file=FILE, out=out, seeds=seeds)
+
+
+def propose_mixture(
+    run: RunConfig, overrides: Sequence[tuple[str, str]], *, out: str, command: str, say: Callable[[str], None]
+) -> str:
+    """Trains a swarm of proxies, fits a law, and leaves the mixture it proposes for `run` in `out`.
+
+    What is there is not done again. The swarm is a process of its own, since it divides the processor's cores
+    otherwise than single runs do.
+
+    Args:
+        run: a run of the comparison: what the mixture is for.
+        overrides: of its base configuration.
+        out: folder of the comparison.
+        command: what was typed.
+        say: receives one line per stage.
+
+    Returns:
+        A sentence: what the mixture cost.
+
+    Raises:
+        RunError: the swarm did not end well; what it has trained is kept.
+    """
+    from jaxmix.workflows.swarm.config import load_swarm
+    from jaxmix.workflows.swarm.run import collect
+
+    path = Path(out) / "swarm.yaml"
+    if not _mixture_file(out).is_file():
+        write_whole(path, dump_yaml(_swarm(run, overrides, out)))
+        say("a swarm of proxies, for a law of mixtures")
+        arguments = [sys.executable, "-m", "jaxmix.cli", "swarm", "run", str(path), "--out", f"{out}/swarm", "--json"]
+        done = subprocess.run(arguments, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise RunError(
+                f"the swarm ended with exit status {done.returncode}",
+                where=f"{out}/swarm",
+                fix="Its message stands above. The same command continues.",
+            )
+    swarm = collect(load_swarm(str(path), out=f"{out}/swarm"))
+    if not _mixture_file(out).is_file():
+        _fit_and_propose(run, swarm.table, out=out, command=command, say=say)
+    return _cost(run, swarm)
+
+
+def discovered_arm(
+    runs: Sequence[Member],
+    overrides: Sequence[tuple[str, str]],
+    *,
+    out: str,
+    command: str,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Discovers domains in the training texts, trains on them, and returns in sentences how that went.
+
+    Args:
+        runs: of the comparison, finished.
+        overrides: of its base configuration.
+        out: folder of the comparison.
+        command: what was typed.
+        say: receives one line per stage.
+    """
+    from jaxmix.workflows.quickstart.gem import run_discovered_arm
+
+    text = _text()
+    base = apply_overrides(text["base"], overrides)
+    return run_discovered_arm(text["gem"], base, runs, file=FILE, out=out, command=command, say=say)
+
+
+def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say: Callable[[str], None]) -> None:
+    from jaxmix.models.lm.accounting import count_params
+    from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
+
+    law = _text()["law"]
+    settings = LawSettings(**law["fit"])
+    fitted = fit_law(table, settings, out=f"{out}/law", command=command, source=f"{out}/swarm/table.csv", say=say)
+    size, tokens = count_params(_model(run)) / 1e6, _tokens(run) / 1e9
+    make_proposal(fitted, model_size=size, tokens=tokens, out=f"{out}/law", command=command, **law["propose"])
+
+
+def _model(run: RunConfig) -> Any:
+    from jaxmix.workflows.config.resolve import resolve_model_config
+    from jaxmix.workflows.train.data import known_sizes
+
+    return resolve_model_config(run, vocab_size=known_sizes(run).vocab_size)
+
+
+def _tokens(run: RunConfig) -> int:
+    return run.train.steps * run.data.batch_size * run.data.seq_len
+
+
+def _cost(run: RunConfig, swarm: Any) -> str:
+    from jaxmix.models.lm.accounting import flops_per_token
+
+    own = flops_per_token(_model(run)) * _tokens(run)
+    return (
+        f"The law's mixture cost {len(swarm.table)} proxies, {swarm.flops / own:.1f} times the operations of one run, "
+        "on top of what the table counts."
+    )
+
+
+def _text() -> dict[str, Any]:
+    text = files("jaxmix.workflows.quickstart").joinpath(FILE).read_text(encoding="utf-8")
+    parsed: dict[str, Any] = parse_yaml(text, where=FILE)
+    return parsed
+
+
+def _mixture_file(out: str) -> Path:
+    return Path(out) / "law" / "mixture.yaml"
+
+
+def _swarm(run: RunConfig, overrides: Sequence[tuple[str, str]], out: str) -> Mapping[str, Any]:
+    """The file of the swarm: the comparison's base at the proxies' size and length."""
+    text = _text()
+    law = text["law"]
+    base = apply_overrides(text["base"], overrides)
+    base["data"] = {"prepared": run.data.prepared, **base["data"]}
+    steps = max(round(law["length"] * run.train.steps), 1)
+    base["train"] = {**base["train"], "steps": steps, "eval_every": steps}
+    base["model"] = law["model"]
+    base["mixture"] = {"weights": "natural"}
+    return {"base": base, "design": law["design"], "seeds": [0]}

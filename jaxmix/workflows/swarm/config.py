@@ -1,0 +1,175 @@
+"""A swarm as a file: one base configuration, model sizes and budgets, a design of mixtures, seeds."""
+
+# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.compare.variant import check_folder_name, member_config
+from jaxmix.workflows.config.sections import RunConfig, read_config_file
+from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting
+from jaxmix.workflows.train.run import resolved
+
+__all__ = ["DesignConfig", "LimitsConfig", "Size", "Swarm", "SwarmConfig", "load_swarm", "swarm_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DesignConfig:
+    """Which mixtures are trained on. Further keys are the arguments of the method, see `jaxmix.laws.design`."""
+
+    runs: int = setting(help="Set design.runs: how many mixtures to draw.", at_least=1)
+    method: Literal["dirichlet", "sobol"] = setting("dirichlet", help="around the prior, or evenly over the simplex")
+    seed: int = setting(0, help="of the draw")
+    include: tuple[Literal["prior", "uniform"], ...] = setting((), help="mixtures trained besides the drawn ones")
+    options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the method")
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitsConfig:
+    """How much of the machine a swarm takes. Changes no result."""
+
+    chunk: int | None = setting(None, at_least=1, help="proxies trained at once; empty: as many as memory holds")
+    memory: float | None = setting(None, above=0, help="gigabytes per device; empty: 70 % of a GPU, half of a CPU's")
+    table: float = setting(1.0, at_least=0, help="gigabytes of tokens kept on every device; beyond it they are sent")
+
+
+@dataclasses.dataclass(frozen=True)
+class SwarmConfig:
+    """The file."""
+
+    base: dict[str, Any] = setting(help="Set base: a configuration as for `jaxmix train`; its mixture is the prior.")
+    design: DesignConfig = setting(help="Set design: how many mixtures, and how they are drawn.")
+    sizes: dict[str, dict[str, Any]] = setting(
+        factory=lambda: {"proxy": {}}, help="a name, the sections of base it changes, and `runs`: its first mixtures"
+    )
+    seeds: tuple[int, ...] = setting((0,), help="every mixture is trained once per seed")
+    swarm: LimitsConfig = setting(factory=LimitsConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """One model size and budget of a swarm.
+
+    Attributes:
+        name: also of its folder.
+        config: of every run, but for mixture and seed.
+        runs: how many of the mixtures are trained, None for all.
+    """
+
+    name: str
+    config: RunConfig
+    runs: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Swarm:
+    """A checked swarm.
+
+    Attributes:
+        out: its folder.
+        design, limits, seeds: as in the file.
+        sizes: in the order of the file.
+    """
+
+    out: str
+    design: DesignConfig
+    limits: LimitsConfig
+    seeds: tuple[int, ...]
+    sizes: tuple[Size, ...]
+
+
+_OWN = ("design", "swarm", "seeds", "sizes")
+
+
+def load_swarm(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> Swarm:
+    """Loads and checks a swarm's file; touches no other file and no device.
+
+    Args:
+        path: YAML file in the form of `SwarmConfig`.
+        overrides: dotted names of the file's own sections, or of the base's (`train.steps`), and YAML values.
+        out: folder; runs/<name of the file> if None.
+
+    Raises:
+        ConfigError: file, dotted path, value and what to do.
+    """
+    mapping = read_config_file(path)
+    if not isinstance(mapping, Mapping):
+        raise ConfigError("a swarm must be a mapping with base and design", where=path)
+    return swarm_of(mapping, overrides, file=path, out=out or f"runs/{Path(path).stem}")
+
+
+def swarm_of(mapping: Mapping[Any, Any], overrides: Sequence[tuple[str, str]] = (), *, file: str, out: str) -> Swarm:
+    """As `load_swarm`, from a mapping. `file` is named in errors."""
+    own = [(name, text) for name, text in overrides if name.split(".")[0] in _OWN]
+    of_base = [pair for pair in overrides if pair not in own]
+    origin = Origin(file, frozenset(name for name, _ in own))
+    config = build(SwarmConfig, apply_overrides(mapping, own), origin=origin)
+    if not config.sizes:
+        raise ConfigError("sizes is empty", where=origin("sizes"), fix="Name at least one, or leave sizes out.")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(
+            f"seeds must be different numbers, at least one, got {list(config.seeds)}", where=origin("seeds")
+        )
+    sizes = tuple(_size(name, changes, config, of_base, file, out) for name, changes in config.sizes.items())
+    _check_same_domains(sizes, file)
+    return Swarm(out, config.design, config.swarm, config.seeds, sizes)
+
+
+def _size(
+    name: str,
+    changes: Mapping[str, Any],
+    config: SwarmConfig,
+    overrides: Sequence[tuple[str, str]],
+    file: str,
+    out: str,
+) -> Size:
+    where = f"{file}, sizes.{name}"
+    check_folder_name(name, "a size", where=where)
+    changes = dict(changes)
+    runs = changes.pop("runs", None)
+    if runs is not None and (not isinstance(runs, int) or isinstance(runs, bool) or runs < 1):
+        raise ConfigError(f"runs must be a whole number of at least 1, got {runs!r}", where=where)
+    run = member_config(config.base, changes, overrides, out=out, folder=name, file=file, member=f"sizes.{name}")
+    _check_run(run, where)
+    return Size(name, resolved(run), runs)
+
+
+def _check_run(run: RunConfig, where: str) -> None:
+    if run.mixer.name != "static" or run.mixer.wrap or run.mixer.options:
+        raise ConfigError(
+            f"a proxy's mixture stays as it is: it cannot have the mixer {run.mixer.name!r} or wrappers",
+            where=where,
+            fix="Leave mixer out.",
+        )
+    if run.selection.method is not None:
+        raise ConfigError(
+            "a swarm trains on all that its mixtures draw: it cannot have a selection",
+            where=f"{where}, selection",
+            fix="Leave selection out.",
+        )
+    if run.data.test_rows:
+        raise ConfigError("a swarm has no test rows", where=f"{where}, data.test_rows", fix="Use validation_rows.")
+
+
+def _check_same_domains(sizes: Sequence[Size], file: str) -> None:
+    """One table has one list of domains, and held-out losses of the same text."""
+    first = sizes[0].config
+    for size in sizes[1:]:
+        for key in ("prepared", "tokenizer", "unit", "validation_fraction"):
+            mine, others = getattr(size.config.data, key), getattr(first.data, key)
+            if mine != others:
+                raise ConfigError(
+                    f"size {size.name!r} has other data.{key} than {sizes[0].name!r}: {mine!r}, and {others!r}",
+                    where=f"{file}, sizes.{size.name}",
+                    fix="Set it in base.",
+                )
+        if size.config.sources != first.sources or size.config.mixture != first.mixture:
+            raise ConfigError(
+                f"size {size.name!r} has other sources or another prior than {sizes[0].name!r}",
+                where=f"{file}, sizes.{size.name}",
+                fix="Set them in base.",
+            )

@@ -1,0 +1,408 @@
+"""`jaxmix swarm`: a design of mixtures, proxies trained on them at once, and the table that laws are fitted on."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.data.files import write_whole
+from jaxmix.workflows.config.resolve import (
+    prior_weights,
+    resolve_max_epochs,
+    resolve_model_config,
+    resolve_on_exhaust,
+    resolve_settings,
+)
+from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.strict import arguments, dump_yaml, to_plain
+from jaxmix.workflows.provenance import made_by, now, write_json
+from jaxmix.workflows.swarm.config import Size, Swarm
+from jaxmix.workflows.train.data import known_sizes, prepare_and_open
+from jaxmix.workflows.train.plan import estimate_memory
+
+if TYPE_CHECKING:
+    from jaxmix.laws.base import RunTable
+    from jaxmix.train.swarm.files import SwarmStatus
+    from jaxmix.train.swarm.plan import Proxy
+
+__all__ = ["SizePlan", "SwarmOutcome", "collect", "generate", "plan_swarm", "read_design", "run", "status"]
+
+DESIGN, TABLE, CURVES = "design.csv", "table.csv", "curves.csv"
+_WEIGHT = "weight/"
+_GPU_SHARE, _CPU_SHARE = 0.7, 0.5
+
+
+# ── design ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def generate(swarm: Swarm, *, is_dry: bool = False) -> dict[str, dict[str, float]]:
+    """Draws the mixtures of the design and writes design.csv, one row per mixture.
+
+    A design that is there is kept if it holds the same mixtures; a different one is an error, since proxies may have
+    been trained on it. The file may also be written by hand: columns `run` and `weight/<domain>`.
+
+    Returns:
+        Weights by domain, by name of the mixture.
+
+    Raises:
+        ConfigError: the design does not fit, or the folder holds another one.
+    """
+    if not is_dry:
+        prepare_and_open(swarm.sizes[0].config)  # natural weights follow from sizes in tokens
+    designed = _draw(swarm)
+    path = Path(swarm.out) / DESIGN
+    if path.is_file():
+        if read_design(swarm) != designed:
+            raise ConfigError(
+                "the folder holds another design",
+                where=str(path),
+                fix="Choose another folder with --out, or remove the file if no proxy was trained on it.",
+            )
+    elif not is_dry:
+        _write_design(path, designed)
+    return designed
+
+
+def _draw(swarm: Swarm) -> dict[str, dict[str, float]]:
+    import jax
+
+    from jaxmix.laws.design import dirichlet_designs, sobol_designs
+    from jaxmix.workflows.config.strict import Origin
+
+    design, config = swarm.design, swarm.sizes[0].config
+    prior = _prior(config)
+    names = list(prior)
+    key = jax.random.key(design.seed)
+    origin = Origin("design")
+    if design.method == "dirichlet":
+        options = arguments(dirichlet_designs, design.options, origin=origin, path="", skip=3)
+        drawn = dirichlet_designs(key, np.asarray(list(prior.values())), design.runs, **options)
+    else:
+        options = arguments(sobol_designs, design.options, origin=origin, path="", skip=3)
+        drawn = sobol_designs(key, len(names), design.runs, **options)
+    fixed = {"prior": prior, "uniform": dict.fromkeys(names, 1.0 / len(names))}
+    result: dict[str, dict[str, float]] = {name: fixed[name] for name in design.include}
+    result |= {f"mix-{i:04d}": dict(zip(names, row.tolist(), strict=True)) for i, row in enumerate(drawn)}
+    return result
+
+
+def _prior(config: RunConfig) -> dict[str, float]:
+    sizes = known_sizes(config)
+    prior = prior_weights(config, sizes.tokens if config.data.unit == "tokens" else sizes.counts)
+    if not prior:
+        raise ConfigError(
+            "the prior is natural and the sizes of the sources are not known",
+            where="base.mixture.weights",
+            fix="Run jaxmix prepare first, give `tokens:` of every source, or write weights.",
+        )
+    return prior
+
+
+def _write_design(path: Path, designed: Mapping[str, Mapping[str, float]]) -> None:
+    names = list(next(iter(designed.values())))
+    lines = [",".join(["run", *(_WEIGHT + name for name in names)])]
+    lines += [",".join([run, *(repr(float(weights[name])) for name in names)]) for run, weights in designed.items()]
+    write_whole(path, "\n".join(lines) + "\n")
+
+
+def read_design(swarm: Swarm) -> dict[str, dict[str, float]]:
+    """The mixtures of design.csv by name.
+
+    Raises:
+        ConfigError: there is no such file, or a row is not a mixture of the sources.
+    """
+    path = Path(swarm.out) / DESIGN
+    if not path.is_file():
+        raise ConfigError("there is no design", where=str(path), fix="Run jaxmix swarm generate first.")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = swarm.sizes[0].config.source_names
+    result: dict[str, dict[str, float]] = {}
+    for line, row in enumerate(rows, start=2):
+        where = f"{path}, line {line}"
+        names = [column.removeprefix(_WEIGHT) for column in row if str(column).startswith(_WEIGHT)]
+        if not row.get("run") or row["run"] in result or not names:
+            raise ConfigError("a row needs a name of its own under `run`, and weights", where=where)
+        if wanted is not None and names != list(wanted):
+            raise ConfigError(f"weights of {', '.join(names)}, the sources are {', '.join(wanted)}", where=where)
+        try:
+            weights = {name: float(row[_WEIGHT + name]) for name in names}
+        except (TypeError, ValueError):
+            raise ConfigError("a weight is not a number", where=where) from None
+        values = np.asarray(list(weights.values()))
+        if not (np.isfinite(values) & (values >= 0)).all() or abs(values.sum() - 1) > 1e-6:
+            raise ConfigError(f"the weights are no mixture: they add up to {values.sum():.9g}", where=where)
+        result[row["run"]] = weights
+    if not result:
+        raise ConfigError("the design has no mixtures", where=str(path))
+    return result
+
+
+# ── plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SizePlan(NamedTuple):
+    """What one size of a swarm takes.
+
+    Attributes:
+        name: of the size.
+        proxies: trained in all.
+        chunk: of them at once.
+        steps: of each.
+        tokens: of all.
+        num_params: of one model.
+        flops: of all.
+        bytes_per_proxy: estimated, parameters and optimizer, and activations where proxies are computed at once.
+        bytes_per_device: estimated, of a chunk; without the table of tokens.
+        memory: bytes that were allowed per device.
+    """
+
+    name: str
+    proxies: int
+    chunk: int
+    steps: int
+    tokens: int
+    num_params: int
+    flops: float
+    bytes_per_proxy: int
+    bytes_per_device: int
+    memory: int
+
+
+def plan_swarm(swarm: Swarm, *, mixtures: int | None = None) -> list[SizePlan]:
+    """Works out chunks, memory and operations of every size. Asks the devices how much memory they have.
+
+    Args:
+        swarm: checked.
+        mixtures: of the design; what its configuration says if None.
+    """
+    count = swarm.design.runs + len(swarm.design.include) if mixtures is None else mixtures
+    return [_plan_size(size, swarm, min(size.runs or count, count) * len(swarm.seeds)) for size in swarm.sizes]
+
+
+def _plan_size(size: Size, swarm: Swarm, proxies: int) -> SizePlan:
+    import jax
+
+    from jaxmix.models.lm.accounting import count_params, flops_per_token
+    from jaxmix.train.swarm.step import micro_batches
+
+    config, settings = size.config, resolve_settings(size.config)
+    model = resolve_model_config(config, vocab_size=known_sizes(config).vocab_size)
+    devices = jax.local_devices()
+    is_cpu = devices[0].platform == "cpu"
+    rows = config.data.batch_size // settings.accumulate
+    if is_cpu:
+        rows //= micro_batches(rows, config.data.seq_len)
+    memory = estimate_memory(model, rows=rows, seq_len=config.data.seq_len, parameter_shards=1, is_accumulating=is_cpu)
+    kept, working = memory.params + memory.optimizer, memory.gradients + memory.activations + memory.logits
+    allowed = _memory(swarm, devices[0], len(devices))
+    # On a CPU one proxy of a device computes at a time; checkpoints hold a second copy of what is kept.
+    per_proxy = 2 * kept if is_cpu else 2 * kept + working
+    fixed = working if is_cpu else 0
+    fitting = max(int((allowed - fixed) // per_proxy), 1) * len(devices)
+    chunk = min(swarm.limits.chunk or fitting, proxies)
+    parts = -(-proxies // chunk)
+    chunk = -(-proxies // parts)
+    tokens = proxies * settings.steps * config.data.batch_size * config.data.seq_len
+    return SizePlan(
+        name=size.name,
+        proxies=proxies,
+        chunk=chunk,
+        steps=settings.steps,
+        tokens=tokens,
+        num_params=count_params(model),
+        flops=flops_per_token(model) * tokens,
+        bytes_per_proxy=per_proxy,
+        bytes_per_device=fixed + per_proxy * -(-chunk // len(devices)),
+        memory=allowed,
+    )
+
+
+def _memory(swarm: Swarm, device: Any, devices: int) -> int:
+    """Bytes of one device that a swarm may take."""
+    if swarm.limits.memory is not None:
+        return int(swarm.limits.memory * 1e9)
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] * _GPU_SHARE)
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _CPU_SHARE) // devices
+
+
+# ── run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class SwarmOutcome:
+    """What a swarm left: its folder, the table of runs, the file it is in, and the runs that diverged with reasons."""
+
+    out: Path
+    table: RunTable
+    path: Path
+    diverged: dict[str, str]
+    seconds: float
+    flops: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "table": str(self.path),
+            "runs": len(self.table),
+            "domains": list(self.table.domain_names),
+            "diverged": self.diverged,
+            "seconds": self.seconds,
+            "flops_per_second": self.flops / self.seconds if self.seconds else None,
+        }
+
+
+def run(swarm: Swarm, *, command: str, say: Callable[[str], None] = lambda line: None) -> SwarmOutcome:
+    """Trains everything that is not trained yet, size by size, and collects the table.
+
+    Makes the design first where there is none. Stopped or killed, the same call goes on.
+
+    Args:
+        swarm: checked.
+        command: what was typed, for provenance.json.
+        say: receives one line per stage.
+
+    Raises:
+        ConfigError: also when the folder holds another swarm.
+        RunError: interrupted; what was saved is whole.
+    """
+    from jaxmix.models import transformer
+    from jaxmix.train.lm.evaluate import validation_set
+    from jaxmix.train.swarm.run import run_swarm
+
+    out = Path(swarm.out)
+    for size in swarm.sizes:
+        prepare_and_open(size.config)
+    if not (out / DESIGN).is_file():
+        generate(swarm)
+    designed = read_design(swarm)
+    _write_about(swarm, command)
+    for size, plan in zip(swarm.sizes, plan_swarm(swarm, mixtures=len(designed)), strict=True):
+        config, settings = size.config, resolve_settings(size.config)
+        data = prepare_and_open(config)
+        names = tuple(data.train)
+        proxies = _proxies(size, designed, swarm.seeds, names)
+        say(f"{size.name}: {len(proxies)} proxies of {plan.num_params:,} parameters, {plan.chunk} at a time")
+        limits = resolve_max_epochs(config, names)
+        run_swarm(
+            out / size.name,
+            model=transformer(resolve_model_config(config, vocab_size=data.vocab_size)),
+            proxies=proxies,
+            sources=data.train,
+            validation=validation_set(
+                data.validation, seq_len=config.data.seq_len, rows_per_domain=config.data.validation_rows
+            ),
+            settings=settings,
+            batch_size=config.data.batch_size,
+            seq_len=config.data.seq_len,
+            vocab_size=data.vocab_size,
+            unit=config.data.unit,
+            block=config.data.block,
+            on_exhaust=resolve_on_exhaust(config, names),
+            max_epochs={name: limit for name, limit in limits.items() if limit is not None},
+            chunk=plan.chunk,
+            table_bytes=int(swarm.limits.table * 1e9),
+            label=size.name,
+        )
+    return collect(swarm)
+
+
+def _proxies(
+    size: Size, designed: Mapping[str, Mapping[str, float]], seeds: Sequence[int], names: Sequence[str]
+) -> list[Proxy]:
+    from jaxmix.train.swarm.plan import Proxy
+
+    chosen = list(designed.items())[: size.runs]
+    for run, weights in chosen:
+        if tuple(weights) != tuple(names):
+            raise ConfigError(
+                f"mixture {run!r} has weights of {', '.join(weights)}, the data has {', '.join(names)}",
+                where=DESIGN,
+            )
+    return [
+        Proxy(f"{size.name}/{run}-seed{seed}", np.asarray(list(weights.values())), seed)
+        for seed in seeds
+        for run, weights in chosen
+    ]
+
+
+def _write_about(swarm: Swarm, command: str) -> None:
+    out = Path(swarm.out)
+    sizes = {size.name: {**to_plain(size.config), "runs": size.runs} for size in swarm.sizes}
+    plain = {"design": to_plain(swarm.design), "seeds": list(swarm.seeds), "sizes": sizes}
+    write_whole(out / "config.yaml", dump_yaml(plain))
+    write_json(out / "provenance.json", {**made_by(command), "started": now()})
+
+
+def status(swarm: Swarm) -> dict[str, SwarmStatus]:
+    """How far every size is, by name; reads files only."""
+    from jaxmix.train.swarm.files import read_status
+
+    return {size.name: read_status(Path(swarm.out) / size.name) for size in swarm.sizes}
+
+
+def collect(swarm: Swarm) -> SwarmOutcome:
+    """Writes table.csv and curves.csv from all chunks that are finished.
+
+    `model_size` is all parameters in millions, `tokens` those of all batches in billions. A run that diverged has
+    empty losses. curves.csv holds the held-out losses at every evaluation of every run, by the table's `run`.
+
+    Raises:
+        RunError: no chunk is finished, or every run diverged.
+    """
+    from jaxmix.data.run_tables import write_run_table
+    from jaxmix.laws.base import RunTable
+    from jaxmix.models.lm.accounting import count_params, flops_per_token
+    from jaxmix.train.swarm.files import finished_chunks
+
+    out = Path(swarm.out)
+    names: list[str] = []
+    rows: list[tuple[Any, float, float]] = []
+    curves: list[list[Any]] = []
+    seconds = flops = 0.0
+    for size in swarm.sizes:
+        config = size.config
+        model = resolve_model_config(config, vocab_size=known_sizes(config).vocab_size)
+        tokens = config.train.steps * config.data.batch_size * config.data.seq_len
+        for chunk in finished_chunks(out / size.name):
+            names = list(chunk.domain_names)
+            seconds += chunk.seconds
+            flops += flops_per_token(model) * sum(proxy.tokens for proxy in chunk.proxies)
+            for proxy in chunk.proxies:
+                rows.append((proxy, count_params(model) / 1e6, tokens / 1e9))
+                curves += [
+                    [len(rows) - 1, proxy.name, step, *map(float, losses)]
+                    for step, losses in zip(chunk.curve_steps, proxy.curve, strict=True)
+                ]
+    if not any(proxy.reason is None for proxy, _, _ in rows):
+        what = "every run diverged" if rows else "no chunk is finished"
+        raise RunError(what, where=swarm.out, fix="Lower the learning rate." if rows else "Run jaxmix swarm run.")
+    table = RunTable(
+        np.stack([proxy.weights for proxy, _, _ in rows]),
+        np.stack([proxy.losses for proxy, _, _ in rows]),
+        np.asarray([size for _, size, _ in rows]),
+        np.asarray([tokens for _, _, tokens in rows]),
+        names,
+        names,
+        seed=np.asarray([proxy.seed for proxy, _, _ in rows]),
+    )
+    path = write_run_table(out / TABLE, table)
+    head = ["run", "name", "step", *(f"loss/{name}" for name in names)]
+    write_whole(out / CURVES, "\n".join(",".join(map(_cell, line)) for line in [head, *curves]) + "\n")
+    diverged = {proxy.name: proxy.reason for proxy, _, _ in rows if proxy.reason is not None}
+    return SwarmOutcome(out, table, path, diverged, seconds, flops)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else repr(value)
+    return str(value)

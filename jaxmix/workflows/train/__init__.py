@@ -1,0 +1,1 @@
+"""`jaxmix train`, `plan` and `doremi`."""

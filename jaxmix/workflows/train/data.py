@@ -1,0 +1,270 @@
+"""From the sections `sources` and `data` of a configuration to opened token sources."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.config.sections import RunConfig, SourceConfig
+
+if TYPE_CHECKING:
+    from jaxmix.data.prepared.store import PreparedSource
+    from jaxmix.data.sources.specs import SourceSpec
+
+__all__ = [
+    "KnownSizes",
+    "RunData",
+    "describe_preparation",
+    "known_sizes",
+    "preparation_table",
+    "prepare_and_open",
+    "prepare_sources",
+    "source_specs",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The opened data of a run.
+
+    Attributes:
+        train, validation: token sources by domain, in the order of the configuration.
+        sizes: tokens of the training part by domain.
+        counts: records (documents, long ones in pieces) of the training part by domain.
+        vocab_size: of the tokenizer.
+        tokenizer_hash: its fingerprint.
+        data_hash: by domain, the hash of the source as it was read.
+    """
+
+    train: dict[str, PreparedSource]
+    validation: dict[str, PreparedSource]
+    sizes: dict[str, int]
+    counts: dict[str, int]
+    vocab_size: int
+    tokenizer_hash: str
+    data_hash: dict[str, str]
+
+
+def prepare_and_open(config: RunConfig) -> RunData:
+    """Prepares the sources where that is still to do (on process 0, the others wait) and opens them."""
+    import jax
+
+    from jaxmix.data.prepared.store import open_prepared, read_index
+
+    if config.sources is not None and jax.process_index() == 0:
+        prepare_sources(config)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("jaxmix: data prepared")
+    folder = _prepared(config)
+    index = read_index(folder)
+    names = list(index["domains"])
+    if config.source_names is not None and list(config.source_names) != names:
+        raise ConfigError(
+            f"{folder} holds the domains {', '.join(names)}, the configuration names {', '.join(config.source_names)}",
+            where="sources",
+            fix="Choose another data.prepared, or leave sources out to use what is there.",
+        )
+    train = open_prepared(folder, "train")
+    return RunData(
+        train=train,
+        validation=open_prepared(folder, "validation"),
+        sizes={name: source.num_tokens for name, source in train.items()},
+        counts={name: len(source) for name, source in train.items()},
+        vocab_size=index["settings"]["vocab_size"],
+        tokenizer_hash=index["settings"]["tokenizer"],
+        data_hash={name: entry["source_hash"] for name, entry in index["domains"].items()},
+    )
+
+
+def prepare_sources(config: RunConfig) -> dict[str, Any]:
+    """Tokenizes the sources into `data.prepared`, with progress; returns the index, and `was_ready`.
+
+    Raises:
+        ConfigError: the configuration has no sources, or they do not fit what the folder holds.
+    """
+    from jaxmix.data.prepared.prepare import prepare_corpus
+    from jaxmix.data.tokenizers import load_tokenizer
+
+    specs = _specs(config)
+    if specs is None:
+        raise ConfigError("there are no sources to prepare", where="sources", fix="Name them, or write `bundled`.")
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    with _Bar() as bar:
+        summary = prepare_corpus(
+            specs,
+            _prepared(config),
+            tokenizer=tokenizer,
+            validation_fraction=config.data.validation_fraction,
+            workers=config.data.workers,
+            progress=bar,
+        )
+    for name, kinds in summary.troubles().items():
+        for kind, entry in kinds.items():
+            more = ", …" if entry["count"] > len(entry["first"]) else ""
+            print(f"prepare: {name}: {entry['count']} {kind}: {', '.join(entry['first'])}{more}", file=sys.stderr)
+    return {"prepared": str(summary.folder), "was_ready": summary.was_ready, **summary.index}
+
+
+def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
+    """Columns, rows and closing lines that show what `prepare_sources` returned."""
+    columns = ("domain", "documents", "train tokens", "validation tokens", "bytes on disk", "troubles")
+    rows: list[tuple[str, ...]] = [
+        (
+            name,
+            f"{entry['documents']:,}",
+            f"{entry['splits']['train']['tokens']:,}",
+            f"{entry['splits']['validation']['tokens']:,}",
+            f"{entry['bytes']:,}",
+            str(sum(kind["count"] for kind in entry["troubles"].values())),
+        )
+        for name, entry in summary["domains"].items()
+    ]
+    notes = ["It was ready: nothing had to be done."] if summary["was_ready"] else []
+    return columns, rows, notes
+
+
+def describe_preparation(config: RunConfig) -> dict[str, Any]:
+    """What `prepare` would read and write. Looks for the files and opens none."""
+    specs = _specs(config)
+    if specs is None:
+        raise ConfigError("there are no sources to prepare", where="sources", fix="Name them, or write `bundled`.")
+    about = {}
+    for name, spec in specs.items():
+        files = spec.files()
+        size = sum(path.stat().st_size for path in files)
+        known = f"{len(files)} file{'s' if len(files) != 1 else ''}, {size:,} bytes"
+        about[name] = known if files else f"{'tfds' if spec.tfds else 'hf'} {spec.tfds or spec.hf}, split {spec.split}"
+    return {"prepared": str(_prepared(config)), "tokenizer": config.data.tokenizer, "sources": about}
+
+
+class KnownSizes(NamedTuple):
+    """What is known of the training part of every source without opening data.
+
+    Attributes:
+        tokens: by domain, None where unknown.
+        counts: records by domain, None where unknown.
+        vocab_size: of the tokenizer, None if only its file knows it.
+        unknown: sentences on what is not known.
+    """
+
+    tokens: dict[str, float | None]
+    counts: dict[str, float | None]
+    vocab_size: int | None
+    unknown: list[str]
+
+
+def known_sizes(config: RunConfig) -> KnownSizes:
+    """Reads the index of a prepared folder where there is one, else takes what the configuration says."""
+    from jaxmix.data.prepared.store import read_index
+
+    try:
+        index = read_index(_prepared(config))
+    except ConfigError:
+        index = None
+    if index is not None and config.source_names in (None, tuple(index["domains"])):
+        train = {name: entry["splits"]["train"] for name, entry in index["domains"].items()}
+        tokens: dict[str, float | None] = {name: float(part["tokens"]) for name, part in train.items()}
+        counts: dict[str, float | None] = {name: float(part["records"]) for name, part in train.items()}
+        return KnownSizes(tokens, counts, index["settings"]["vocab_size"], [])
+    vocab_size = 256 if config.data.tokenizer == "byte" else None
+    unknown = [] if vocab_size else [f"the vocabulary of {config.data.tokenizer}: the preset's is taken"]
+    if config.sources == "bundled":
+        from jaxmix.data.sources.corpora import bundled_corpus
+
+        unknown.append("sizes are bytes less the held-out share, until `jaxmix prepare` has run")
+        kept = 1 - config.data.validation_fraction
+        tokens = {name: domain.num_bytes * kept for name, domain in bundled_corpus().items()}
+    elif isinstance(config.sources, Mapping):
+        tokens = {name: source.tokens for name, source in config.sources.items()}
+        missing = [name for name, size in tokens.items() if size is None]
+        if missing:
+            unknown.append(f"the size of {', '.join(missing)}: run `jaxmix prepare`, or give `tokens:`")
+    else:
+        unknown.append(f"everything about {_prepared(config)}: it is not prepared yet")
+        tokens = {}
+    if config.data.unit != "tokens":
+        unknown.append(f"the number of {config.data.unit} of every source: run `jaxmix prepare`")
+    return KnownSizes(tokens, dict.fromkeys(tokens), vocab_size, unknown)
+
+
+def _prepared(config: RunConfig) -> Path:
+    assert config.data.prepared is not None
+    return Path(config.data.prepared)
+
+
+def _specs(config: RunConfig) -> dict[str, SourceSpec] | None:
+    return None if config.sources is None else source_specs(config.sources)
+
+
+def source_specs(sources: Any) -> dict[str, SourceSpec]:
+    """The section `sources` of a configuration, "bundled" or a mapping of `SourceConfig`, as specifications by name."""
+    from jaxmix.data.sources.specs import SourceSpec
+
+    if sources == "bundled":
+        from jaxmix.data.sources.corpora import bundled_corpus
+
+        return {name: SourceSpec(name=name, path=str(domain.path)) for name, domain in bundled_corpus().items()}
+    assert isinstance(sources, Mapping)
+    return {name: _spec(name, source) for name, source in sources.items()}
+
+
+def _spec(name: str, source: SourceConfig) -> SourceSpec:
+    from jaxmix.data.sources.specs import SourceSpec
+
+    return SourceSpec(
+        name=name,
+        path=source.path,
+        tfds=source.tfds,
+        hf=source.hf,
+        split=source.split,
+        format=source.format,
+        text_field=source.text_field,
+    )
+
+
+class _Bar:
+    """The progress of `prepare`: a bar on a terminal, one line every ten seconds otherwise."""
+
+    def __init__(self, stream: Any = None, clock: Callable[[], float] = time.monotonic):
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._bar: Any = None
+        self._task: Any = None
+        self._last = clock()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, tokens: int) -> None:
+        if self._stream.isatty():
+            self._draw(done, total, tokens)
+        elif self._clock() - self._last >= 10 or done == total:
+            self._last = self._clock()
+            print(f"prepare: {done}/{total} parts, {tokens:,} tokens", file=self._stream, flush=True)
+
+    def _draw(self, done: int, total: int, tokens: int) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("prepare"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+            )
+            self._bar = Progress(*columns, console=Console(file=self._stream))
+            self._task = self._bar.add_task("prepare", total=total, status="")
+            self._bar.start()
+        self._bar.update(self._task, completed=done, status=f"{tokens:,} tokens")

@@ -1,0 +1,131 @@
+"""DoReMi offline: a reference run, a proxy run that weighs domains by its excess loss, and their average weights.
+
+Xie et al.: "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining", arXiv 2305.10429. Both runs are
+ordinary runs of `jaxmix train`; the method is the mixer `doremi` in its mode "proxy".
+"""
+
+# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.data.files import write_whole
+from jaxmix.workflows.compare.variant import member_config
+from jaxmix.workflows.config.resolve import prior_weights
+from jaxmix.workflows.config.sections import RunConfig, read_config_file
+from jaxmix.workflows.config.strict import Origin, build, dump_yaml, setting
+from jaxmix.workflows.train.data import prepare_and_open
+from jaxmix.workflows.train.run import check_continuation, resolved, run_train
+
+__all__ = ["Doremi", "DoremiConfig", "DoremiOutcome", "load_doremi", "run_doremi"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DoremiConfig:
+    """The file: what both runs share, and the sections that each changes."""
+
+    base: dict[str, Any] = setting(help="Set base: a configuration as for `jaxmix train`; its mixture is the prior.")
+    reference: dict[str, Any] = setting(factory=dict, help="sections of base that the reference run changes")
+    proxy: dict[str, Any] = setting(factory=dict, help="sections of base that the proxy run changes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Doremi:
+    """Both runs, checked: their folders are `reference` and `proxy` in `out`."""
+
+    out: str
+    reference: RunConfig
+    proxy: RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DoremiOutcome:
+    """What DoReMi found, everything by domain.
+
+    Attributes:
+        path: mixture.yaml.
+        weights: the mean of the proxy's domain weights over its steps: the mixture for another run.
+        prior: what both runs drew by.
+        reference_loss, proxy_loss: held-out losses at the end, nats per token.
+    """
+
+    path: Path
+    weights: dict[str, float]
+    prior: dict[str, float]
+    reference_loss: dict[str, float]
+    proxy_loss: dict[str, float]
+
+
+def load_doremi(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> Doremi:
+    """Loads and checks a file in the form of `DoremiConfig`; touches no other file and no device.
+
+    Args:
+        path: YAML file.
+        overrides: dotted overrides of the base.
+        out: folder; runs/<name of the file> if None.
+    """
+    mapping = read_config_file(path)
+    if not isinstance(mapping, Mapping):
+        raise ConfigError("DoReMi needs a mapping with base", where=path)
+    config = build(DoremiConfig, mapping, origin=Origin(path))
+    out = out or f"runs/{Path(path).stem}"
+    static: dict[str, Any] = {"mixer": {"name": "static"}}
+    weighing: dict[str, Any] = {
+        "mixer": {"name": "doremi", "mode": "proxy"},
+        "reference": {"run": f"{out}/reference"},
+    }
+    runs = {
+        name: member_config(
+            config.base, {**default, **changes}, overrides, out=out, folder=name, file=path, member=name
+        )
+        for name, default, changes in (
+            ("reference", static, config.reference),
+            ("proxy", weighing, config.proxy),
+        )
+    }
+    if runs["proxy"].mixer.name != "doremi":
+        raise ConfigError(
+            f"the proxy has the mixer {runs['proxy'].mixer.name!r}",
+            where=f"{path}, proxy.mixer.name",
+            fix="Leave the name out, or write doremi.",
+        )
+    return Doremi(out, runs["reference"], runs["proxy"])
+
+
+def run_doremi(doremi: Doremi, *, command: str) -> DoremiOutcome:
+    """Trains the reference, then the proxy, and writes mixture.yaml; continues what is there.
+
+    Args:
+        doremi: checked configurations.
+        command: what was typed, for provenance.json.
+
+    Raises:
+        ConfigError: a run folder holds a run that its configuration cannot continue.
+        RunError: a run could not go on; the same call continues it.
+    """
+    for config in (doremi.reference, doremi.proxy):
+        check_continuation(resolved(config), Path(config.out or ""))
+    data = prepare_and_open(doremi.reference)
+    reference = run_train(doremi.reference, command=command, data=data, label="reference", has_page=False)
+    proxy = run_train(doremi.proxy, command=command, data=data, label="proxy", has_page=False)
+    weights = proxy.result.recommended
+    prior = prior_weights(doremi.proxy, data.sizes if doremi.proxy.data.unit == "tokens" else data.counts)
+    assert prior is not None
+    path = Path(doremi.out) / "mixture.yaml"
+    about = {
+        "unit": doremi.proxy.data.unit,
+        "tokenizer": doremi.proxy.data.tokenizer,
+        "tokenizer_hash": data.tokenizer_hash,
+        "mixer": "doremi",
+        "reference": str(doremi.reference.out),
+        "proxy": str(doremi.proxy.out),
+        "steps": proxy.result.steps,
+        "prior": prior,
+        "recommended": dict(weights),
+    }
+    write_whole(path, dump_yaml(about))
+    return DoremiOutcome(path, dict(weights), prior, reference.result.final_eval, proxy.result.final_eval)

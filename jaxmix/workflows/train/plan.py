@@ -1,0 +1,367 @@
+"""What a configuration would do, worked out without touching data or devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.models.lm.config import TransformerConfig
+from jaxmix.workflows.config.resolve import (
+    prior_weights,
+    resolve_max_epochs,
+    resolve_mixer,
+    resolve_model_config,
+    resolve_settings,
+)
+from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.train.data import KnownSizes, known_sizes
+from jaxmix.workflows.train.selection import compute_of, drawn_rows, known_pace, resolve_selection
+
+if TYPE_CHECKING:
+    from jaxmix.mixers.base import Mixer
+
+__all__ = ["Memory", "Plan", "SourcePlan", "estimate_memory", "make_plan", "plan_lines", "plan_rows"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourcePlan:
+    """Expected use of one source if the weights stay at the prior.
+
+    Attributes:
+        name: domain.
+        weight: share of the mixture, None while sizes are unknown and the weights follow from them.
+        rows: expected rows drawn.
+        tokens: expected tokens drawn.
+        available: tokens of its training part, None if unknown.
+        epochs: passes over it.
+        max_epochs: the limit, None for none.
+    """
+
+    name: str
+    weight: float | None
+    rows: float | None
+    tokens: float | None
+    available: float | None
+    epochs: float | None
+    max_epochs: float | None
+
+    @property
+    def is_over_limit(self) -> bool:
+        return self.epochs is not None and self.max_epochs is not None and self.epochs > self.max_epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Estimated bytes on one device, see `estimate_memory`."""
+
+    params: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.params + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The whole plan; `as_json` for machines.
+
+    Attributes:
+        steps, tokens_per_step, tokens: optimizer steps, tokens of one, tokens of all.
+        sources: one entry per source.
+        mixer: its name; a learned mixture leaves the prior during the run.
+        num_params: parameters of the model.
+        flops: floating-point operations of the whole run: of training, and with selection of scoring too.
+        rows_trained, rows_scanned: of the whole run; equal without selection.
+        relative_flops: of a step, over those of training on its rows alone.
+        wall_seconds: at the pace of `paced_by`, a run folder; None where nothing has been timed yet.
+        selection: what is selected, None for nothing.
+        memory: per device.
+        devices: data × fsdp × tensor, None along an axis that takes what is there.
+        evaluations, checkpoints: how many of each.
+        mixer_evaluations: how many evaluations the mixer asks for besides.
+        unknown: what could not be worked out and why.
+        notes: what deserves a second look.
+    """
+
+    steps: int
+    tokens_per_step: int
+    tokens: int
+    sources: tuple[SourcePlan, ...]
+    mixer: str
+    num_params: int
+    flops: float
+    rows_trained: int
+    rows_scanned: int
+    relative_flops: float
+    wall_seconds: float | None
+    paced_by: str | None
+    selection: str | None
+    memory: Memory
+    devices: dict[str, int | None]
+    evaluations: int
+    mixer_evaluations: int
+    checkpoints: int
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total}}
+
+
+def estimate_memory(
+    model: TransformerConfig, *, rows: int, seq_len: int, parameter_shards: int, is_accumulating: bool
+) -> Memory:
+    """Bytes on one device during a step, from the settings alone.
+
+    With N parameters over s shards, n = rows · seq_len tokens at a time, and c bytes of the compute dtype:
+
+        params 4·N/s   gradients 4·N/s (twice when accumulating)   AdamW 8·N/s
+        activations  n · [ L·A + 4·d ],   with remat "block" n · [ L·4·d + A ],   with "dots" n · L·M
+        A = 8·d + c·(2·d + 2·(h+g)·k + (i+1)·f) + 4·h·t      M = 4·d + c·(d + (h+2·g)·k + i·f)
+        logits 2 · 4 · v · n   (of one chunk of positions with loss_chunk)
+
+    The term 4·h·t is the attention matrix; cuDNN attention (GPU, bfloat16) does not store it. The compiler reuses
+    and fuses, so this is a guide within about a factor of two, not a promise: measured on the CPU without remat, the
+    estimate was 0.6 to 0.8 of what XLA took. On the CPU XLA undoes remat, and the memory stays that of "none".
+
+    Args:
+        model: settings of the transformer.
+        rows: rows of a micro-batch on one device.
+        seq_len: tokens of a row.
+        parameter_shards: fsdp × tensor.
+        is_accumulating: more than one micro-batch per step.
+    """
+    from jaxmix.models.lm.accounting import count_params
+
+    params = 4 * count_params(model) // parameter_shards
+    c = 2 if model.compute_dtype == "bfloat16" else 8 if model.compute_dtype == "float64" else 4
+    d, layers, inputs = model.width, model.num_layers, model.mlp_inputs
+    h, g, k, f = model.query_heads, model.key_heads, model.size_of_head, model.hidden_units
+    everything = 8 * d + c * (2 * d + 2 * (h + g) * k + (inputs + 1) * f) + 4 * h * seq_len
+    products = 4 * d + c * (d + (h + 2 * g) * k + inputs * f)
+    per_token = {
+        "none": layers * everything + 4 * d,
+        "dots": layers * products,
+        "block": layers * 4 * d + everything,
+    }[model.remat]
+    positions = min(model.positions_per_loss_chunk or seq_len, seq_len)
+    return Memory(
+        params=params,
+        gradients=params * (2 if is_accumulating else 1),
+        optimizer=2 * params,
+        activations=rows * seq_len * per_token,
+        logits=8 * model.vocab_size * rows * positions,
+    )
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Works the plan out. Reads at most the index of a folder that `prepare` has finished."""
+    from jaxmix.models.lm.accounting import count_params
+
+    settings, data = resolve_settings(config), config.data
+    mixer = resolve_mixer(config)
+    sizes = known_sizes(config)
+    unknown = list(sizes.unknown)
+    model = resolve_model_config(config, vocab_size=sizes.vocab_size)
+    drawn = drawn_rows(config)
+    tokens_per_step = drawn * data.seq_len
+    weights = prior_weights(config, sizes.tokens if data.unit == "tokens" else sizes.counts)
+    limits = resolve_max_epochs(config, tuple(sizes.tokens))
+    sources = _sources(config, settings.steps * drawn, sizes, weights, limits)
+    if weights is None and sizes.tokens:
+        unknown.append("natural weights need the size of every source: run `jaxmix prepare`, or give `tokens:`")
+    notes = [
+        f"{s.name} would need {s.epochs:.2f} epochs and may have {s.max_epochs:g}: "
+        f"then `on_exhaust: {data.on_exhaust}` applies"
+        for s in sources
+        if s.is_over_limit and s.epochs is not None
+    ]
+    if data.unit == "rows":
+        notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
+    if mixer.needs:
+        notes.append(f"the mixer {config.mixer.name!r} moves the weights; draws and epochs hold at the prior")
+    mixer_evaluations = sum(mixer.cadence.is_validation_due(step, len(sources)) for step in range(settings.steps + 1))
+    notes.extend(_mixer_notes(config, mixer, mixer_evaluations, len(sources), settings.steps * tokens_per_step))
+    devices = {axis: (size if (size := config.train.mesh.get(axis, 1)) > 0 else None) for axis in _AXES}
+    rows = -(-data.batch_size // settings.accumulate // _fixed(devices, "data", "fsdp"))
+    if None in devices.values():
+        unknown.append("the number of devices is not fixed (-1 in train.mesh): memory is given for 1 along that axis")
+    memory = estimate_memory(
+        model,
+        rows=rows,
+        seq_len=data.seq_len,
+        parameter_shards=_fixed(devices, "fsdp", "tensor"),
+        is_accumulating=settings.accumulate > 1,
+    )
+    compute = compute_of(config, mixer, model)
+    cost = compute.cost(settings.steps)
+    pace = known_pace(config)
+    selection = resolve_selection(config)
+    if not compute.is_reference_known:
+        notes.append("the reference's run is not there yet: it is counted as a model of the learner's size")
+    return Plan(
+        steps=settings.steps,
+        tokens_per_step=tokens_per_step,
+        tokens=settings.steps * tokens_per_step,
+        sources=sources,
+        mixer=config.mixer.name,
+        num_params=count_params(model),
+        flops=cost.flops,
+        rows_trained=int(cost.trained),
+        rows_scanned=int(cost.scanned),
+        relative_flops=compute.flops / compute.training,
+        wall_seconds=None if pace is None else cost.flops / pace[1],
+        paced_by=None if pace is None else pace[0],
+        selection=None if selection is None else f"{selection.method}, {selection.level} level",
+        memory=memory,
+        devices=devices,
+        evaluations=-(-settings.steps // settings.eval_every) + 1,
+        mixer_evaluations=mixer_evaluations,
+        checkpoints=-(-settings.steps // settings.checkpoint_every),
+        unknown=tuple(unknown),
+        notes=tuple(notes),
+    )
+
+
+_AXES = ("data", "fsdp", "tensor")
+_MUCH_PROBING = 0.3
+
+
+def _mixer_notes(config: RunConfig, mixer: Mixer, evaluations: int, num_domains: int, tokens: int) -> list[str]:
+    """What the mixer's own evaluations and probes cost."""
+    notes = []
+    if evaluations:
+        rows = config.data.control_rows or config.data.validation_rows
+        share = evaluations * rows * num_domains * config.data.seq_len / (3 * tokens)  # a forward pass is a third
+        notes.append(
+            f"the mixer's {evaluations} evaluations of at most {rows} rows per source cost about {share:.0%} of the "
+            f"training's computation" + (": lower data.control_rows" if share > 0.15 else "")
+        )
+    cadence = mixer.cadence
+    if cadence.round_length:
+        probing = cadence.evaluations * num_domains * cadence.validate / cadence.round_length
+        if probing > _MUCH_PROBING:
+            notes.append(
+                f"the mixer probes for {probing:.0%} of every round: lengthen mixer.round_length, or use fewer sweeps"
+            )
+    return notes
+
+
+def _fixed(devices: Mapping[str, int | None], *axes: str) -> int:
+    return int(np.prod([devices[axis] or 1 for axis in axes]))
+
+
+def _sources(
+    config: RunConfig,
+    rows: int,
+    sizes: KnownSizes,
+    weights: Mapping[str, float] | None,
+    limits: Mapping[str, float | None],
+) -> tuple[SourcePlan, ...]:
+    drawn = _rows_by_source(config, rows, sizes, weights)
+    plans = []
+    for name, size in sizes.tokens.items():
+        weight, mine, count = None if weights is None else weights[name], drawn[name], sizes.counts[name]
+        if size == 0 and weight:
+            raise ConfigError(f"source {name!r} has no tokens and a weight of {weight:g}", fix="Set it to 0.")
+        per_row: float | None = config.data.seq_len
+        per_epoch = None if size is None else _rows_per_epoch(config, size)
+        if config.data.unit == "rows":  # a record is a row, however long
+            per_row, per_epoch = (size / count if size is not None and count else None), count
+        tokens = None if mine is None or per_row is None else mine * per_row
+        epochs = None if mine is None or per_epoch is None else mine / per_epoch if per_epoch else 0.0
+        plans.append(SourcePlan(name, weight, mine, tokens, size, epochs, limits[name]))
+    return tuple(plans)
+
+
+def _rows_per_epoch(config: RunConfig, tokens: float) -> float:
+    """Rows that a source of packed documents is cut into; the last one may be short."""
+    return -(-tokens // config.data.seq_len)
+
+
+def _rows_by_source(
+    config: RunConfig, rows: int, sizes: KnownSizes, weights: Mapping[str, float] | None
+) -> Mapping[str, float | None]:
+    """Expected rows of every source, as `MixtureStream` shares them out for the unit that weights count."""
+    if weights is None:
+        return dict.fromkeys(sizes.tokens)
+    if config.data.unit != "documents":
+        return {name: rows * weight for name, weight in weights.items()}
+    shares = {}
+    for name, weight in weights.items():
+        size, count = sizes.tokens[name], sizes.counts[name]
+        if size is None or count is None:
+            return dict.fromkeys(sizes.tokens)
+        shares[name] = weight * _rows_per_epoch(config, size) / max(count, 1.0)
+    total = sum(shares.values())
+    return {name: rows * share / total for name, share in shares.items()}
+
+
+def plan_rows(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The plan's table of sources: headings and rows."""
+    columns = ("source", "weight", "rows", "tokens", "available", "epochs", "limit")
+    rows: list[tuple[str, ...]] = [
+        (
+            s.name,
+            "?" if s.weight is None else f"{s.weight:.4g}",
+            _count(s.rows),
+            _count(s.tokens),
+            _count(s.available),
+            "?" if s.epochs is None else f"{s.epochs:.2f}",
+            "-" if s.max_epochs is None else f"{s.max_epochs:g}",
+        )
+        for s in plan.sources
+    ]
+    return columns, rows
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan's other numbers, one line each."""
+    memory = plan.memory
+    parts = ("params", "gradients", "optimizer", "activations", "logits")
+    sizes = ", ".join(f"{name} {_bytes(getattr(memory, name))}" for name in parts)
+    mesh = " x ".join(f"{axis} {'all' if size is None else size}" for axis, size in plan.devices.items())
+    return [
+        f"Steps: {plan.steps:,} of {plan.tokens_per_step:,} tokens, {plan.tokens:,} tokens in all",
+        f"Model: {plan.num_params:,} parameters, {plan.flops:.3g} floating-point operations",
+        *_cost_lines(plan),
+        f"Memory per device, roughly: {_bytes(memory.total)} ({sizes})",
+        f"Devices: {mesh}",
+        f"Mixer: {plan.mixer}",
+        f"Evaluations: {plan.evaluations} and {plan.mixer_evaluations} for the mixer, checkpoints: {plan.checkpoints}",
+        *(f"Unknown: {line}" for line in plan.unknown),
+        *(f"Note: {line}" for line in plan.notes),
+    ]
+
+
+def _cost_lines(plan: Plan) -> list[str]:
+    """All axes of the cost together: any one of them alone misleads about a run that selects."""
+    selects = plan.selection is not None
+    extra = f" ({plan.relative_flops:.2f}x those of training on its rows alone)" if plan.relative_flops > 1 else ""
+    wall = "wall time unknown until a run has been timed"
+    if plan.wall_seconds is not None:
+        wall = f"about {plan.wall_seconds / 60:,.1f} minutes at the pace of {plan.paced_by}"
+    cost = (
+        f"Cost: {plan.steps:,} steps, {plan.rows_trained:,} rows trained, {plan.rows_scanned:,} rows scanned, "
+        f"{plan.flops:.3g} floating-point operations{extra}, {wall}"
+    )
+    return [*([f"Selection: {plan.selection}"] if selects else []), cost]
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def _bytes(value: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value} B"

@@ -1,0 +1,339 @@
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError
+from jaxmix.data import MixtureStream, SourceSpec, byte_tokenizer, load_tokenizer, open_prepared, prepare_corpus
+from jaxmix.data.prepared.store import read_index
+
+TEXTS = ["The first document.", "Ein zweites, mit Umlauten: äöü.", "三つ目。", "last"]
+END = 0xFF
+
+
+def texts_of(folder, name="a"):
+    """Everything that was stored of a domain, both splits, sorted."""
+    found = []
+    for split in ("train", "validation"):
+        source = open_prepared(folder, split)[name]
+        for i in range(len(source)):
+            tokens = source[i]
+            assert tokens[-1] == END
+            found.append(bytes(tokens[:-1].astype(np.uint8)).decode())
+    return sorted(found)
+
+
+def prepare(sources, out, **options):
+    specs = {n: s if isinstance(s, SourceSpec) else SourceSpec(name=n, path=s) for n, s in sources.items()}
+    return prepare_corpus(specs, out, tokenizer=byte_tokenizer(), **options)
+
+
+def write_text(folder):
+    for i, text in enumerate(TEXTS):
+        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+
+
+def write_jsonl(folder):
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS[:2]), encoding="utf-8")
+    with gzip.open(folder / "b.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in TEXTS[2:]))
+
+
+def write_zst(folder):
+    data = "".join(json.dumps({"text": t}) + "\n" for t in TEXTS).encode()
+    with pa.output_stream(str(folder / "a.jsonl.zst"), compression="zstd") as file:
+        file.write(data)
+
+
+def write_parquet(folder):
+    pq.write_table(pa.table({"text": TEXTS, "other": range(4)}), folder / "a.parquet", row_group_size=2)
+
+
+def write_array_record(folder):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(folder / "a.array_record"), "group_size:1")
+    for text in TEXTS:
+        writer.write(text.encode())
+    writer.close()
+
+
+@pytest.mark.parametrize("write", [write_text, write_jsonl, write_zst, write_parquet, write_array_record])
+def test_every_format_gives_the_same_documents(tmp_path, write):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder)
+    summary = prepare({"a": folder}, tmp_path / "out")
+    assert texts_of(tmp_path / "out") == sorted(TEXTS)
+    assert summary.troubles() == {}
+    assert summary.index["domains"]["a"]["documents"] == 4
+    assert summary.index["domains"]["a"]["tokens"] == sum(len(t.encode()) + 1 for t in TEXTS)
+
+
+def test_texts_in_memory_and_other_fields(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"body": "hello"}) + "\n")
+    sources = {
+        "a": SourceSpec(name="a", documents=TEXTS),
+        "b": SourceSpec(name="b", path=str(tmp_path / "*.jsonl"), text_field="body"),
+    }
+    prepare(sources, tmp_path / "out")
+    assert texts_of(tmp_path / "out", "a") == sorted(TEXTS)
+    assert texts_of(tmp_path / "out", "b") == ["hello"]
+
+
+def test_hugging_face_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "in"))
+    prepare({"a": SourceSpec(name="a", hf=str(tmp_path / "in"))}, tmp_path / "out")
+    assert texts_of(tmp_path / "out") == sorted(TEXTS)
+
+
+def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(EnvironmentProblem, match=r"jaxmix\[hf\]"):
+        prepare({"a": SourceSpec(name="a", hf="some/thing")}, tmp_path / "out")
+
+
+def test_all_troubles_are_counted_and_named(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "good.txt").write_text("good")
+    (folder / "invalid.txt").write_bytes(b"caf\xe9 au lait")
+    (folder / "nul.txt").write_bytes(b"a\0b")
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "blank.txt").write_bytes(b" \n ")
+    (folder / "broken.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": "x" * 5000}).encode())[:-20])
+    (folder / "lines.jsonl").write_text('{"text": "one"}\nnot json\n{"other": 1}\n{"text": 7}\n\n')
+    (folder / "bad.parquet").write_bytes(b"PAR1 nothing")
+    summary = prepare({"a": folder}, tmp_path / "out")
+    troubles = summary.troubles()["a"]
+    assert {kind: entry["count"] for kind, entry in troubles.items()} == {
+        "documents with NUL bytes, which were taken out": 1,
+        "documents with invalid UTF-8": 1,
+        "empty documents": 1,
+        "empty files": 1,
+        "lines that are not JSON": 1,
+        "records whose 'text' is no text": 1,
+        "records without 'text'": 1,
+        "unreadable files": 2,
+    }
+    assert troubles["documents with invalid UTF-8"]["first"] == ["invalid.txt"]
+    assert {place.split(":")[0] for place in troubles["unreadable files"]["first"]} == {
+        "broken.jsonl.gz",
+        "bad.parquet",
+    }
+    assert texts_of(tmp_path / "out") == sorted(["good", "caf\ufffd au lait", "ab", "one"])
+
+
+def test_a_file_without_permission_is_named(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "good.txt").write_text("good")
+    (folder / "locked.txt").write_text("secret")
+    (folder / "locked.txt").chmod(0)
+    if os.access(folder / "locked.txt", os.R_OK):
+        pytest.skip("this user may read every file")
+    assert prepare({"a": folder}, tmp_path / "out").troubles()["a"]["unreadable files"]["count"] == 1
+
+
+def test_a_line_of_ten_megabytes_becomes_pieces(tmp_path):
+    text = "abcdefghij" * 1_000_000
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "short"}) + "\n")
+    prepare({"a": tmp_path / "a.jsonl"}, tmp_path / "out")
+    train, held_out = open_prepared(tmp_path / "out")["a"], open_prepared(tmp_path / "out", "validation")["a"]
+    assert train.num_tokens + held_out.num_tokens == 10_000_001 + 6
+    assert max(train.doc_lengths) <= 16_384 + 1
+    assert train.num_documents + held_out.num_documents == 2
+    assert len(held_out) > 0
+
+
+def digest(folder):
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def many_files(folder, count=300):
+    rng = random.Random(0)
+    folder.mkdir()
+    for i in range(count):
+        lines = [json.dumps({"text": "word " * rng.randrange(1, 200) + str(rng.random())}) for _ in range(40)]
+        (folder / f"{i:03}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+SCRIPT = """
+import sys
+from jaxmix.data import SourceSpec, byte_tokenizer, prepare_corpus
+prepare_corpus({"a": SourceSpec(name="a", path=sys.argv[1])}, sys.argv[2], tokenizer=byte_tokenizer(), workers=2)
+"""
+
+
+def test_killed_and_continued_is_byte_identical_for_any_number_of_workers(tmp_path):
+    folder = many_files(tmp_path / "in")
+    prepare({"a": folder}, tmp_path / "one", workers=1)
+    expected = digest(tmp_path / "one")
+    prepare({"a": folder}, tmp_path / "four", workers=4)
+    assert digest(tmp_path / "four") == expected
+
+    rng, out, kills = random.Random(1), tmp_path / "killed", 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(out)])
+        while process.poll() is None and not (out / "plan.json").exists():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.25))
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills >= 3
+    prepare({"a": folder}, out)
+    for left in out.rglob(".*.partial"):
+        left.unlink()  # of the unit that was being written
+    assert digest(out) == expected
+
+
+def test_a_ready_folder_is_used_again_and_a_changed_source_noticed(tmp_path):
+    folder = many_files(tmp_path / "in", 3)
+    assert not prepare({"a": folder}, tmp_path / "out").was_ready
+    assert prepare({"a": folder}, tmp_path / "out").was_ready
+    with pytest.raises(ConfigError, match=r"validation_fraction 0\.05, now it is 0\.1"):
+        prepare({"a": folder}, tmp_path / "out", validation_fraction=0.1)
+    path = folder / "001.jsonl"
+    path.write_text(path.read_text().replace("word", "wort", 1))
+    with pytest.raises(ConfigError, match="source 'a' has changed"):
+        prepare({"a": folder}, tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="is not empty"):
+        prepare({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def held_out(folder):
+    source = open_prepared(folder, "validation")["a"]
+    return {source[i].tobytes() for i in range(len(source))}
+
+
+def test_the_split_goes_by_content(tmp_path):
+    texts = [f"document number {i}" for i in range(400)]
+    prepare({"a": SourceSpec(name="a", documents=texts)}, tmp_path / "1", validation_fraction=0.1)
+    shuffled = [*texts[200:], "and one more", *texts[:200]]
+    prepare({"a": SourceSpec(name="a", documents=shuffled)}, tmp_path / "2", validation_fraction=0.1)
+    one, two = held_out(tmp_path / "1"), held_out(tmp_path / "2")
+    assert 20 <= len(one) <= 60
+    assert one <= two
+    assert len(two - one) <= 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("fraction", [1e-9, 0.5])
+def test_both_splits_have_a_record(tmp_path, count, fraction):
+    texts = [f"text {i}" for i in range(count)]
+    prepare({"a": SourceSpec(name="a", documents=texts)}, tmp_path, validation_fraction=fraction)
+    assert len(open_prepared(tmp_path)["a"]) >= 1
+    assert len(open_prepared(tmp_path, "validation")["a"]) >= 1
+    assert texts_of(tmp_path) == sorted(texts)
+    assert prepare({"a": SourceSpec(name="a", documents=texts)}, tmp_path, validation_fraction=fraction).was_ready
+
+
+def test_a_store_reads_in_any_order_and_travels(tmp_path):
+    folder = many_files(tmp_path / "in", 4)
+    prepare({"a": folder}, tmp_path / "out")
+    source = open_prepared(tmp_path / "out")["a"]
+    everything = source.read(range(len(source)))
+    assert [len(d) for d in everything] == source.doc_lengths.tolist()
+    order = np.random.default_rng(0).permutation(len(source))[:50]
+    for index, tokens in zip(order, source.read(order.tolist()), strict=True):
+        np.testing.assert_array_equal(tokens, everything[index])
+    other = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(other[7], everything[7])
+    source.close()
+    np.testing.assert_array_equal(source[-1], everything[-1])
+    with pytest.raises(IndexError):
+        source[len(source)]
+    with MixtureStream({"a": source}, batch_size=4, seq_len=16, seed=0) as stream:
+        assert next(stream)["tokens"].shape == (4, 16)
+
+
+def test_damage_is_told_on_opening(tmp_path):
+    prepare({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path)
+    shard = next((tmp_path / "a").glob("train-*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(RunError, match="the index says"):
+        open_prepared(tmp_path)
+    shard.unlink()
+    with pytest.raises(RunError, match="is missing"):
+        open_prepared(tmp_path)
+    with pytest.raises(ConfigError, match="no prepared data"):
+        read_index(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"pth": "x"}, "path"),
+        ({}, "does not say"),
+        ({"path": "x", "tfds": "y"}, "path and tfds"),
+        ({"path": "x", "format": "jsnl"}, "jsonl"),
+    ],
+)
+def test_wrong_sources_are_named(mapping, message):
+    with pytest.raises(ConfigError, match=message):
+        SourceSpec.from_dict("a", mapping, "config.yaml, sources.a")
+
+
+def test_a_source_without_files_is_an_error_before_anything_is_made(tmp_path):
+    with pytest.raises(ConfigError, match="no file at"):
+        prepare({"a": tmp_path / "nothing"}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_file(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    trained.train_from_iterator(TEXTS * 5, trainer)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.end_of_document == 0
+    encoded = tokenizer.encode_batch(TEXTS)
+    assert all(ids.dtype == np.int32 and ids.max() < tokenizer.vocab_size for ids in encoded)
+    prepare_corpus({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path / "out", tokenizer=tokenizer)
+    index = read_index(tmp_path / "out")
+    assert index["settings"]["tokenizer"] == tokenizer.fingerprint
+    assert index["domains"]["a"]["tokens"] == sum(len(ids) + 1 for ids in encoded)
+
+    bare = Tokenizer(models.BPE())
+    bare.save(str(tmp_path / "bare.json"))
+    with pytest.raises(ConfigError, match="none of the tokens"):
+        load_tokenizer(str(tmp_path / "bare.json"))
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ConfigError, match="no tokenizer file"):
+        load_tokenizer(str(tmp_path / "broken.json"))
+    with pytest.raises(ConfigError, match="there is no tokenizer file"):
+        load_tokenizer(str(tmp_path / "none.json"))
+
+
+def test_bytes_are_tokens_and_back():
+    tokenizer = byte_tokenizer()
+    for text in [*TEXTS, ""]:
+        (tokens,) = tokenizer.encode_batch([text])
+        assert END not in tokens
+        assert tokenizer.decode(tokens) == text
+    assert load_tokenizer("byte").fingerprint == tokenizer.fingerprint

@@ -1,0 +1,84 @@
+import pytest
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.config.resolve import prior_weights, resolve_max_epochs, resolve_settings
+from jaxmix.workflows.config.sections import config_hash, from_mapping
+from jaxmix.workflows.train.plan import make_plan
+
+SOURCES = {
+    "web": {"path": "nowhere/web/*.jsonl", "tokens": 1_000_000},
+    "code": {"path": "nowhere/code", "tokens": 20_000, "max_epochs": 2},
+}
+
+
+def config(**sections):
+    base = {"sources": SOURCES, "data": {"prepared": "nowhere/prepared"}, "train": {"steps": 100}}
+    return {**base, **sections}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"steps": 10, "learning_rte": 1}}, "learning_rate"),
+        ({"train": {}}, "train.steps"),
+        ({"trian": {"steps": 10}}, "train"),
+        ({"train": {"steps": "ten"}}, "ten"),
+        ({"train": {"steps": 10, "keep": 2}}, "checkpoint.keep"),
+        ({"train": {"steps": 10, "mesh": {"dat": -1}}}, "data"),
+        ({"train": {"steps": 10, "mesh": {"data": -1, "fsdp": -1}}}, "only one mesh axis"),
+        ({"train": {"steps": 10, "accumulate": 3}}, "micro-batches"),
+        ({"mixture": {"weights": {"web": 1}}}, "'code'"),
+        ({"mixture": {"weights": {"web": 1, "code": -0.2}}}, "'code' has -0.2"),
+        ({"mixture": {"weights": {"web": 0, "code": 0}}}, "all mixture weights are 0"),
+        ({"mixer": {"name": "odm", "wrap": [{"flor": 0.1}]}}, "floor"),
+        ({"mixer": {"name": "odm", "wrap": [{"floor": 0.9}]}}, "0.9"),
+        ({"model": {"preset": "lm-1m", "num_layer": 2}}, "num_layers"),
+        ({"data": {"prepared": "x", "unit": "token"}}, "tokens"),
+        ({"data": {"prepared": "x", "tokenizer": "byte"}, "model": {"preset": "lm-1m", "vocab_size": 100}}, "256"),
+        ({"track": ["tensorbord"]}, "tensorboard"),
+        ({"sources": {"web": {"path": "a", "hf": "b"}}}, "exactly one"),
+        ({"sources": {}}, "sources"),
+        ({"checkpoint": {"resume": "maybe"}}, "maybe"),
+    ],
+)
+def test_every_mistake_is_named_before_anything_is_opened(sections, message):
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(config(**sections), file="web.yaml")
+    assert message in str(caught.value)
+
+
+def test_overrides_win_and_reach_nested_values():
+    overrides = [("train.steps", "7"), ("mixture.weights", "{web: 3, code: 1}"), ("sources.web.max_epochs", "5")]
+    loaded = from_mapping(config(), overrides, file="web.yaml")
+    assert loaded.train.steps == 7
+    assert loaded.mixture.weights == {"web": 3, "code": 1}
+    assert resolve_max_epochs(loaded, ("web", "code")) == {"web": 5, "code": 2}
+    assert prior_weights(loaded, {"web": None, "code": None}) == {"web": 0.75, "code": 0.25}
+    assert resolve_settings(loaded).steps == 7
+    assert loaded.out == "runs/web"
+
+
+def test_the_hash_sees_what_is_trained_and_not_where():
+    base = from_mapping(config(), file="a.yaml")
+    assert config_hash(base) == config_hash(from_mapping(config(out="elsewhere"), file="b.yaml"))
+    assert config_hash(base) != config_hash(from_mapping(config(mixer={"name": "odm"}), file="a.yaml"))
+
+
+def test_plan_by_hand():
+    data = {"prepared": "nowhere/prepared", "seq_len": 100, "batch_size": 10}
+    plan = make_plan(from_mapping(config(data=data, mixture={"weights": {"web": 3, "code": 1}}), file="web.yaml"))
+    assert plan.tokens == 100 * 10 * 100
+    by_name = {s.name: s for s in plan.sources}
+    assert by_name["web"].tokens == pytest.approx(75_000)
+    assert by_name["web"].epochs == pytest.approx(0.075)
+    assert by_name["code"].rows == pytest.approx(250)
+    assert by_name["code"].epochs == pytest.approx(1.25)
+    data["batch_size"] = 20
+    plan = make_plan(from_mapping(config(data=data, mixture={"weights": {"web": 3, "code": 1}}), file="web.yaml"))
+    assert any("code would need 2.50 epochs and may have 2" in note for note in plan.notes)
+
+
+def test_natural_weights_follow_sizes():
+    loaded = from_mapping(config(), file="web.yaml")
+    assert prior_weights(loaded, {"web": 30, "code": 10}) == {"web": 0.75, "code": 0.25}
+    assert prior_weights(loaded, {"web": 30, "code": None}) is None

@@ -1,0 +1,168 @@
+# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
+import dataclasses
+import math
+from typing import Literal
+
+import pytest
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.config.sections import RunConfig, from_mapping
+from jaxmix.workflows.config.strict import (
+    Origin,
+    apply_overrides,
+    arguments,
+    build,
+    dump_yaml,
+    list_settings,
+    parse_yaml,
+    setting,
+    to_plain,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    size: int = setting(1, at_least=1, at_most=8)
+    rate: float = setting(0.5, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str = setting(help="Give it a name.")
+    inner: Inner = setting(factory=Inner)
+    kind: Literal["red", "green"] = setting("red")
+    items: tuple[int, ...] = setting(())
+    is_on: bool = setting(False)
+    either: Literal["auto"] | dict[str, float] | None = setting(None)
+    rest: dict[str, object] = setting(factory=dict, rest=True)
+
+
+def error_of(mapping, overrides=()):
+    origin = Origin("f.yaml", frozenset(name for name, _ in overrides))
+    with pytest.raises(ConfigError) as caught:
+        build(Outer, apply_overrides(mapping, overrides), origin=origin)
+    return caught.value
+
+
+def test_numbers_and_words_are_those_of_yaml_1_2():
+    text = "{a: 1e-3, b: 1_000, c: 1E4, d: .5, e: -.inf, no: no, on: off, yes: true, v: 1.2.3, date: 2026-01-02}"
+    loaded = parse_yaml(text, where="f")
+    assert loaded == {
+        "a": 0.001,
+        "b": 1000,
+        "c": 10_000.0,
+        "d": 0.5,
+        "e": -math.inf,
+        "no": "no",
+        "on": "off",
+        "yes": True,
+        "v": "1.2.3",
+        "date": "2026-01-02",
+    }
+    assert isinstance(loaded["b"], int)
+    assert parse_yaml("x: 0o17", where="f") == {"x": "0o17"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1e-3", "true", "no", "12", ".5", "1_0", "", "null", "~", "a: b", "- x", "2026-01-02", "naïve $x"),
+        *(1e-05, 1e22, 0.1, None, [], {}),
+    ],
+)
+def test_what_is_dumped_is_read_back_unchanged(value):
+    again = parse_yaml(dump_yaml({"key": value}), where="f")["key"]
+    assert again == value
+    assert type(again) is type(value)
+
+
+def test_broken_yaml_and_double_keys_are_named_by_line():
+    with pytest.raises(ConfigError, match="line 2"):
+        parse_yaml("a: 1\nb: [1, 2", where="f.yaml")
+    with pytest.raises(ConfigError, match=r"'a' is there twice.*f.yaml, line 3"):
+        parse_yaml("a: 1\nb: 2\na: 3\n", where="f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "where", "what"),
+    [
+        ({}, "f.yaml", "name is missing"),
+        ({"name": 3}, "f.yaml, name", "name must be text: it is 3"),
+        ({"name": "x", "inner": {"size": 0}}, "f.yaml, inner.size", "at least 1"),
+        ({"name": "x", "inner": {"size": 9}}, "f.yaml, inner.size", "at most 8"),
+        ({"name": "x", "inner": {"rate": 0}}, "f.yaml, inner.rate", "above 0"),
+        ({"name": "x", "inner": {"size": 1.5}}, "f.yaml, inner.size", "a whole number"),
+        ({"name": "x", "inner": {"size": True}}, "f.yaml, inner.size", "a whole number"),
+        ({"name": "x", "inner": {"rate": math.nan}}, "f.yaml, inner.rate", "a number"),
+        ({"name": "x", "inner": [1]}, "f.yaml, inner", "a mapping"),
+        ({"name": "x", "kind": "gren"}, "f.yaml, kind", "cannot be 'gren'"),
+        ({"name": "x", "items": [1, "b"]}, "f.yaml, items[1]", "a whole number"),
+        ({"name": "x", "is_on": 1}, "f.yaml, is_on", "true or false"),
+        ({"name": "x", "either": {"a": "b"}}, "f.yaml, either.a", "a number"),
+        ({"name": "x", "either": 3}, "f.yaml, either", "'auto' or a mapping or empty"),
+        ({1: "x"}, "f.yaml, 1", "key 1 is not text"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(mapping, where, what):
+    error = error_of(mapping)
+    assert error.where == where
+    assert what in error.what
+
+
+def test_whole_floats_are_whole_numbers_and_free_keys_are_kept():
+    built = build(Outer, {"name": "x", "inner": {"size": 4.0, "rate": 1}, "items": [1e1], "free": [1]}, origin=Origin())
+    assert built == Outer("x", Inner(4, 1.0), items=(10,), rest={"free": [1]})
+    assert isinstance(built.inner.size, int)
+    assert isinstance(built.inner.rate, float)
+
+
+def test_plain_form_builds_the_same_again():
+    built = build(Outer, {"name": "x", "either": {"a": 1}, "free": {"b": 2}}, origin=Origin())
+    assert build(Outer, parse_yaml(dump_yaml(to_plain(built)), where="f"), origin=Origin()) == built
+
+
+def test_an_overridden_value_is_blamed_on_the_command_line():
+    error = error_of({"name": "x", "inner": {"rate": 1}}, [("inner.size", "big")])
+    assert error.where == "command line, --inner.size"
+    assert error_of({"name": "x"}, [("items", "[a]")]).where == "command line, --items[0]"
+
+
+def test_overrides_do_not_touch_their_input_and_refuse_to_enter_a_value():
+    mapping = {"inner": {"size": 1}, "name": "x"}
+    assert apply_overrides(mapping, [("inner.size", "2"), ("new.deep", "[1]")])["inner"] == {"size": 2}
+    assert mapping == {"inner": {"size": 1}, "name": "x"}
+    with pytest.raises(ConfigError, match=r"name is 'x', so 'name.first' cannot be set in it.*--name '\{first: y\}'"):
+        apply_overrides(mapping, [("name.first", "y")])
+    with pytest.raises(ConfigError, match="not a dotted name"):
+        apply_overrides(mapping, [("inner.", "y")])
+
+
+def test_arguments_follow_the_signature():
+    def factory(first, size: int, *, mode: Literal["a", "b"] = "a"):
+        raise AssertionError("only its signature is read")
+
+    given = {"size": 2.0, "mode": "b"}
+    assert arguments(factory, given, origin=Origin("f"), path="m", skip=1) == {"size": 2, "mode": "b"}
+    with pytest.raises(ConfigError, match=r"unknown key 'first' \(f, m.first\)"):
+        arguments(factory, {"first": 1}, origin=Origin("f"), path="m", skip=1)
+    with pytest.raises(ConfigError, match=r"Did you mean 'mode'"):
+        arguments(factory, {"mood": "a"}, origin=Origin("f"), path="m", skip=1)
+
+
+def test_every_setting_of_a_run_has_a_line_of_help():
+    rows = dict(list_settings(RunConfig))
+    assert all(rows.values())
+    assert rows["data.seq_len"].endswith("[256]")
+    assert "mixer.…" in rows
+
+
+def test_the_resolved_configuration_of_a_run_loads_to_itself():
+    mapping = {
+        "sources": {"no": {"path": ["a", "b"], "max_epochs": 2}, "1e3": {"path": "c"}},
+        "mixture": {"weights": {"no": 3, "1e3": 1}},
+        "mixer": {"name": "odm", "discount": 0.5, "wrap": [{"floor": 0.01}]},
+        "train": {"steps": 1e2, "learning_rate": 1e-5},
+    }
+    loaded = from_mapping(mapping, file="a.yaml")
+    again = from_mapping(parse_yaml(dump_yaml(to_plain(loaded)), where="f"), file="b.yaml")
+    assert again == loaded
