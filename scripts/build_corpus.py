@@ -1,4 +1,4 @@
-"""Rebuilds the bundled corpus: eleven domains of real text, public domain or under permissive licences.
+"""Rebuilds the bundled corpus: eleven domains of real text, public domain or under permissive licenses.
 
     python scripts/build_corpus.py [--cache FOLDER]
 
@@ -81,8 +81,8 @@ class Domain:
     """One domain: how to make it, how much to keep, and what to say of it."""
 
     title: str
-    licence: str
-    licence_note: str
+    license: str
+    license_note: str
     ecosystem: str
     packages: tuple[str, ...]
     role: str
@@ -140,7 +140,7 @@ def tidy(text: str) -> str:
 
 
 def mask_addresses(text: str) -> str:
-    """Mail addresses of people who wrote to public lists two decades ago need not be learnt by a model."""
+    """Mail addresses of people who wrote to public lists two decades ago need not be learned by a model."""
     return re.sub(r"[\w.+=$-]+@[\w-]+(\.[\w-]+)*", "<address>", text)
 
 
@@ -196,7 +196,7 @@ def glosses(packages: Packages) -> Iterator[tuple[str, str]]:
 
 
 def _grouped(entries: Iterable[str], size: int) -> Iterator[tuple[str, str]]:
-    """Neighbouring short entries as documents of about `size` characters."""
+    """Neighboring short entries as documents of about `size` characters."""
     group: list[str] = []
     for entry in entries:
         if group and sum(map(len, group)) + len(entry) > size:
@@ -240,7 +240,7 @@ def drama(packages: Packages) -> Iterator[tuple[str, str]]:
                 file = archive.extractfile(member)
                 assert file is not None
                 text = decode(file.read())
-                # The notes and licence around each Project Gutenberg text are about the file, not of the play.
+                # The notes and license around each Project Gutenberg text are about the file, not of the play.
                 text = re.split(r"(?i)\n\s*\*+\s*END\s*(?:THE SMALL PRINT|\*THE SMALL PRINT)[^\n]*\n", text)[-1]
                 text = re.split(r"(?i)\n[^\n]*end of (?:this|the) (?:project gutenberg )?etext[^\n]*", text)[0]
                 yield Path(member.name).name, text
@@ -363,8 +363,8 @@ def build(name: str, domain: Domain, packages: Packages) -> dict[str, Any]:
     return {
         "title": domain.title,
         "role": domain.role,
-        "licence": domain.licence,
-        "licence_note": domain.licence_note,
+        "license": domain.license,
+        "license_note": domain.license_note,
         "ecosystem": domain.ecosystem,
         "packages": {package: packages.versions[package] for package in domain.packages},
         "documents": len(kept),
@@ -375,7 +375,7 @@ def build(name: str, domain: Domain, packages: Packages) -> dict[str, Any]:
 
 
 def notices(packages: Packages) -> str:
-    """The copyright files of the Debian packages: several licences ask that their notice goes with every copy."""
+    """The copyright files of the Debian packages: several licenses ask that their notice goes with every copy."""
     texts: dict[str, list[str]] = {}
     for domain in DOMAINS.values():
         for name in domain.packages if domain.ecosystem == "debian" else ():

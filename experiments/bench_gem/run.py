@@ -52,10 +52,10 @@ WARM, TIMED = 5, 10
 def documents(rows: int, d: int, k: int, seed: int = 0) -> np.ndarray:
     """Unit rows about k directions inside a cone, Zipf sizes, noise as wide as that of text embeddings."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(k, d)).astype(np.float32) + rng.normal(size=(1, d)).astype(np.float32)
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    centers = rng.normal(size=(k, d)).astype(np.float32) + rng.normal(size=(1, d)).astype(np.float32)
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
     sizes = np.arange(1, k + 1) ** -0.8
-    x = centres[rng.choice(k, rows, p=sizes / sizes.sum())]
+    x = centers[rng.choice(k, rows, p=sizes / sizes.sum())]
     x += rng.standard_normal((rows, d), dtype=np.float32) * np.float32(1.2 / np.sqrt(d))
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
@@ -205,18 +205,18 @@ def by_difference(run: Callable[[int], Any]) -> float:
     return (seconds[12] - seconds[2]) / 10
 
 
-def numpy_lloyd(x: np.ndarray, centres: np.ndarray, iterations: int) -> np.ndarray:
+def numpy_lloyd(x: np.ndarray, centers: np.ndarray, iterations: int) -> np.ndarray:
     """Spherical k-means in chunks of NumPy, for where no library is installed."""
     for _ in range(iterations):
-        sums = np.zeros_like(centres)
+        sums = np.zeros_like(centers)
         for start in range(0, len(x), 8192):
             block = x[start : start + 8192]
-            member = np.zeros((len(block), len(centres)), np.float32)
-            member[np.arange(len(block)), np.argmax(block @ centres.T, axis=1)] = 1
+            member = np.zeros((len(block), len(centers)), np.float32)
+            member[np.arange(len(block)), np.argmax(block @ centers.T, axis=1)] = 1
             sums += member.T @ block
         length = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres = np.where(length > 0, sums / np.maximum(length, 1e-12), centres)
-    return centres
+        centers = np.where(length > 0, sums / np.maximum(length, 1e-12), centers)
+    return centers
 
 
 def peers(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def peers(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def labelling(arguments: argparse.Namespace) -> dict[str, Any]:
+def labeling(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows a second of `assign` without its table, and of a flat search for the nearest direction."""
     report = {}
     for rows, d, k in arguments.sizes or PEER_SIZES:
@@ -282,18 +282,18 @@ def labelling(arguments: argparse.Namespace) -> dict[str, Any]:
 def stream_once(rows: int, d: int, k: int) -> dict[str, Any]:
     """A streamed fit of made-up blocks; what this process held at most."""
     size = 10_000
-    centres = documents(k, d, k)
+    centers = documents(k, d, k)
 
     def blocks() -> Any:
         for number in range(rows // size):
             rng = np.random.default_rng(number)
-            x = centres[rng.integers(0, k, size)] + rng.standard_normal((size, d), dtype=np.float32) / np.float32(
+            x = centers[rng.integers(0, k, size)] + rng.standard_normal((size, d), dtype=np.float32) / np.float32(
                 np.sqrt(d)
             )
             yield x / np.linalg.norm(x, axis=1, keepdims=True)
 
     began = time.perf_counter()
-    result = fit_stream(gem(k), blocks, key=jax.random.key(0), init=centres, max_iters=3)
+    result = fit_stream(gem(k), blocks, key=jax.random.key(0), init=centers, max_iters=3)
     return {
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "rows_mib": rows * d * 4 / 2**20,
@@ -330,7 +330,7 @@ def devices(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-SECTIONS = {"iteration": iteration, "peers": peers, "assign": labelling, "memory": memory, "devices": devices}
+SECTIONS = {"iteration": iteration, "peers": peers, "assign": labeling, "memory": memory, "devices": devices}
 
 
 def main() -> None:

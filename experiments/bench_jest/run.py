@@ -43,7 +43,7 @@ def the_key() -> jax.Array:
 
 
 def synthetic(count: int, width: int, dtype: Any) -> tuple[Embeddings, Embeddings]:
-    """Unit vectors in which text leans towards its image, less so for the learner; made on the device."""
+    """Unit vectors in which text leans toward its image, less so for the learner; made on the device."""
 
     def model(seed: int, noise: float) -> Embeddings:
         unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)

@@ -80,10 +80,10 @@ def _best(function: Any, repeats: int) -> float:
     return min(times)
 
 
-def labelling(domains: Path, folder: Path, method: str, engine: str, workers: int, repeats: int) -> dict[str, Any]:
-    """Documents per second of a whole labelling, reading and writing included, start of the engine too."""
+def labeling(domains: Path, folder: Path, method: str, engine: str, workers: int, repeats: int) -> dict[str, Any]:
+    """Documents per second of a whole labeling, reading and writing included, start of the engine too."""
     from jaxmix.workflows.label.config import label_from
-    from jaxmix.workflows.label.run import run_labelling
+    from jaxmix.workflows.label.run import run_labeling
 
     seconds = []
     for _ in range(repeats):
@@ -97,7 +97,7 @@ def labelling(domains: Path, folder: Path, method: str, engine: str, workers: in
             file="bench_label", out=str(folder.parent / "out"),
         )  # fmt: skip
         started = time.perf_counter()
-        found = run_labelling(config, command="bench_label", say=lambda line: None)
+        found = run_labeling(config, command="bench_label", say=lambda line: None)
         seconds.append(time.perf_counter() - started)
     return {
         "method": method,
@@ -132,12 +132,12 @@ def main() -> None:
         results: dict[str, Any] = {"documents": arguments.documents, "characters": arguments.characters}
         results["parts"] = parts(domains, texts, arguments.repeats)
         print(json.dumps(results["parts"], indent=1))
-        results["labelling"] = []
+        results["labeling"] = []
         for method in arguments.methods.split(","):
             for engine in arguments.engines.split(","):
                 for workers in map(int, arguments.workers.split(",")) if engine == "ray" else (1,):
-                    row = labelling(domains, home / "web", method, engine, workers, arguments.repeats)
-                    results["labelling"].append(row)
+                    row = labeling(domains, home / "web", method, engine, workers, arguments.repeats)
+                    results["labeling"].append(row)
                     print(json.dumps(row))
     Path(arguments.out).write_text(json.dumps(results, indent=1) + "\n")
 

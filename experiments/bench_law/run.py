@@ -3,7 +3,7 @@
     python experiments/bench_law/run.py                # 512 runs, 17 domains, 64 starts: minutes
     python experiments/bench_law/run.py --starts 8 --scipy-starts 4 --candidates 100000   # a trial
 
-Both sides minimise the same objective (mean squared relative error of capacity + offset, in logarithms, within the
+Both sides minimize the same objective (mean squared relative error of capacity + offset, in logarithms, within the
 same bounds), from the same random starts, with the same jitted exact gradient. Compilation is left out on both sides:
 each program is called once before the clock starts. SciPy is L-BFGS-B with ftol 1e-12, starts one after the other;
 with `--scipy-starts` it takes only the first of them, and its time is scaled to all.

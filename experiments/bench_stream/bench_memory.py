@@ -52,7 +52,7 @@ def main():
                 if number % max(total // 20, 1) == 0:
                     marks.append([number * arguments.batch, round(resident_megabytes(), 1)])
                     print(f"  {marks[-1][0]:9d} sequences  {marks[-1][1]:7.1f} MiB resident", flush=True)
-            epochs = {name: round(drawn["epochs"], 1) for name, drawn in stream.realised().items()}
+            epochs = {name: round(drawn["epochs"], 1) for name, drawn in stream.realized().items()}
         seconds = time.perf_counter() - begin
     tenth = [mark for mark in marks if mark[0] >= 0.1 * arguments.sequences]
     grown = tenth[-1][1] - tenth[0][1]

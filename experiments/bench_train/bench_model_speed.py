@@ -4,7 +4,7 @@
 
 The plain step is what one writes first: pre-LayerNorm blocks with biases, learned positions, GELU,
 `jax.nn.dot_product_attention`, float32, the same depth, width, heads, rows and AdamW. Both steps are compiled, then
-timed in turns, so that a disturbance hits both; the ratio is the median of the ratios of neighbouring repeats.
+timed in turns, so that a disturbance hits both; the ratio is the median of the ratios of neighboring repeats.
 """
 
 from __future__ import annotations

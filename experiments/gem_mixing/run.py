@@ -160,7 +160,7 @@ def run_cell(partition: str, method: str, seed: int, out: Path, size: Size, sour
     print(f"{partition:18s} {method:8s} seed {seed}: {np.mean(list(losses.values())):.4f}, {seconds} s", flush=True)
 
 
-def summarise(out: Path, sizes: dict[str, float], target: Path) -> None:
+def summarize(out: Path, sizes: dict[str, float], target: Path) -> None:
     """Loss over given sources, even and weighted by size: means over seeds, 95 % intervals of paired differences."""
     rows: dict[str, Any] = {}
     for path in sorted(out.glob("*/*-seed*/result.json")):
@@ -225,7 +225,7 @@ def main() -> None:
             except (JaxmixError, subprocess.CalledProcessError) as error:
                 failed += 1
                 print(f"{partition} {method} seed {seed} FAILED: {error}", flush=True)
-    summarise(out, shares, target)
+    summarize(out, shares, target)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def run_fit(clusterer: Any, planted: Planted, seed: int, **options: Any) -> tupl
 
 
 def raw_norms(planted: Planted, seed: int, k: int) -> dict[str, Any]:
-    """k-means on rows whose lengths were never normalised: log-normal with deviation 0.3."""
+    """k-means on rows whose lengths were never normalized: log-normal with deviation 0.3."""
     rng = np.random.default_rng(seed + 1000)
     rows = planted.x * np.exp(0.3 * rng.normal(size=(len(planted.x), 1)))
     found = fit_kmeans(jax.random.key(seed), jnp.asarray(rows, jnp.float32), num_clusters=k, restarts=1)

@@ -2,7 +2,7 @@
 
 python experiments/jest_icons/build.py --out data/icons
 
-Fetches npm's @iconify/json (an index of open icon sets), keeps the sets under a permissive licence, renders their icons
+Fetches npm's @iconify/json (an index of open icon sets), keeps the sets under a permissive license, renders their icons
 with resvg, drops blank ones and doubles, and writes images.npy, captions.json, splits.npz and data.json. Needs npm, and
 `pip install resvg-py pillow`. About three minutes of one core, 1 GB of disk while it runs.
 """
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PACKAGE = "@iconify/json@2.2.535"
-LICENCES = (
+LICENSES = (
     "MIT",
     "Apache-2.0",
     "ISC",
@@ -80,8 +80,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     archive = options.package or fetch(options.out)
-    icons, licences = read(archive, options.per_set)
-    print(f"{len(icons)} icons of {len(licences)} sets read, {time.perf_counter() - started:.0f} s", flush=True)
+    icons, licenses = read(archive, options.per_set)
+    print(f"{len(icons)} icons of {len(licenses)} sets read, {time.perf_counter() - started:.0f} s", flush=True)
     images, kept, dropped = render(icons, options.size)
     icons = [icons[place] for place in kept]
     captions = [caption(icon.name) for icon in icons]
@@ -100,7 +100,7 @@ def main() -> None:
         "distinct_captions": len(set(captions)),
         "distinct_words": len({word for text in captions for word in text.split()}),
         "words_per_caption": round(float(np.mean([len(text.split()) for text in captions])), 2),
-        "licences": dict(collections.Counter(licences[name] for name in sets)),
+        "licenses": dict(collections.Counter(licenses[name] for name in sets)),
         "sets": dict(collections.Counter(sets).most_common()),
         "images_sha256": hashlib.sha256(images.tobytes()).hexdigest(),
         "seconds": round(time.perf_counter() - started, 1),
@@ -119,24 +119,24 @@ def fetch(folder: Path) -> Path:
 
 
 def read(archive: Path, per_set: int) -> tuple[list[Icon], dict[str, str]]:
-    """The icons to render, visible and with a word in their name, a sample of large sets; the licence of each set."""
+    """The icons to render, visible and with a word in their name, a sample of large sets; the license of each set."""
     with tarfile.open(archive) as package:
         members = {member.name: member for member in package.getmembers()}
         load = lambda name: json.loads(package.extractfile(members[f"package/{name}"]).read())  # type: ignore[union-attr]
         collections_file = load("collections.json")
-        licences = {
+        licenses = {
             name: about["license"]["spdx"]
             for name, about in collections_file.items()
-            if about.get("license", {}).get("spdx") in LICENCES and not about.get("hidden")
+            if about.get("license", {}).get("spdx") in LICENSES and not about.get("hidden")
         }
         icons: list[Icon] = []
-        for name in sorted(licences):
+        for name in sorted(licenses):
             found = list(_icons_of(load(f"json/{name}.json")))
             most = per_set if name not in CURATED else per_set * PER_CURATED_SET // PER_SET
             found.sort(key=lambda icon: _order(icon.collection, icon.name))
             icons += found[:most]
     used = {icon.collection for icon in icons}
-    return icons, {name: spdx for name, spdx in licences.items() if name in used}
+    return icons, {name: spdx for name, spdx in licenses.items() if name in used}
 
 
 def _icons_of(data: dict[str, Any]) -> Iterator[Icon]:

@@ -72,7 +72,7 @@ def _foreign(text: str, rng: random.Random) -> str:
 
 
 def _notices(count: int = 30, shortest: int = 200, longest: int = 500) -> list[str]:
-    """Paragraphs of licence notices, each of which comes back many times."""
+    """Paragraphs of license notices, each of which comes back many times."""
     from jaxmix.data.sources.corpora import bundled_corpus
 
     path = next(iter(bundled_corpus().values())).path.parent / "notices.txt"

@@ -111,7 +111,7 @@ def run_cell(law: laws.Law, split: Split, arguments: argparse.Namespace) -> dict
     }
 
 
-def summarise(folder: Path) -> dict[str, Any]:
+def summarize(folder: Path) -> dict[str, Any]:
     """Means over splits of every law and case; the 60M test of a fit to 1M is a case of its own."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -170,7 +170,7 @@ def main() -> None:
                     f"rank {main_test['spearman_mean']:.3f}, {cell['parameters']} parameters, {cell['seconds']} s",
                     flush=True,
                 )
-    (arguments.out / "results.json").write_text(json.dumps(summarise(folder), indent=1) + "\n")
+    (arguments.out / "results.json").write_text(json.dumps(summarize(folder), indent=1) + "\n")
 
 
 if __name__ == "__main__":

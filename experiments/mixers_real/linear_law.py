@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from cells import SEEDS
 from run import base, load, run_cell
-from summarise import interval
+from summarize import interval
 
 START, LENGTH, MIXTURES = 500, 100, 32
 EXPONENTS = (0.5, 1.0)

@@ -212,8 +212,8 @@ def summary_of(run_dir: Path, outcome: Any, seconds: float) -> dict[str, Any]:
         "weights": result.final_weights,
         "recommended": result.recommended,
         "average": outcome.average_weights,
-        "realised": {n: r["share"] for n, r in result.realised.items()},
-        "tokens": sum(r["tokens"] for r in result.realised.values()),
+        "realized": {n: r["share"] for n, r in result.realized.items()},
+        "tokens": sum(r["tokens"] for r in result.realized.values()),
         "evaluations": max(len(control) - 1, 0),
         "seconds": seconds,
     }

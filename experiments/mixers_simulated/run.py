@@ -156,8 +156,8 @@ def loss_driven(unit: int) -> dict[str, Row]:
 
 def gradient_driven(unit: int) -> dict[str, Row]:
     rows: dict[str, Row] = {}
-    for ratio in (0.05, 0.01):  # learning rate over regularisation, 0.05 in the paper's configuration
-        doge = mixers.make("doge", mode="proxy", regularisation=LEARNING_RATE / ratio)
+    for ratio in (0.05, 0.01):  # learning rate over regularization, 0.05 in the paper's configuration
+        doge = mixers.make("doge", mode="proxy", regularization=LEARNING_RATE / ratio)
         rows[f"doge {ratio:g}"] = lambda p, mixer=doge: p.proxy(mixer)
     for gain in (0.05, 0.2):
         pike = mixers.make("pike", BATCH_SIZE, norm_gain=gain, noise_gain=gain, every=unit)

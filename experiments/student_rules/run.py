@@ -53,7 +53,7 @@ def main() -> None:
             print(f"{number}/{len(cells)} {path.stem}: {result['accuracy']:.4f} right", flush=True)
         if path.is_file():
             found[name, size, rule, seed] = json.loads(path.read_text())
-    summarise(found)
+    summarize(found)
 
 
 def train_student(folder: Path, clusterer: dict[str, Any], size: int, rule: str, seed: int) -> dict[str, float]:
@@ -73,7 +73,7 @@ def train_student(folder: Path, clusterer: dict[str, Any], size: int, rule: str,
     return dict(run_discovery(config, command="experiments/student_rules/run.py", say=lambda line: None)["student"])
 
 
-def summarise(found: dict[tuple[str, int, str, int], dict[str, float]]) -> None:
+def summarize(found: dict[tuple[str, int, str, int], dict[str, float]]) -> None:
     """Prints the table and writes results.json: means over draws, 95 % intervals, paired differences to "random"."""
     table: dict[str, Any] = {}
     lines = ["| clusters by | taught per cluster | rule | seeds | right | less random | macro recall | mass drift |"]

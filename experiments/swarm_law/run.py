@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from summarise import draw, interval, text_tables
+from summarize import draw, interval, text_tables
 
 from jaxmix import laws
 from jaxmix.core.sharding import one_device_per_core

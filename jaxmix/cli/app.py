@@ -113,7 +113,7 @@ COMMANDS: tuple[Command, ...] = (
         "label",
         "Label every document of a corpus with the domains of a discovery",
         """Writes a Parquet file of labels beside every input file, see configs/label/. By the student, from the words
-        alone, or by the teacher; in this process or on a Ray cluster, with the same bytes out. What is labelled is
+        alone, or by the teacher; in this process or on a Ray cluster, with the same bytes out. What is labeled is
         passed over.""",
         positional=(_CONFIG,),
         flags=(
@@ -182,7 +182,7 @@ COMMANDS: tuple[Command, ...] = (
             Flag("--folds", "folds of the comparison (5)", "N", int),
             Flag("--starts", "random starts of every fit (64)", "N", int),
             Flag("--seed", "of folds and starts (0)", "N", int),
-            Flag("--renormalise", "divide each row of weights by its sum, for rounded tables"),
+            Flag("--renormalize", "divide each row of weights by its sum, for rounded tables"),
             Flag("--model-size", "propose: millions of parameters of the run to come", "N", float),
             Flag("--tokens", "propose: billions of tokens of the run to come", "D", float),
             Flag("--metric-weights", "propose: weights of the metrics by name, others 0 (all equal)", "YAML"),

@@ -52,7 +52,7 @@ def quickstart(arguments: Arguments) -> int:
 
     table = comparison_table([load_run(Path(str(m.config.out))) for m in runs])
     say()
-    say_table(table.columns, table.rows, title="Validation loss (nats per token), realised share, epochs; seed means")
+    say_table(table.columns, table.rows, title="Validation loss (nats per token), realized share, epochs; seed means")
     say()
     for sentence in (*outcome.sentences, cost, *discovered):
         say(sentence)

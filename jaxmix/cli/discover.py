@@ -60,26 +60,26 @@ def _dry_discover(arguments: Arguments, config: Any) -> int:
 
 def label(arguments: Arguments) -> int:
     """Labels a corpus by the domains of a discovery, or says what is left to do."""
-    from jaxmix.workflows.label.config import load_labelling
-    from jaxmix.workflows.label.run import describe_labelling, run_labelling
+    from jaxmix.workflows.label.config import load_labeling
+    from jaxmix.workflows.label.run import describe_labeling, run_labeling
 
     named = [(n, f'"{v}"') for n in ("domains", "method", "engine", "labels") if (v := getattr(arguments, n))]
-    config = load_labelling(arguments.config, [*arguments.overrides, *named], out=arguments.out)
+    config = load_labeling(arguments.config, [*arguments.overrides, *named], out=arguments.out)
     if arguments.dry_run:
-        about = describe_labelling(config)
+        about = describe_labeling(config)
         if arguments.json:
             say_json(about)
             return 0
         say(
-            f"{about['shards']} shards, {about['labelled']} of them labelled; {about['input_bytes']:,} bytes to read. "
+            f"{about['shards']} shards, {about['labeled']} of them labeled; {about['input_bytes']:,} bytes to read. "
             f"The first labels go to {about['first']}. Nothing was written."
         )
         return 0
-    found = run_labelling(config, command=command_of(arguments), say=notes_of(arguments))
+    found = run_labeling(config, command=command_of(arguments), say=notes_of(arguments))
     if arguments.json:
         say_json(found)
         return 0
-    total = max(found["documents"] - found["unlabelled"], 1)
+    total = max(found["documents"] - found["unlabeled"], 1)
     rows = [
         (name, f"{entry['documents']:,}", f"{100 * entry['documents'] / total:.1f} %", f"{entry['bytes']:,}")
         for name, entry in found["domains"].items()
@@ -87,7 +87,7 @@ def label(arguments: Arguments) -> int:
     say()
     say_table(("domain", "documents", "share", "bytes"), rows, title=f"Labels by the {config.method}")
     say()
-    say(f"{found['documents']:,} documents in {found['shards']} shards, {found['unlabelled']:,} with nothing to read.")
+    say(f"{found['documents']:,} documents in {found['shards']} shards, {found['unlabeled']:,} with nothing to read.")
     for kind, entry in found["troubles"].items():
         say(f"{entry['count']} {kind}: {', '.join(entry['first'])}")
     return 0

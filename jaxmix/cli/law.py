@@ -45,7 +45,7 @@ def _settings(arguments: Arguments) -> Any:
 def _table(arguments: Arguments) -> Any:
     from jaxmix.workflows.law import read_table
 
-    return read_table(arguments.table, renormalise=arguments.renormalise)
+    return read_table(arguments.table, renormalize=arguments.renormalize)
 
 
 def _about(table: Any) -> str:

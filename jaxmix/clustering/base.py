@@ -2,13 +2,13 @@
 
 Every method here ends in the same rule. A row x on the unit sphere goes to the largest of
 
-    κ_k μ_k·x + g(κ_k) + b_k,        g the relative log-normaliser of the von Mises–Fisher density,
+    κ_k μ_k·x + g(κ_k) + b_k,        g the relative log-normalizer of the von Mises–Fisher density,
 
 so one state serves all of them, and whatever labels, describes or stores clusters needs to know only that state.
 
     state = clusterer.init(directions, concentration)
     sums  = Σ over blocks of clusterer.accumulate(state, rows, sample_weight)
-    state = clusterer.maximise(state, sums)
+    state = clusterer.maximize(state, sums)
 
 What `accumulate` returns are sums over rows: over blocks of a store, over devices and over processes they are added.
 """
@@ -54,7 +54,7 @@ class Assignment(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Statistics of rows, additive over blocks, devices and processes. Weights w_i are as given, not normalised.
+    """Statistics of rows, additive over blocks, devices and processes. Weights w_i are as given, not normalized.
 
     Attributes:
         count: f[], rows with a weight above 0.
@@ -99,7 +99,7 @@ class Clusterer:
     Attributes:
         init: `(mean_directions f[k, d], concentration f[]) -> GemState`: a start with a shared concentration.
         accumulate: `(state, x f[n, d], sample_weight f[n] | None) -> Sums` of a block of any size, jitted.
-        maximise: `(state, sums) -> GemState`: the M-step, in closed form, jitted. Biases of `gem` stay.
+        maximize: `(state, sums) -> GemState`: the M-step, in closed form, jitted. Biases of `gem` stay.
         assign: `(state, x, *, with_posterior=True) -> Assignment`, jitted, in blocks.
         name: for logs and error messages.
         num_clusters: K.
@@ -111,7 +111,7 @@ class Clusterer:
 
     init: Callable[..., GemState]
     accumulate: Callable[..., Sums]
-    maximise: Callable[..., GemState]
+    maximize: Callable[..., GemState]
     assign: Callable[..., Assignment]
     name: str
     num_clusters: int

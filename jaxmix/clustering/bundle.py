@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmix.clustering.base import Assignment, Balance, Clusterer, GemState, Sums
 from jaxmix.clustering.em.block_sums import fused_pass, label_pass
-from jaxmix.clustering.em.m_step import maximise
+from jaxmix.clustering.em.m_step import maximize
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import shard_map
 from jaxmix.core.types import Array
@@ -46,7 +46,7 @@ def build_clusterer(
         return _accumulate(state, x, weights, is_hard=rule != "soft", has_gram=has_gram)
 
     def step(state: GemState, sums: Sums) -> GemState:
-        return maximise(state, sums, max_concentration, rule=rule, has_learned_weights=has_learned_weights)
+        return maximize(state, sums, max_concentration, rule=rule, has_learned_weights=has_learned_weights)
 
     def label(state: GemState, x: Array, *, with_posterior: bool = True) -> Assignment:
         check_rows(name, state, x)
@@ -80,7 +80,7 @@ def assign(clusterer: Clusterer, state: GemState, x: Array, *, with_posterior: b
 
 
 def _label_rows(x: Any) -> Any:
-    """The labelling of rows where they lie: each device its own, when they are split over a mesh."""
+    """The labeling of rows where they lie: each device its own, when they are split over a mesh."""
     sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
     if isinstance(sharding, NamedSharding) and len(sharding.spec) and sharding.spec[0] is not None:
         return _label_shards(sharding.mesh, PartitionSpec(sharding.spec[0]))

@@ -107,7 +107,7 @@ def check_fit(name: str, clusterer: Clusterer, max_iters: int, tol: float, init:
             fix=f"Give one row a cluster, or one of {', '.join(STARTS)}.",
         )
     if not np.allclose(np.linalg.norm(np.asarray(init, np.float64), axis=1), 1, atol=1e-3):
-        raise ConfigError("given directions must have length 1", where=f"{name}(init)", fix="Normalise the rows.")
+        raise ConfigError("given directions must have length 1", where=f"{name}(init)", fix="Normalize the rows.")
 
 
 def penalty_of(clusterer: Clusterer, count: float, dtype: Any) -> tuple[Penalty, float]:

@@ -33,11 +33,11 @@ def gem(
     r"""A mixture on the sphere with frozen equal weights, its soft masses held to a target by a quadratic penalty.
 
     Rows x_i of length 1, with weights w_i that sum to 1; `l_ik = κ_k μ_k·x_i + g(κ_k)` (1), g the relative
-    log-normaliser. It maximises over posterior weights γ and over (μ, κ)
+    log-normalizer. It maximizes over posterior weights γ and over (μ, κ)
 
         F = Σ_i w_i [Σ_k γ_ik l_ik + H(γ_i)] − log K − (λ/2) |π − u|²,     π_k = Σ_i w_i γ_ik            (3)
 
-    by turns. E-step: γ_i = softmax(l_i + b) with the K biases b that minimise the dual
+    by turns. E-step: γ_i = softmax(l_i + b) with the K biases b that minimize the dual
 
         D(b) = Σ_i w_i logsumexp_k(l_ik + b_k) − ⟨b, u⟩ + |b|²/(2λ),       b = −λ (π − u) at the minimum    (9)
 
@@ -64,12 +64,12 @@ def gem(
     Args:
         num_clusters: K ≥ 1.
         balance: λ ≥ 0, infinity allowed, nats.
-        target: K positive numbers, normalised here to sum 1; `None` for equal sizes.
+        target: K positive numbers, normalized here to sum 1; `None` for equal sizes.
         penalty: "per_sample" as above, or "summed": λ is divided by the number of rows, as in the printed objective
             that sums the likelihood over rows and adds the penalty once. 5000 "summed" over millions of documents does
             nothing at all.
         max_concentration: κ_max > 0. Near-duplicate documents drive κ up without limit: remove duplicates first.
-        e_step: "dual", or "mirror": the majorisation of the sources, `mirror_steps` mirror steps of size
+        e_step: "dual", or "mirror": the majorization of the sources, `mirror_steps` mirror steps of size
             1/(1 + λ/2) a row from the weights of the iteration before (7). For comparison: it is monotone too, keeps
             N × K numbers between iterations, has no certificate (the gap is nan), and at λ = 5000 hardly moves.
         mirror_steps: ≥ 1, only for "mirror"; with 1 it is the closed form (8).
@@ -86,17 +86,17 @@ def gem(
 
     Differs from the paper, whose text was not available: the sources leave open whether λ acts per sample (its 5000
     "matched to κ ≈ 900" makes sense only so; both are here), the inner step size and number, the start, the stopping
-    rule and whether rows are centred (they are not). The dual E-step, the concentrations by Newton's method instead of
+    rule and whether rows are centered (they are not). The dual E-step, the concentrations by Newton's method instead of
     Banerjee's estimate (which can lower F), sample weights, the target, λ = ∞ and the re-seeding are additions.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxmix.clustering import assign, fit, gem
-        >>> centres = jnp.eye(8)[:3]
-        >>> rows = centres[jnp.arange(300) % 3] + 0.1 * jax.random.normal(jax.random.key(1), (300, 8))
+        >>> centers = jnp.eye(8)[:3]
+        >>> rows = centers[jnp.arange(300) % 3] + 0.1 * jax.random.normal(jax.random.key(1), (300, 8))
         >>> rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
         >>> clusterer = gem(3, balance=100.0)
-        >>> result = fit(clusterer, rows, key=jax.random.key(0), init=centres)
+        >>> result = fit(clusterer, rows, key=jax.random.key(0), init=centers)
         >>> labels = assign(clusterer, result.state, rows).labels
         >>> jnp.bincount(labels, length=3).tolist()
         [100, 100, 100]

@@ -12,14 +12,14 @@ from jaxmix.clustering.base import GemState
 from jaxmix.clustering.bundle import check_rows
 from jaxmix.clustering.em.block_sums import HIGHEST, as_rows, label_pass
 from jaxmix.core.arguments import check_choice, check_count, check_number
-from jaxmix.core.errors import ConfigError
+from jaxmix.core.errors import ConfigError, warn_renamed
 from jaxmix.core.special import log_vmf_normalizer
 from jaxmix.core.types import Array, Float, Int
 
 __all__ = ["geometric_influence", "local_density"]
 
-FORMS = ("literal", "standardised")
-MOST_NEIGHBOURS_FROM = 50_000
+FORMS = ("literal", "standardized")
+MOST_NEIGHBORS_FROM = 50_000
 SUBSET = 20_000
 _TILE_ROWS, _TILE_COLUMNS = 1024, 2048
 _LEAST_DENSITY = 1e-6
@@ -32,17 +32,18 @@ def geometric_influence(
     *,
     form: str = "literal",
     density_weight: float = 0.5,
-    neighbours: int = 8,
+    neighbors: int = 8,
+    neighbours: int | None = None,
 ) -> Float[Array, " n"]:
     r"""The influence score of every row in its own cluster: confidence, centrality and local density.
 
         GIS_k(x_i) = log γ_ik + log f(x_i | μ_k, κ_k) + β log ρ_k(x_i),     k = labels_i                    (25)
 
-    ρ_k(x_i) is the mean cosine from x_i to its m nearest neighbours among the rows with the same label, β =
-    `density_weight`, m = `neighbours`. "standardised" subtracts from each term its mean in the cluster and divides by
+    ρ_k(x_i) is the mean cosine from x_i to its m nearest neighbors among the rows with the same label, β =
+    `density_weight`, m = `neighbors`. "standardized" subtracts from each term its mean in the cluster and divides by
     its standard deviation there, then adds with the same weights.
 
-    Take "standardised" to choose representatives. At the concentrations of text (κ ≈ 900) the middle term of the
+    Take "standardized" to choose representatives. At the concentrations of text (κ ≈ 900) the middle term of the
     literal form varies by 17 nats inside a cluster and the others by a hundredth of that: it orders documents exactly
     as their cosine with μ_k does.
 
@@ -50,9 +51,10 @@ def geometric_influence(
         state: of a fit.
         x: f[n, d] rows of length 1; NumPy (blocks go to the device one at a time) or JAX.
         labels: i32[n], of `assign`; rows below 0 have no cluster and score −inf.
-        form: "literal" or "standardised".
-        density_weight: β ≥ 0; 0 saves the search for neighbours.
-        neighbours: m ≥ 1. A cluster with fewer other rows uses those; a single row has density 1.
+        form: "literal" or "standardized".
+        density_weight: β ≥ 0; 0 saves the search for neighbors.
+        neighbors: m ≥ 1. A cluster with fewer other rows uses those; a single row has density 1.
+        neighbours: the old spelling of `neighbors`, deprecated, as is "standardised" for "standardized".
 
     Returns:
         f[n], comparable within a cluster only.
@@ -60,26 +62,32 @@ def geometric_influence(
     Raises:
         ConfigError: an argument outside its range, labels of another length or too large.
 
-    Cost: n_k² d products a cluster, in tiles of 1,024 × 2,048; never n × n. In clusters above 50,000 rows neighbours
+    Cost: n_k² d products a cluster, in tiles of 1,024 × 2,048; never n × n. In clusters above 50,000 rows neighbors
     are sought among 20,000 of them, evenly spaced. ρ is raised to 1e-6 before its logarithm, cosines may be negative.
 
     Differs from the paper: its text was not available. The formula comes from a third party that numbers it as the
-    paper's equation 21, and so do β and m; "standardised" is an addition.
+    paper's equation 21, and so do β and m; "standardized" is an addition.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxmix.clustering import GemState, geometric_influence
         >>> state = GemState(jnp.eye(3)[:1], jnp.full(1, 10.0), jnp.zeros(1))
         >>> rows = jnp.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.9, 0.43588989, 0.0]])
-        >>> int(jnp.argmax(geometric_influence(state, rows, jnp.zeros(3, jnp.int32), neighbours=1)))
+        >>> int(jnp.argmax(geometric_influence(state, rows, jnp.zeros(3, jnp.int32), neighbors=1)))
         0
 
     References:
         arXiv 2605.26121.
     """
+    if neighbours is not None:
+        warn_renamed("neighbours", "neighbors")
+        neighbors = neighbours
+    if form == "standardised":
+        warn_renamed('form="standardised"', 'form="standardized"')
+        form = "standardized"
     check_choice("geometric_influence", "form", form, FORMS)
     check_number("geometric_influence", "density_weight", density_weight, 0.0)
-    check_count("geometric_influence", "neighbours", neighbours)
+    check_count("geometric_influence", "neighbors", neighbors)
     check_rows("geometric_influence", state, x)
     clusters = np.asarray(labels)
     k = state.mean_directions.shape[0]
@@ -101,30 +109,30 @@ def geometric_influence(
     terms = [confidence, centrality]
     weights = [1.0, 1.0]
     if density_weight:
-        density = local_density(x, clusters, neighbours=neighbours, dtype=dtype)
+        density = local_density(x, clusters, neighbors=neighbors, dtype=dtype)
         terms.append(np.log(np.maximum(density, _LEAST_DENSITY)))
         weights.append(density_weight)
     score = np.full(len(clusters), -np.inf, dtype)
     for cluster in np.unique(clusters[clusters >= 0]):
         members = np.flatnonzero(clusters == cluster)
         own = [term[members].astype(np.float64) for term in terms]
-        if form == "standardised":
-            own = [_standardise(term) for term in own]
+        if form == "standardized":
+            own = [_standardize(term) for term in own]
         score[members] = sum(weight * term for weight, term in zip(weights, own, strict=True))
     return jnp.asarray(score)
 
 
-def local_density(x: Any, labels: np.ndarray, *, neighbours: int, dtype: Any = np.float32) -> np.ndarray:
-    """f[n], mean cosine of every row with its nearest `neighbours` among rows of the same label; 0 for labels < 0."""
+def local_density(x: Any, labels: np.ndarray, *, neighbors: int, dtype: Any = np.float32) -> np.ndarray:
+    """f[n], mean cosine of every row with its nearest `neighbors` among rows of the same label; 0 for labels < 0."""
     density = np.zeros(len(labels), dtype)
     for cluster in np.unique(labels[labels >= 0]):
         members = np.flatnonzero(labels == cluster)
         pool = members
-        if len(members) > MOST_NEIGHBOURS_FROM:
+        if len(members) > MOST_NEIGHBORS_FROM:
             pool = members[np.linspace(0, len(members) - 1, SUBSET).astype(np.int64)]
         for start in range(0, len(members), _TILE_ROWS):
             rows = members[start : start + _TILE_ROWS]
-            best = jnp.full((_TILE_ROWS, neighbours), -jnp.inf, dtype)
+            best = jnp.full((_TILE_ROWS, neighbors), -jnp.inf, dtype)
             here, numbers = _tile(x, rows, _TILE_ROWS, dtype)
             for column in range(0, len(pool), _TILE_COLUMNS):
                 others, other_numbers = _tile(x, pool[column : column + _TILE_COLUMNS], _TILE_COLUMNS, dtype)
@@ -167,7 +175,7 @@ def _terms(state: GemState, x: Array, labels: Array) -> tuple[Array, Array]:
     return jnp.take_along_axis(posterior, labels[:, None], axis=1)[:, 0], density
 
 
-def _standardise(values: np.ndarray) -> np.ndarray:
+def _standardize(values: np.ndarray) -> np.ndarray:
     """Zero mean and unit deviation; zeros where nothing varies."""
     deviation = values.std()
     return (

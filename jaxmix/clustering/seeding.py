@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxmix.clustering.base import GemState, Sums
 from jaxmix.clustering.em.block_sums import HIGHEST, fused_pass
-from jaxmix.clustering.em.m_step import maximise
+from jaxmix.clustering.em.m_step import maximize
 from jaxmix.core.special import inverse_bessel_ratio, log_vmf_normalizer
 from jaxmix.core.types import Array, Float, PRNGKeyArray
 
@@ -113,7 +113,7 @@ def _hard_sums(directions: Array, x: Array, sample_weight: Array) -> Sums:
 def _lloyd(directions: Array, x: Array, sample_weight: Array) -> Array:
     def step(_: Any, directions: Array) -> Array:
         state = _flat_state(directions)
-        found = maximise(state, fused_pass(state, x, sample_weight, is_hard=True), 1.0, rule="cosine")
+        found = maximize(state, fused_pass(state, x, sample_weight, is_hard=True), 1.0, rule="cosine")
         return found.mean_directions
 
     return jax.lax.fori_loop(0, LLOYD_STEPS, step, directions)

@@ -11,7 +11,7 @@ __all__ = ["vmf_mixture"]
 
 @registry.register
 def vmf_mixture(num_clusters: int, *, max_concentration: float = 1e5) -> Clusterer:
-    r"""Maximum likelihood by expectation maximisation, with learned mixing weights α and a concentration a cluster.
+    r"""Maximum likelihood by expectation maximization, with learned mixing weights α and a concentration a cluster.
 
         F = Σ_i w_i log Σ_k α_k f(x_i | μ_k, κ_k) − log C_d(0);     α_k = S0_k,  μ, κ as in `gem`
 

@@ -6,9 +6,10 @@ Every error a user can cause is one of three classes; the command line turns eac
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "EnvironmentProblem", "JaxmixError", "RunError", "nearest"]
+__all__ = ["ConfigError", "EnvironmentProblem", "JaxmixError", "RunError", "nearest", "warn_renamed"]
 
 
 class JaxmixError(Exception):
@@ -52,3 +53,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"Did you mean {match[0]!r}? " if match else ""
     return f"{guess}Known: {', '.join(names) if names else '(none)'}."
+
+
+def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
+    """Warns the caller's caller that a public name has a new spelling."""
+    warnings.warn(f"{old} is now spelled {new}; the old spelling will be removed", DeprecationWarning, stacklevel)

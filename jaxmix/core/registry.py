@@ -17,10 +17,10 @@ class Registry:
     """A table of factories of one kind (`"mixer"`, `"law"`, …).
 
     Example:
-        >>> colours = Registry("colour")
-        >>> @colours.register
+        >>> colors = Registry("color")
+        >>> @colors.register
         ... def red(shade=1): return ("red", shade)
-        >>> colours.make("red", shade=2)
+        >>> colors.make("red", shade=2)
         ('red', 2)
     """
 

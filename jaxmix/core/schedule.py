@@ -52,7 +52,7 @@ def mixture_schedule(
 
     Args:
         points: mappings with `at` (whole number ≥ 0, strictly increasing) and `weights`: a list that adds to 1, or
-            "prior" (the weights that the mixer is initialised with) or "uniform".
+            "prior" (the weights that the mixer is initialized with) or "uniform".
         interpolation: between two points: "step" holds the earlier one's weights until the position of the later
             one, "linear" goes straight, "cosine" goes along half a cosine, flat at both points.
         unit: of `at`: optimizer "steps" or "tokens" (all domains together, as counted in the loss).

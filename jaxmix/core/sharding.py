@@ -53,7 +53,7 @@ def build_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Seque
         data: number of devices along the axis; at most one of the three may be −1, "all that are left".
         fsdp: the same.
         tensor: the same.
-        devices: which devices; all of all processes by default, arranged for fast neighbours.
+        devices: which devices; all of all processes by default, arranged for fast neighbors.
 
     Raises:
         ConfigError: the product of the axes differs from the number of devices.

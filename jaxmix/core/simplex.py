@@ -86,9 +86,9 @@ def project_capped_simplex(
     caps: DomainVector | Float[Array, ""] | float,
     floors: DomainVector | Float[Array, ""] | float = 0.0,
 ) -> Weights:
-    """The point nearest to `x`: minimises `‖p − x‖²` subject to `floors ≤ p ≤ caps` and `Σ p = 1`.
+    """The point nearest to `x`: minimizes `‖p − x‖²` subject to `floors ≤ p ≤ caps` and `Σ p = 1`.
 
-    The minimiser is `p = clip(x + θ, floors, caps)`; θ is found exactly, see `_project`.
+    The minimizer is `p = clip(x + θ, floors, caps)`; θ is found exactly, see `_project`.
 
     Args:
         x: f32[m], any finite values.
@@ -109,9 +109,9 @@ def kl_project_capped_simplex(
     caps: DomainVector | Float[Array, ""] | float,
     floors: DomainVector | Float[Array, ""] | float = 0.0,
 ) -> Weights:
-    """The nearest weights in divergence: minimises `KL(p ‖ weights)` s.t. `floors ≤ p ≤ caps`, `Σ p = 1`.
+    """The nearest weights in divergence: minimizes `KL(p ‖ weights)` s.t. `floors ≤ p ≤ caps`, `Σ p = 1`.
 
-    The minimiser is `p = clip(λ · weights, floors, caps)`: domains that hit no bound keep their ratios. λ is found
+    The minimizer is `p = clip(λ · weights, floors, caps)`: domains that hit no bound keep their ratios. λ is found
     exactly, see `_project`.
 
     Args:
@@ -183,7 +183,7 @@ def _project(
 def _bracket(
     leaves_low: Array, reaches_high: Array, slope: Array, offset: Array, low: Array, high: Array
 ) -> tuple[Array, Array]:
-    """The two neighbouring kinks between which the sum reaches 1."""
+    """The two neighboring kinks between which the sum reaches 1."""
     kinks = jnp.sort(jnp.concatenate([leaves_low, reaches_high]))
 
     def reaches_one(k: Array) -> Array:

@@ -59,7 +59,7 @@ NEWTON_STEPS = 4
 
 
 def log_vmf_normalizer(concentration: float | Float[Array, "*s"], dim: int) -> Float[Array, "*s"]:
-    """`g(κ) = log C_d(κ) − log C_d(0)`: what the normaliser loses against the uniform density, elementwise.
+    """`g(κ) = log C_d(κ) − log C_d(0)`: what the normalizer loses against the uniform density, elementwise.
 
     Decreasing and concave from g(0) = 0, `g ≈ −κ²/(2d)` for small and `−κ + (d−1)/2 · log κ + const` for large κ.
     The log-density of a cluster against the uniform one is `κ μ·x + g(κ)`.

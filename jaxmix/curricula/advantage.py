@@ -53,8 +53,8 @@ class SecState:
 def advantages(rewards: Float[Array, "b g"]) -> Float[Array, "b g"]:
     """`A_bg = (r_bg − q_b) / (std_b + 1e-6)` with the population's deviation; exactly 0 where all are alike."""
     is_alike = jnp.all(rewards == rewards[:, :1], axis=1, keepdims=True)
-    centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
-    return jnp.where(is_alike, 0.0, centred / (jnp.std(rewards, axis=1, keepdims=True) + _EPSILON))
+    centered = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+    return jnp.where(is_alike, 0.0, centered / (jnp.std(rewards, axis=1, keepdims=True) + _EPSILON))
 
 
 @registry.register

@@ -52,7 +52,7 @@ def improvement_rewards(first: DomainVector, fast: DomainVector, slow: DomainVec
         rewards  (1 − x_j) q_j   and   (1 − x_j) q_j + x_j
 
     Their spread is the improvement, `signal_of(rewards) = x`, which rules that follow the signal inside groups
-    maximise; their mean, `(1 − x) q + x / 2`, is the solve rate of those that follow it: 0 for a domain that has
+    maximize; their mean, `(1 − x) q + x / 2`, is the solve rate of those that follow it: 0 for a domain that has
     learned nothing and learns nothing, 1 for one that is done, one half for the one that improves most.
 
     Args:

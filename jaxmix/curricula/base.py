@@ -125,7 +125,7 @@ def is_usable(arms: Array, rewards: Array, valid: Array | None, num_arms: int) -
 def signal_of(rewards: Float[Array, "b g"]) -> Float[Array, " b"]:
     """`s_b = 2 sqrt(mean_g (r_bg − q_b)²)`, in [0, 1] for rewards in [0, 1].
 
-    For 0/1 rewards it equals `2 sqrt(q (1 − q))`, the mean size of a group's normalised advantages: 0 for a group
+    For 0/1 rewards it equals `2 sqrt(q (1 − q))`, the mean size of a group's normalized advantages: 0 for a group
     without any gradient, 1 for one that is half solved.
     """
     return 2.0 * jnp.std(rewards, axis=1)
@@ -160,7 +160,7 @@ def race(distribution: Float[Array, "k x"], presence: float = 1.0) -> Float[Arra
 
         P_k ∝ ∫ Π_{j≠k} (1 − presence · F_j(x)) dF_k(x)
 
-    by the midpoint rule in the values of F, then normalised.
+    by the midpoint rule in the values of F, then normalized.
 
     Args:
         distribution: f[k, x], the distribution functions F_k at the same increasing points, from about 0 to about 1.

@@ -119,7 +119,7 @@ def shuffled_place(key: PRNGKeyArray, place: Int[Array, ""], size: Int[Array, ""
 
 
 def _scramble(x: Array) -> Array:
-    """The finaliser of MurmurHash3: every input bit reaches every output bit."""
+    """The finalizer of MurmurHash3: every input bit reaches every output bit."""
     x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> jnp.uint32(16))

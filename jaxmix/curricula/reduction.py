@@ -92,7 +92,7 @@ def reduce(
     Numerics: float32; the same key gives the same result on the same backend.
 
     Differs from the paper: scaling, weight and the starting row are not published; farthest-first over-represents
-    outliers, and therefore mislabelled and unsolvable prompts, which the bandit has to survive.
+    outliers, and therefore mislabeled and unsolvable prompts, which the bandit has to survive.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -195,9 +195,9 @@ def principal_coordinates(x: Float[Array, "n d"], counts: Bool[Array, " n"], com
     Rows that do not count have coordinates and no say.
     """
     weight = counts.astype(x.dtype)[:, None]
-    centred = x - jnp.sum(weight * x, axis=0, keepdims=True) / jnp.sum(weight)
-    _, _, rows = jnp.linalg.svd(_covariance_root(centred * weight), full_matrices=False)
-    return jnp.matmul(centred, rows[:components].T, precision=jax.lax.Precision.HIGHEST)
+    centered = x - jnp.sum(weight * x, axis=0, keepdims=True) / jnp.sum(weight)
+    _, _, rows = jnp.linalg.svd(_covariance_root(centered * weight), full_matrices=False)
+    return jnp.matmul(centered, rows[:components].T, precision=jax.lax.Precision.HIGHEST)
 
 
 def prompt_features(
@@ -212,10 +212,10 @@ def prompt_features(
     total = jnp.sum(weight)
     z = principal_coordinates(x, counts, components)
     scale = jnp.sqrt(jnp.sum(weight * jnp.sum(z**2, axis=1)) / total)
-    centred = difficulty - jnp.sum(weight * difficulty) / total
-    deviation = jnp.sqrt(jnp.sum(weight * centred**2) / total)
+    centered = difficulty - jnp.sum(weight * difficulty) / total
+    deviation = jnp.sqrt(jnp.sum(weight * centered**2) / total)
     divide = lambda values, size: jnp.where(size > 1e-6, values / jnp.where(size > 1e-6, size, 1.0), 0.0)
-    return jnp.concatenate([divide(z, scale), difficulty_weight * divide(centred, deviation)[:, None]], axis=1)
+    return jnp.concatenate([divide(z, scale), difficulty_weight * divide(centered, deviation)[:, None]], axis=1)
 
 
 def farthest_first(

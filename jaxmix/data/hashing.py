@@ -101,7 +101,7 @@ def hashed_ngrams(
 
     References:
         Joulin et al., "Bag of tricks for efficient text classification" (2016), section 2.2; the mixing function is
-        the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+        the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
     """
     check_count("hashed_ngrams", "buckets", buckets)
     check_count("hashed_ngrams", "2³¹ - buckets", 2**31 - buckets)
@@ -171,7 +171,7 @@ def _hash_spans(text: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.n
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: every bit of the result depends on every bit of `value`."""
+    """The finalizer of SplitMix64: every bit of the result depends on every bit of `value`."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

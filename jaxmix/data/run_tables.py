@@ -66,12 +66,12 @@ def write_run_table(path: str | Path, table: RunTable) -> Path:
     return path
 
 
-def read_run_table(path: str | Path, *, renormalise: bool = False) -> RunTable:
+def read_run_table(path: str | Path, *, renormalize: bool = False) -> RunTable:
     """Reads a table of runs.
 
     Args:
         path: CSV file, see the module's head.
-        renormalise: divide each row of weights by its sum, for files whose weights were rounded; sums must then be
+        renormalize: divide each row of weights by its sum, for files whose weights were rounded; sums must then be
             within 0.02 of 1. Without it a sum off by more than 1e-6 is an error.
 
     Returns:
@@ -97,7 +97,7 @@ def read_run_table(path: str | Path, *, renormalise: bool = False) -> RunTable:
             raise ConfigError(f"there is no column {prefix}…", where=f"{where}, line 1", fix=_COLUMNS)
     has_seed = "seed" in sheet.columns
     table = RunTable(
-        _weights(sheet, [_WEIGHT + n for n in domains], is_rounded=renormalise, flag="renormalise=True"),
+        _weights(sheet, [_WEIGHT + n for n in domains], is_rounded=renormalize, flag="renormalize=True"),
         _losses(sheet, [_LOSS + n for n in metrics]),
         _positive(sheet, "model_size"),
         _positive(sheet, "tokens"),
@@ -114,7 +114,7 @@ def read_regmix(
     *,
     model_size: float,
     tokens: float,
-    renormalise: bool = True,
+    renormalize: bool = True,
     prefix: str = "the_pile_",
 ) -> RunTable:
     """Reads a pair of files as RegMix keeps them: mixtures and losses, joined on the column `index`.
@@ -127,7 +127,7 @@ def read_regmix(
         loss_path: CSV with `index` and losses.
         model_size: of all runs, millions of parameters.
         tokens: of all runs, billions.
-        renormalise: divide each row of weights by its sum; on by default since RegMix rounds to 0.001.
+        renormalize: divide each row of weights by its sum; on by default since RegMix rounds to 0.001.
         prefix: taken off the names of domains and metrics.
 
     Returns:
@@ -156,7 +156,7 @@ def read_regmix(
     weight_columns = [c for c in mixtures.columns if c != "index"]
     loss_columns = [c for c in losses.columns if c != "index"]
     order = [position[name] for name in names]
-    weights = _weights(mixtures, weight_columns, is_rounded=renormalise, flag="renormalise=True")
+    weights = _weights(mixtures, weight_columns, is_rounded=renormalize, flag="renormalize=True")
     metric = lambda column: column.removeprefix("metric/").removesuffix("_val_loss").removeprefix(prefix)
     for name, value in (("model_size", model_size), ("tokens", tokens)):
         if not (math.isfinite(value) and value > 0):

@@ -1,7 +1,7 @@
 """What a mixing law is: parameters with bounds and a prediction, or a regressor that fits itself.
 
 A law predicts the loss of every metric from the mixture a model was trained on, and from the model's size and tokens
-where it has terms in them. `fit` (jaxmix.laws.fit) finds the parameters; a law knows nothing of optimisers.
+where it has terms in them. `fit` (jaxmix.laws.fit) finds the parameters; a law knows nothing of optimizers.
 """
 
 from __future__ import annotations

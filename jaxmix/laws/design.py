@@ -61,7 +61,7 @@ def dirichlet_designs(
         ConfigError: numbers out of range, caps that (almost) no draw keeps.
 
     Differs from the paper: its code rounds weights to multiples of `min_weight` without restoring the sum; here rows
-    add up to 1. Duplicates are looked for among all pairs, not neighbours in a sorted list.
+    add up to 1. Duplicates are looked for among all pairs, not neighbors in a sorted list.
 
     Example:
         >>> designs = dirichlet_designs(jax.random.key(0), [0.7, 0.2, 0.1], 16)
@@ -178,7 +178,7 @@ def d_optimal(
 ) -> np.ndarray:
     r"""Chooses the next runs greedily by D-optimality: indices i64[num_runs] into `candidates`, best first.
 
-    Each choice maximises log det(M + F_cᵀ F_c) with M the information of the runs there are and of those chosen, plus
+    Each choice maximizes log det(M + F_cᵀ F_c) with M the information of the runs there are and of those chosen, plus
     `ridge` · mean(Σ F²) · I: what is still least known comes next. A candidate is chosen once.
 
     Args:

@@ -99,7 +99,7 @@ def fit(
 
     With L the measured losses, L̂ the law's, w_r the weights of runs and P the law's penalty, if it has one:
 
-        minimise  Σ_{measured r, i} w_r ρ(L̂_ri / L_ri − 1) / Σ_{measured r, i} w_r + P
+        minimize  Σ_{measured r, i} w_r ρ(L̂_ri / L_ri − 1) / Σ_{measured r, i} w_r + P
 
     with ρ(z) = z², or Huber's function, which is z² up to `huber_delta` and 2 `huber_delta` |z| − `huber_delta`²
     beyond. Parameters are searched in their logarithms, within their bounds, from `num_starts` random starts that

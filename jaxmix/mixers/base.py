@@ -162,7 +162,7 @@ class Mixer(NamedTuple):
         gradients: out of `GRADIENTS`, how to estimate the gradient signals among `needs`.
         loss_weights: `(state) -> f32[m]`, factors on the domains' training losses, for methods that weight the loss
             and leave the draws alone; `None` for all 1.
-        loss_normalisation: the normalisation of the training loss that `loss_weights` are meant for; `None` for any.
+        loss_normalization: the normalization of the training loss that `loss_weights` are meant for; `None` for any.
         final: `(state) -> f32[m]`, the mixture that the method recommends for another run; `None`: its weights.
     """
 
@@ -175,7 +175,7 @@ class Mixer(NamedTuple):
     gradients: str = "exact"
     loss_weights: _Weights | None = None
     final: _Weights | None = None
-    loss_normalisation: str | None = None
+    loss_normalization: str | None = None
 
 
 def require(feedback: Feedback, needs: frozenset[str], name: str) -> None:

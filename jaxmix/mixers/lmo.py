@@ -1,4 +1,4 @@
-"""Linear mixing optimisation: what the online methods share, written once.
+"""Linear mixing optimization: what the online methods share, written once.
 
 In one round, losses are taken to fall linearly in the weights, `L_i(t+1) = L_i(t) − Σ_j A_ij(t) p_j(t)`. A method
 is an estimate of the matrix A; what it does with it is one exponentiated-gradient step on the column sums of A, the
@@ -29,7 +29,7 @@ __all__ = [
     "estimate_quality",
     "importance_weights",
     "lmo",
-    "normalised_interaction",
+    "normalized_interaction",
 ]
 
 
@@ -92,7 +92,7 @@ def lmo(
         learn: turns feedback into an `Estimate`; see `Learn`. It runs under `jit`, with every signal in `needs`.
         needs: names of signals.
         step_size: ≥ 0, or a function of the number of updates before this one.
-        memory: 1 accumulates scores, 0 forgets the old weights, between they decay towards uniform.
+        memory: 1 accumulates scores, 0 forgets the old weights, between they decay toward uniform.
         smoothing: c in [0, 1], share that is always spread evenly.
         cadence: see `Cadence`.
         gradients: see `Mixer`.
@@ -142,7 +142,7 @@ def importance_weights(weights: Weights, sampling: Weights) -> DomainVector:
     return jnp.where(is_drawn, weights / jnp.where(is_drawn, sampling, 1.0), 0.0)
 
 
-def normalised_interaction(interaction: Float[Array, "n m"]) -> Float[Array, "n m"]:
+def normalized_interaction(interaction: Float[Array, "n m"]) -> Float[Array, "n m"]:
     """Shifts the entries to be ≥ 0 where one is negative, and scales them to add to 1 (uniform if all are equal to 0).
 
     `A − min(min A, 0)`, divided by its sum. The column sums then average 1/m, and only their spread acts.

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmix.core.types import Array, Bool, Float
 
-__all__ = ["PowerLaw", "PowerLawFit", "fit_power_law", "fit_power_laws", "penalised_huber", "predict"]
+__all__ = ["PowerLaw", "PowerLawFit", "fit_power_law", "fit_power_laws", "penalized_huber", "predict"]
 
 MAX_LOG_SCALE = 6.5
 MIN_EXPONENT, MAX_EXPONENT = 1e-3, 0.8
@@ -42,7 +42,7 @@ class PowerLaw(NamedTuple):
 class PowerLawFit(NamedTuple):
     """Attributes:
     law: the best law found.
-    objective: f32[...], its `penalised_huber`.
+    objective: f32[...], its `penalized_huber`.
     iterations: i32[...], steps of the longest polish.
     is_valid: bool[...], false where a parameter or the objective is not finite, or no point has weight.
     """
@@ -58,14 +58,14 @@ def predict(law: PowerLaw, examples: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.exp(law.log_floor) + jnp.exp(law.log_scale - law.exponent * jnp.log(examples))
 
 
-def penalised_huber(
+def penalized_huber(
     law: PowerLaw,
     log_examples: Float[Array, " n"],
     log_losses: Float[Array, " n"],
     weights: Float[Array, " n"],
     min_irreducible: float = 0.5,
 ) -> Float[Array, ""]:
-    """What a fit minimises: `Σ w · huber(log L − log L̂; 0.001) + penalties`.
+    """What a fit minimizes: `Σ w · huber(log L − log L̂; 0.001) + penalties`.
 
     The penalties are the distances outside of `log_scale ≤ 6.5`, `log_floor ≥ min_irreducible` and
     `0.001 ≤ exponent ≤ 0.8`. Since a point pulls by 0.001 at most, they are bounds as long as there are few points
@@ -105,7 +105,7 @@ def fit_power_law(
     num_polished: int = 2,
     max_iterations: int = 100,
 ) -> PowerLawFit:
-    """The law that minimises `penalised_huber` over the points with weight.
+    """The law that minimizes `penalized_huber` over the points with weight.
 
     Starts: for a fixed exponent the law is linear in its two other parameters; least squares on the relative error
     gives them in closed form. The best few of 16 exponents are polished by damped Gauss–Newton steps on the
@@ -123,7 +123,7 @@ def fit_power_law(
     Returns:
         The best law, see `PowerLawFit`.
 
-    Numerics: float32 is enough: examples are centred in log space, which takes the correlation of scale and
+    Numerics: float32 is enough: examples are centered in log space, which takes the correlation of scale and
     exponent out of the normal equations.
     """
     dtype = losses.dtype
@@ -139,7 +139,7 @@ def fit_power_law(
     kinks = _kinks(min_irreducible, dtype)
 
     def objective(parameters: Array) -> Array:
-        return penalised_huber(PowerLaw(*parameters), x, y, weights, min_irreducible)
+        return penalized_huber(PowerLaw(*parameters), x, y, weights, min_irreducible)
 
     starts = jax.vmap(lambda exponent: _start(exponent, x, y, weights, center, min_irreducible))(
         jnp.asarray(_GRID, dtype)
@@ -236,7 +236,7 @@ def _gauss_newton_step(
     downhill = gradient + slope
     is_held = (gradient + left <= 0) & (gradient + right >= 0)
     on_kink = (parameters == lower) | (parameters == upper)
-    # Two bases for the exponent: with the curve's height at its centre fixed (well conditioned) while the scale is
+    # Two bases for the exponent: with the curve's height at its center fixed (well conditioned) while the scale is
     # free, with the height at n = 1 fixed while a kink holds the scale.
     columns = jnp.stack([share, 1.0 - share, -share * (x - center), -share * x])
     inner = jnp.einsum("in,jn,n->ij", columns, columns, curvature, precision=jax.lax.Precision.HIGHEST)

@@ -40,7 +40,7 @@ class Model(NamedTuple):
         init: `key -> params`, a nested dictionary of float32 arrays. Pure; jit it with `out_shardings` to create a
             model that no single device could hold.
         apply: `(params, batch) -> loss`, f32[b, t]: nats per token, 0 where `batch["targets"] < 0`; or
-            `(loss, regulariser)`, both f32[b, t], the regulariser being added for the gradient only. Pure; may be
+            `(loss, regularizer)`, both f32[b, t], the regularizer being added for the gradient only. Pure; may be
             jitted, differentiated and vmapped over stacked params.
         partition: tree of `PartitionSpec` like the params, over the mesh axes "fsdp" and "tensor"; None means that
             every device holds all parameters.
@@ -65,6 +65,6 @@ class Model(NamedTuple):
 
 
 def token_loss(result: Any) -> tuple[Array, Array | None]:
-    """What `Model.apply` returned, as (loss, regulariser), both f32[b, t]; None where there is no regulariser."""
-    loss, regulariser = result if isinstance(result, tuple) else (result, None)
-    return loss.astype(jnp.float32), None if regulariser is None else regulariser.astype(jnp.float32)
+    """What `Model.apply` returned, as (loss, regularizer), both f32[b, t]; None where there is no regularizer."""
+    loss, regularizer = result if isinstance(result, tuple) else (result, None)
+    return loss.astype(jnp.float32), None if regularizer is None else regularizer.astype(jnp.float32)

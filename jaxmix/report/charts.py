@@ -1,4 +1,4 @@
-"""Charts as SVG text that goes straight into a page: no files, no scripts, ink that follows the page's colour."""
+"""Charts as SVG text that goes straight into a page: no files, no scripts, ink that follows the page's color."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 __all__ = ["Dot", "Grid", "Line", "bars", "dots", "heat_maps", "lines", "panels", "scatters", "stacked"]
 
 _INK, _GRID = "#010203", "#040506"
-"""Stand-ins, replaced by the page's text colour: matplotlib cannot write `currentColor` itself."""
+"""Stand-ins, replaced by the page's text color: matplotlib cannot write `currentColor` itself."""
 
-COLOURS = (
+COLORS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377",
     "#ee8866", "#44aa99", "#999933", "#882255", "#77aadd", "#bbbbbb",
 )  # fmt: skip
-"""Paul Tol's bright and muted schemes: told apart by colour-blind readers, on white and on dark."""
+"""Paul Tol's bright and muted schemes: told apart by color-blind readers, on white and on dark."""
 
 _DASHES = ("-", "--", ":", "-.")
 
@@ -28,7 +28,7 @@ class Line(NamedTuple):
     Attributes:
         label: in the legend; curves of equal label share one entry.
         x, y: points; nan breaks the line.
-        style: index of colour; curves of one group share it.
+        style: index of color; curves of one group share it.
         is_thin: drawn thinner, for single seeds.
     """
 
@@ -98,7 +98,7 @@ def scatters(
         for axes, (title, (x, y)) in zip(grid, groups.items(), strict=False):
             kept = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
             xs, ys = [a for a, _ in kept], [b for _, b in kept]
-            axes.plot(xs, ys, "o", color=COLOURS[0], markersize=2.5, alpha=0.7, markeredgewidth=0)
+            axes.plot(xs, ys, "o", color=COLORS[0], markersize=2.5, alpha=0.7, markeredgewidth=0)
             if line == "zero":
                 axes.axhline(0.0, color=_INK, linewidth=0.8)
             elif kept:
@@ -122,7 +122,7 @@ def stacked(curves: Sequence[Line], *, name: str, x_label: str, y_label: str, ca
                 list(curves[0].x),
                 [list(c.y) for c in curves],
                 labels=[c.label for c in curves],
-                colors=[COLOURS[c.style % len(COLOURS)] for c in curves],
+                colors=[COLORS[c.style % len(COLORS)] for c in curves],
                 linewidth=0,
             )
         axes.set_ylim(0, 1)
@@ -153,7 +153,7 @@ def bars(
         width = 0.8 / max(len(values), 1)
         for index, (label, heights) in enumerate(values.items()):
             offsets = [g - 0.4 + width * (index + 0.5) for g in range(len(groups))]
-            axes.bar(offsets, list(heights), width * 0.92, label=label, color=COLOURS[index % len(COLOURS)])
+            axes.bar(offsets, list(heights), width * 0.92, label=label, color=COLORS[index % len(COLORS)])
         for index, (group, cap) in enumerate((g, (caps or {}).get(g)) for g in groups):
             if cap is not None and math.isfinite(cap):
                 legend = "limit" if group == next(g for g in groups if g in (caps or {})) else None
@@ -173,7 +173,7 @@ class Dot(NamedTuple):
         mean: where the dot is.
         low, high: ends of the interval; equal to the mean where there is none.
         points: the single values, drawn as small strokes.
-        style: index of colour.
+        style: index of color.
     """
 
     label: str
@@ -193,10 +193,10 @@ def dots(groups: Mapping[str, Sequence[Dot]], *, name: str, x_label: str, captio
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for index, (axes, (title, group)) in enumerate(zip(grid, groups.items(), strict=False)):
             for y, dot in enumerate(group):
-                colour = COLOURS[dot.style % len(COLOURS)]
-                axes.plot(list(dot.points), [y] * len(dot.points), "|", color=colour, markersize=7, alpha=0.6)
-                axes.plot([dot.low, dot.high], [y, y], "-", color=colour, linewidth=1.6)
-                axes.plot([dot.mean], [y], "o", color=colour, markersize=5)
+                color = COLORS[dot.style % len(COLORS)]
+                axes.plot(list(dot.points), [y] * len(dot.points), "|", color=color, markersize=7, alpha=0.6)
+                axes.plot([dot.low, dot.high], [y, y], "-", color=color, linewidth=1.6)
+                axes.plot([dot.mean], [y], "o", color=color, markersize=5)
             axes.axvline(0.0, color=_INK, linewidth=0.8)
             axes.set_yticks(range(len(group)), [d.label for d in group] if index % columns == 0 else [""] * len(group))
             axes.set_ylim(len(group) - 0.5, -0.5)
@@ -255,7 +255,7 @@ def heat_maps(
 
 
 def _mesh(axes: Any, values: Sequence[Sequence[float]]) -> None:
-    """Cells as vector shapes (an image would be a bitmap), the first row on top, colours symmetric about 0."""
+    """Cells as vector shapes (an image would be a bitmap), the first row on top, colors symmetric about 0."""
     import numpy as np
 
     table = np.ma.masked_invalid(np.asarray(values, float))
@@ -310,12 +310,12 @@ class _figure:
 def _draw(axes: Any, curves: Sequence[Line]) -> None:
     seen: set[str] = set()
     for curve in curves:
-        style = _DASHES[(curve.style // len(COLOURS)) % len(_DASHES)]
+        style = _DASHES[(curve.style // len(COLORS)) % len(_DASHES)]
         axes.plot(
             list(curve.x),
             list(curve.y),
             style,
-            color=COLOURS[curve.style % len(COLOURS)],
+            color=COLORS[curve.style % len(COLORS)],
             linewidth=0.9 if curve.is_thin else 1.5,
             marker="o" if len(curve.x) == 1 else None,
             markersize=3,
@@ -341,7 +341,7 @@ def _legend(figure: Any, axes: Any, *, below: bool = False, is_reversed: bool = 
 
 
 def _svg(figure: Any, name: str, caption: str) -> str:
-    """The figure as an `<svg>` element: unique ids, page-coloured ink, a title for screen readers."""
+    """The figure as an `<svg>` element: unique ids, page-colored ink, a title for screen readers."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""What a mixer did to its weights, and what it believed: collapse, delay, estimated against realised effects."""
+"""What a mixer did to its weights, and what it believed: collapse, delay, estimated against realized effects."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Snapshot(NamedTuple):
             there are evaluations.
         matrix: entry (i, j): drop of the loss of domain i per unit of the weight of domain j, in the mixer's scale;
             nan where unknown.
-        realised: drop of every domain's validation loss from `start` to `end`, nats per token; nan where unknown.
-        correlation: Pearson's, over domains, of the drop that the matrix and the weights predict with the realised
+        realized: drop of every domain's validation loss from `start` to `end`, nats per token; nan where unknown.
+        correlation: Pearson's, over domains, of the drop that the matrix and the weights predict with the realized
             one; None where fewer than three domains or no spread allow none.
     """
 
@@ -92,7 +92,7 @@ class Snapshot(NamedTuple):
     start: int
     end: int
     matrix: list[list[float]]
-    realised: list[float]
+    realized: list[float]
     correlation: float | None
 
 
@@ -115,9 +115,9 @@ def interaction_snapshots(run: RunRecord, *, at_most: int = 4) -> list[Snapshot]
         before = logged[index - 1]["step"] if index > 0 else 0
         start, end = _evaluations(run, before, record["step"])
         matrix = [[_known(record.get(key)) for key in row] for row in keys]
-        realised = [_drop(run, name, start, end) for name in names]
+        realized = [_drop(run, name, start, end) for name in names]
         predicted = _predicted(run, matrix, start, end)
-        result.append(Snapshot(record["step"], start, end, matrix, realised, _correlation(predicted, realised)))
+        result.append(Snapshot(record["step"], start, end, matrix, realized, _correlation(predicted, realized)))
     return result
 
 

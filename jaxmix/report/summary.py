@@ -11,10 +11,10 @@ from jaxmix.report.paired import LEVEL, Interval, Pairing, pairings
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import mean_loss
 
-__all__ = ["summarise"]
+__all__ = ["summarize"]
 
 
-def summarise(records: Sequence[RunRecord], *, out: str, report: Path, verdict: Sequence[str]) -> dict[str, Any]:
+def summarize(records: Sequence[RunRecord], *, out: str, report: Path, verdict: Sequence[str]) -> dict[str, Any]:
     """The result for machines: every run, and every variant against the first over paired seeds."""
     pairs = pairings(records)
     return {

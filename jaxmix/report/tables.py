@@ -19,7 +19,7 @@ class Table(NamedTuple):
     Attributes:
         columns: headings.
         rows: cells.
-        best: (row, column) of cells to emphasise.
+        best: (row, column) of cells to emphasize.
         first_total: index of the first row that sums up; the rows before it are domains.
     """
 
@@ -101,7 +101,7 @@ def comparison(runs: Sequence[RunRecord], weights: Mapping[str, float] | None = 
 
 
 def comparison_table(runs: Sequence[RunRecord]) -> Table:
-    """One row per domain; per variant the final loss, the realised share and the epochs, means over seeds."""
+    """One row per domain; per variant the final loss, the realized share and the epochs, means over seeds."""
     left_out = {r.folder for r in unfinished(runs)}
     groups = by_variant(r for r in runs if r.folder not in left_out)
     domains = list(dict.fromkeys(name for group in groups.values() for name in group[0].domains))

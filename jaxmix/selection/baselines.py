@@ -1,6 +1,6 @@
 """Selection of examples one by one: what joint selection has to beat.
 
-Mindermann et al.: "Prioritized training on points that are learnable, worth learning, and not yet learnt" (RHO-LOSS),
+Mindermann et al.: "Prioritized training on points that are learnable, worth learning, and not yet learned" (RHO-LOSS),
 arXiv 2206.07137.
 """
 
@@ -137,7 +137,7 @@ def top_learnability(
 
     Returns:
         A `Selector` called as `selector(key, learner_loss f[c], reference_loss f[c], valid=None, *, domain=None,
-        quota=None, gain=None)`. Losses of sequences should be normalised by their length, see `sequence_loss`.
+        quota=None, gain=None)`. Losses of sequences should be normalized by their length, see `sequence_loss`.
 
     Raises:
         ConfigError: an argument is out of range or unknown; when traced, c < b or arrays disagree in shape.

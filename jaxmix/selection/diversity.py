@@ -39,8 +39,8 @@ def diverse(
     strength: float = 1.0,
     kernel: str = "squared",
     width: float = 0.1,
-    standardise: bool = True,
-    normalise: bool = True,
+    standardize: bool = True,
+    normalize: bool = True,
     gain: float = 1.0,
     greedy: bool = False,
     first_chunk: str = "self",
@@ -59,7 +59,7 @@ def diverse(
         squared          k = ⟨z_i, z_j⟩²              M ← M + Z_X^T Z_X;       penalty z_i^T M z_i  O(c d²)
         near_duplicate   k = exp((⟨z_i, z_j⟩ − 1)/τ)  a tile of pairs                               O(c d b/N)
 
-    With `standardise`, a is centred and scaled to a standard deviation of 1 over the valid rows, and λ is `strength`
+    With `standardize`, a is centered and scaled to a standard deviation of 1 over the valid rows, and λ is `strength`
     over the standard deviation of the penalty that b/2 random rows put on the others: at strength 1 both terms weigh
     the same half way through. Otherwise a and λ = strength are taken as they are. τ = width, N = num_chunks,
     X the chunk drawn, c candidates.
@@ -70,8 +70,8 @@ def diverse(
         strength: ≥ 0; 0 is `top_learnability`.
         kernel: one of the three. In "linear" the sign matters: opposite vectors attract.
         width: τ > 0, of "near_duplicate".
-        standardise: see above.
-        normalise: divide the rows of the features by their norm; rows of zeros stay.
+        standardize: see above.
+        normalize: divide the rows of the features by their norm; rows of zeros stay.
         gain: inverse temperature of the draw, ≥ 0.
         greedy: the best instead of a draw.
         first_chunk: see `jest`.
@@ -83,7 +83,7 @@ def diverse(
     Returns:
         A `Selector` called as `selector(key, scores f[c], features f[c, d], valid=None, *, domain=None, quota=None,
         gain=None)`. The scores may be a learnability, say of `sequence_loss`; the features the reference's mean hidden
-        state. `info.positive` is the mean of (standardised) a, `info.negative` that of the penalties.
+        state. `info.positive` is the mean of (standardized) a, `info.negative` that of the penalties.
 
     Raises:
         ConfigError: an argument is out of range or unknown; when traced, c < b or arrays disagree in shape.
@@ -94,7 +94,7 @@ def diverse(
 
     Example:
         >>> z = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-        >>> selector = diverse(2, num_chunks=2, kernel="linear", strength=5.0, standardise=False, greedy=True)
+        >>> selector = diverse(2, num_chunks=2, kernel="linear", strength=5.0, standardize=False, greedy=True)
         >>> selector(jax.random.key(0), jnp.array([1.0, 0.9, 0.1, 0.2]), z).indices.tolist()
         [0, 2]
 
@@ -107,8 +107,8 @@ def diverse(
         strength=strength,
         kernel=kernel,
         width=width,
-        standardise=standardise,
-        normalise=normalise,
+        standardize=standardize,
+        normalize=normalize,
         gain=gain,
         row_block=row_block,
         mesh=mesh,
@@ -163,8 +163,8 @@ def greats(
         strength=step_size**2,
         kernel="linear",
         width=1.0,
-        standardise=False,
-        normalise=False,
+        standardize=False,
+        normalize=False,
         gain=gain,
         row_block=None,
         mesh=mesh,
@@ -196,8 +196,8 @@ def _selector(
     strength: float,
     kernel: str,
     width: float,
-    standardise: bool,
-    normalise: bool,
+    standardize: bool,
+    normalize: bool,
     gain: float,
     row_block: int | None,
     mesh: Mesh | None,
@@ -215,12 +215,12 @@ def _selector(
     def criterion(rows: Rows, key: PRNGKeyArray, per_row: Any, whole: Any, free: Array) -> Interaction:
         del whole
         scores, features = per_row
-        if normalise:
+        if normalize:
             features = _unit(features)
         plain = _redundancy(features, rows, kernel, width, row_block)._replace(own=scores)
         factor = jnp.asarray(strength, scores.dtype)
-        if standardise:
-            plain = plain._replace(own=_standardised(scores, free, rows))
+        if standardize:
+            plain = plain._replace(own=_standardized(scores, free, rows))
             factor = factor * _balance(key, plain, free, rows, rules)
         return plain._replace(shared=lambda total, chunks: -factor * plain.shared(total, chunks))
 
@@ -313,7 +313,7 @@ def _moments(values: Array, counted: Array, rows: Rows) -> tuple[Array, Array]:
     return mean, jnp.sqrt(jnp.sum(jnp.where(counts, jnp.square(everything - mean), 0.0)) / number)
 
 
-def _standardised(scores: Array, free: Array, rows: Rows) -> Array:
+def _standardized(scores: Array, free: Array, rows: Rows) -> Array:
     mean, spread = _moments(scores, free, rows)
     return (scores - mean) / jnp.where(spread > 0, spread, 1.0)
 

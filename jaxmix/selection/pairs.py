@@ -1,7 +1,7 @@
 """Sums over pairs of a candidate and the members of a chunk, from embeddings, without keeping any pair.
 
 Tiles are [k, c]: members of the chunk in front, candidates behind. Every reduction then runs along the first axis,
-which vectorises over candidates.
+which vectorizes over candidates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Skills that learn from rewards: how many prompts a bandit needs, without a model.
 
 A skill per arm has a logit x_k; its prompts are solved with probability `p_k = ceiling_k σ(x_k)`. A group of rollouts
-with solve rate q moves the logits as a group-normalised gradient would, whose size on the logit is sqrt(q (1 − q)).
+with solve rate q moves the logits as a group-normalized gradient would, whose size on the logit is sqrt(q (1 − q)).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class SimulationResult(NamedTuple):
 
     Attributes:
         weights: f[s/k, m], the mixer's weights that batches 0, k, 2k, … were drawn by.
-        shares: f[s/k, m], what those batches realised.
+        shares: f[s/k, m], what those batches realized.
         losses: f[s/k + 1, m], exact held-out losses after 0, k, 2k, … steps.
         scores: f[s/k, m], `info.score` of the last update before or at those steps' ends; 0 before the first.
         final_losses: f[m], exact held-out losses after the last step.
@@ -109,7 +109,7 @@ def simulate(
         world: see `World`.
         key: of all randomness. The same key and `prior` give every mixer the same noise in the world.
         num_steps: s, static.
-        batch_size: rows of a batch, shares being realised by systematic sampling: within one row of what was asked,
+        batch_size: rows of a batch, shares being realized by systematic sampling: within one row of what was asked,
             right on average. `None`: shares are exactly what was asked, and a batch counts as one token.
         prior: what the mixer starts from, f[m].
         lag: how many batches are already drawn when an update is made: 0, or 1 as in the training loop, whose

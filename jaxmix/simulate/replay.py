@@ -66,9 +66,9 @@ def _fit_above(p: Array, losses: Array, floor: Array) -> tuple[Array, Array]:
     weight = (losses - floor) ** 2
     weight = weight / jnp.mean(weight)
     target = jnp.log(losses - floor)
-    centre = jnp.average(target, weights=weight)
+    center = jnp.average(target, weights=weight)
     normal = (p * weight[:, None]).T @ p + 1e-6 * p.shape[0] * jnp.eye(p.shape[1], dtype=p.dtype)
-    slopes = jnp.linalg.solve(normal, p.T @ (weight * (target - centre))) + centre
+    slopes = jnp.linalg.solve(normal, p.T @ (weight * (target - center))) + center
     return slopes, jnp.mean((floor + jnp.exp(p @ slopes) - losses) ** 2)
 
 

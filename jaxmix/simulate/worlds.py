@@ -105,7 +105,7 @@ def linear_world(
     noise: ArrayLike = 0.0,
     train_noise: ArrayLike = 0.0,
 ) -> World:
-    """Losses that fall linearly in the shares, the law that linear mixing optimisation assumes.
+    """Losses that fall linearly in the shares, the law that linear mixing optimization assumes.
 
         f ← momentum · f + (1 − momentum) · p,     L ← L − A(t) f
 

@@ -1,4 +1,4 @@
-"""The objective of group-relative policy optimisation: rollouts of a prompt are compared with one another."""
+"""The objective of group-relative policy optimization: rollouts of a prompt are compared with one another."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def grpo_loss(
     clip_high: float = 0.28,
     kl_weight: float = 0.0,
     aggregate: str = "token_mean",
-    standardise: bool = True,
+    standardize: bool = True,
 ) -> tuple[Float[Array, ""], GrpoInfo]:
     r"""The clipped policy-gradient loss of groups of rollouts.
 
@@ -87,7 +87,7 @@ def grpo_loss(
 
         token_mean      1 / Σ n                        every token alike (DAPO)
         sequence_mean   1 / (rollouts · n_bg)          every rollout alike (GRPO)
-        constant        1 / (rollouts · t)             no length normalisation (Dr. GRPO)
+        constant        1 / (rollouts · t)             no length normalization (Dr. GRPO)
 
     Pure; may be jitted with the keyword arguments static, and differentiated in `logp`.
 
@@ -102,7 +102,7 @@ def grpo_loss(
         clip_low, clip_high: ≥ 0 (`clip_low` ≤ 1).
         kl_weight: ≥ 0.
         aggregate: see above.
-        standardise: divide by the standard deviation; without (Dr. GRPO) groups that are nearly decided count less.
+        standardize: divide by the standard deviation; without (Dr. GRPO) groups that are nearly decided count less.
 
     Returns:
         The loss and a `GrpoInfo`.
@@ -142,7 +142,7 @@ def grpo_loss(
             where="grpo_loss(rewards)",
             fix="Give log-probabilities [groups, rollouts, tokens] and rewards [groups, rollouts].",
         )
-    advantages, is_live = group_advantages(rewards, standardise=standardise)
+    advantages, is_live = group_advantages(rewards, standardize=standardize)
     tokens = token_objective(
         logp, logp_old, logp_reference, advantages, mask, clip_low=clip_low, clip_high=clip_high, kl_weight=kl_weight
     )
@@ -162,16 +162,16 @@ def grpo_loss(
 
 
 def group_advantages(
-    rewards: Float[Array, "b g"], *, standardise: bool = True
+    rewards: Float[Array, "b g"], *, standardize: bool = True
 ) -> tuple[Float[Array, "b g"], Bool[Array, " b"]]:
     """Advantages, exactly 0 in groups without a gradient; and bool[b], which groups have one."""
     is_live = live_groups(rewards)
     # Zeros in dead groups: a reward of nan must not reach the others by way of 0 · nan.
     clean = jnp.where(is_live[:, None], rewards, 0.0)
-    centred = clean - jnp.mean(clean, axis=1, keepdims=True)
-    if standardise:
-        centred = centred / (jnp.std(clean, axis=1, keepdims=True) + _EPSILON)
-    return jnp.where(is_live[:, None], centred, 0.0), is_live
+    centered = clean - jnp.mean(clean, axis=1, keepdims=True)
+    if standardize:
+        centered = centered / (jnp.std(clean, axis=1, keepdims=True) + _EPSILON)
+    return jnp.where(is_live[:, None], centered, 0.0), is_live
 
 
 def token_objective(

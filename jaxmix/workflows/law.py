@@ -39,7 +39,7 @@ class LawSettings:
         options: arguments of the law.
         candidates: laws that "auto" and `check` compare; None: `jaxmix.laws.CANDIDATES` for "auto", and all there are
             for `check`.
-        folds: of the judgement.
+        folds: of the judgment.
         num_starts: random starts of every fit.
         seed: of the split and the starts.
         is_simplest: "auto" takes the fewest parameters within one standard error of the best.
@@ -91,7 +91,7 @@ class FittedLaw:
         }
 
 
-def read_table(path: str, *, renormalise: bool = False) -> RunTable:
+def read_table(path: str, *, renormalize: bool = False) -> RunTable:
     """The runs of a CSV file; of a folder, those of its runs.csv or table.csv."""
     from jaxmix.data.run_tables import read_run_table
 
@@ -103,7 +103,7 @@ def read_table(path: str, *, renormalise: bool = False) -> RunTable:
                 f"the folder {path!r} holds no table of runs ({TABLE} or table.csv)", where="command line"
             )
         place = found
-    return read_run_table(place, renormalise=renormalise)
+    return read_run_table(place, renormalize=renormalize)
 
 
 def check_settings(settings: LawSettings) -> None:

@@ -65,7 +65,7 @@ def test_an_unexpected_error_is_one_paragraph_and_a_traceback_with_debug(monkeyp
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_plan_writes_json_without_colour_codes(tmp_path, capsys):
+def test_plan_writes_json_without_color_codes(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text("sources: {a: {path: x, tokens: 1000}}\ntrain: {steps: 3}\ndata: {prepared: nowhere}\n")
     assert main(["plan", str(path), "--json"]) == 0

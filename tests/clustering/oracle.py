@@ -1,4 +1,4 @@
-"""The formulas of GEM written out slowly in NumPy float64, with SciPy's Bessel functions and generic optimisers."""
+"""The formulas of GEM written out slowly in NumPy float64, with SciPy's Bessel functions and generic optimizers."""
 
 import numpy as np
 from scipy.optimize import brentq, minimize
@@ -43,7 +43,7 @@ def objective(table, gamma, w, strength, target):
 
 
 def best_posterior(table, w, strength, target):
-    """max over Γ of F, by a generic optimiser over the logarithms of Γ."""
+    """max over Γ of F, by a generic optimizer over the logarithms of Γ."""
     n, k = table.shape
 
     def gamma_of(flat):
@@ -126,7 +126,7 @@ def influence(mu, kappa, b, x, labels, beta, m, form):
             kappa[k] * x[rows] @ mu[k] + normalizer(kappa[k], d) + log_uniform(d),
             np.log(np.maximum(density, 1e-6)),
         ]
-        if form == "standardised":
+        if form == "standardized":
             terms = [(t - t.mean()) / t.std() for t in terms]
         score[rows] = terms[0] + terms[1] + beta * terms[2]
     return score

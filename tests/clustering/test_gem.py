@@ -62,7 +62,7 @@ def small_problem():
 
 
 @pytest.mark.parametrize("strength", [0.5, 50.0, np.inf])
-def test_the_e_step_finds_what_a_generic_optimiser_finds(strength):
+def test_the_e_step_finds_what_a_generic_optimizer_finds(strength):
     x, w, mu, kappa = small_problem()
     target = np.array([0.5, 0.3, 0.2])
     value, gamma = oracle.best_posterior(oracle.logits(mu, kappa, x), w, strength, target)
@@ -119,7 +119,7 @@ def test_an_iteration_is_the_oracles_e_step_and_m_step():
 
 
 @pytest.mark.parametrize("make", [vmf_mixture, spherical_kmeans, kmeans])
-def test_the_baselines_maximise_what_they_say(make):
+def test_the_baselines_maximize_what_they_say(make):
     x, w, mu, kappa = small_problem()
     share = w / w.sum()
     with jax.enable_x64(True):
@@ -146,10 +146,10 @@ def test_the_baselines_maximise_what_they_say(make):
         assert set(labels) == {0, 1, 2}
         np.testing.assert_allclose(new_mu, sums / np.linalg.norm(sums, axis=1, keepdims=True), atol=1e-12)
         mass = np.array([share[labels == k].sum() for k in range(3)])
-        centres = sums / mass[:, None]
+        centers = sums / mass[:, None]
         if make is kmeans:
-            expected = -share @ np.sum((x - centres[labels]) ** 2, axis=1)
-            squares = np.sum((x[:, None] - centres[None]) ** 2, axis=2)
+            expected = -share @ np.sum((x - centers[labels]) ** 2, axis=1)
+            squares = np.sum((x[:, None] - centers[None]) ** 2, axis=2)
             np.testing.assert_array_equal(new_labels, np.argmin(squares, axis=1))
         else:
             expected = np.linalg.norm(sums, axis=1).sum()

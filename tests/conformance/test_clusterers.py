@@ -77,7 +77,7 @@ def test_sums_add_up_over_blocks(case):
     added = jax.tree.map(lambda *leaves: sum(leaves), *parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-2), added, whole)
     assert float(whole.count) == float((weight > 0).sum())
-    again = made.maximise(state, added)
+    again = made.maximize(state, added)
     assert jax.tree.structure(again) == jax.tree.structure(state)
 
 

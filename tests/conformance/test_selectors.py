@@ -59,7 +59,7 @@ CASES = {
     "rho_loss": Case(selection.top_learnability, losses, {"greedy": True}, False),
     "diverse_linear": Case(selection.diverse, features, {"kernel": "linear"}),
     "diverse_squared": Case(
-        selection.diverse, features, {"kernel": "squared", "standardise": False, "greedy": True, "sweeps": 1}
+        selection.diverse, features, {"kernel": "squared", "standardize": False, "greedy": True, "sweeps": 1}
     ),
     "diverse_near_duplicate": Case(selection.diverse, features, {"kernel": "near_duplicate"}),
     "greats": Case(selection.greats, gradients),

@@ -50,8 +50,8 @@ def features(weight):
     x, delta, _, _ = pool()
     x, delta = x.astype(np.float64), delta.astype(np.float64)
     own = slice(0, N - 20)
-    centred = x - x[own].mean(0)
-    z = centred @ np.linalg.svd(centred[own], full_matrices=False)[2][:5].T
+    centered = x - x[own].mean(0)
+    z = centered @ np.linalg.svd(centered[own], full_matrices=False)[2][:5].T
     z /= np.sqrt((z[own] ** 2).sum(1).mean())
     return np.concatenate([z, weight * ((delta - delta[own].mean()) / delta[own].std())[:, None]], axis=1)
 
@@ -126,7 +126,7 @@ def test_farthest_first_leaves_out_copies_pads_and_breaks_ties_low():
     assert kept.tolist() == [[0, 1, 3, -1], [5, -1, -1, -1], [-1, -1, -1, -1]]
 
 
-def test_copies_are_labelled_and_not_kept():
+def test_copies_are_labeled_and_not_kept():
     found = reduced()
     kept = np.asarray(found.kept)[np.asarray(found.valid)]
     assert len(set(kept.tolist())) == len(kept)

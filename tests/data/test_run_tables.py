@@ -86,13 +86,13 @@ def test_a_bad_table_is_refused_by_line_and_column(text, complaint, tmp_path, mo
 def test_rounded_weights_are_divided_by_their_sum_only_when_asked(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(HEAD + "0,1,1,0,0.333,0.666,2\n")
-    with pytest.raises(ConfigError, match="renormalise=True"):
+    with pytest.raises(ConfigError, match="renormalize=True"):
         read_run_table(path)
-    weights = read_run_table(path, renormalise=True).weights
+    weights = read_run_table(path, renormalize=True).weights
     np.testing.assert_allclose(weights, [[1 / 3, 2 / 3]], rtol=1e-15)
     path.write_text(HEAD + "0,1,1,0,0.3,0.6,2\n")
     with pytest.raises(ConfigError, match=r"add up to 0.9, not 1"):
-        read_run_table(path, renormalise=True)
+        read_run_table(path, renormalize=True)
 
 
 def test_a_missing_file_names_the_nearest(tmp_path):

@@ -17,7 +17,7 @@ from jaxmix.laws.solve.levenberg_marquardt import build_objective
 KEY = jax.random.key(0)
 
 
-def power_law(penalised=False):
+def power_law(penalized=False):
     """E_i + A_i (h_i + 0.05)^{−a_i}: separable, three numbers a metric."""
 
     def build(shape: Shape) -> Form:
@@ -31,7 +31,7 @@ def power_law(penalised=False):
             p["irreducible"][None] + p["noise_scale"][None] * (h[:, :e] + 0.05) ** -p["noise_exponent"][None]
         )
         tie = lambda p: 1e-3 * jnp.var(jnp.log(p["noise_exponent"]))
-        return Form(parameters, predict, tie if penalised else None)
+        return Form(parameters, predict, tie if penalized else None)
 
     return Law("test", build=build)
 
@@ -96,7 +96,7 @@ POWER, CAPACITY = power_law(), make("capacity")
 
 CASES = {
     "separable": (POWER, None),
-    "penalised": (power_law(penalised=True), None),
+    "penalized": (power_law(penalized=True), None),
     "huber": (POWER, 0.01),
     "capacity_only": (make("capacity_only"), None),
     "capacity": (CAPACITY, None),
@@ -118,11 +118,11 @@ def test_no_worse_than_scipy(case):
     assert found.objective <= expected * (1 + 1e-6)
     # The figure is the objective of the parameters returned.
     error = found.predict(table.weights, 1.0, 1.0) / table.losses - 1
-    if case not in ("huber", "penalised"):
+    if case not in ("huber", "penalized"):
         np.testing.assert_allclose(found.objective, np.mean(error**2), rtol=1e-10)
 
 
-@pytest.mark.parametrize("case", ["separable", "penalised"])
+@pytest.mark.parametrize("case", ["separable", "penalized"])
 def test_lbfgs_reaches_the_same(case):
     law, _ = CASES[case]
     table, _ = noisy_table(law)

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.signal import savgol_filter
 
-from jaxmix.mixers.power_law import PowerLaw, fit_power_law, fit_power_laws, penalised_huber, predict
+from jaxmix.mixers.power_law import PowerLaw, fit_power_law, fit_power_laws, penalized_huber, predict
 
 FIT = jax.jit(fit_power_laws, static_argnames=("min_irreducible",))
 
@@ -100,7 +100,7 @@ def test_objective_is_the_papers():
             law = PowerLaw(*(jnp.asarray(p, float) for p in parameters))
             data = (jnp.asarray(v) for v in (np.log(examples), np.log(losses), weights))
             # The paper's max(−α, −0.001) is the distance below 0.001, less a constant.
-            np.testing.assert_allclose(float(penalised_huber(law, *data)), expected, rtol=1e-12)
+            np.testing.assert_allclose(float(penalized_huber(law, *data)), expected, rtol=1e-12)
 
 
 def test_many_points_push_through_a_bound():

@@ -1,4 +1,4 @@
-"""How far realised rows are from asked ones, for weights that stay, change and attack."""
+"""How far realized rows are from asked ones, for weights that stay, change and attack."""
 
 from itertools import product
 

@@ -49,7 +49,7 @@ def test_projections_land_inside_the_bounds(x, caps, floors):
 
 @settings(max_examples=100, deadline=None)
 @given(q=weights, caps=vector, other=weights, amount=unit)
-def test_no_feasible_neighbour_is_nearer(q, caps, other, amount):
+def test_no_feasible_neighbor_is_nearer(q, caps, other, amount):
     if caps.sum() < 1.001:
         return
     rival = np.asarray(kl_project(other, caps), np.float64)

@@ -103,7 +103,7 @@ def test_estimates_stand_beside_what_came_about(planted):
     assert [(s.start, s.end) for s in snapshots] == [(0, 10), (40, 50), (60, 70), (90, 100)]
     for snapshot in snapshots:
         np.testing.assert_allclose(snapshot.matrix, matrix)
-        np.testing.assert_allclose(snapshot.realised, drops[snapshot.step // 10 - 1])
+        np.testing.assert_allclose(snapshot.realized, drops[snapshot.step // 10 - 1])
         assert snapshot.correlation == pytest.approx(1.0)
 
 
@@ -115,7 +115,7 @@ def test_an_interval_reaches_back_to_where_there_was_an_evaluation(planted, add_
     add_records(folder, evaluation(0, (9.0, 8.0, 7.0)))
     last = interaction_snapshots(load_run(folder))[-1]
     assert (last.start, last.end) == (0, 60)
-    np.testing.assert_allclose(last.realised, np.sum(drops[:6], axis=0))
+    np.testing.assert_allclose(last.realized, np.sum(drops[:6], axis=0))
 
 
 def test_the_mixers_own_evaluations_are_taken_where_there_are_some(planted, add_records):
@@ -129,7 +129,7 @@ def test_the_mixers_own_evaluations_are_taken_where_there_are_some(planted, add_
     )
     last = interaction_snapshots(load_run(folder))[-1]
     assert (last.start, last.end) == (80, 100)
-    assert last.realised == pytest.approx([0.2] * 3)
+    assert last.realized == pytest.approx([0.2] * 3)
     assert last.correlation is None  # all fell alike
 
 
@@ -147,5 +147,5 @@ def test_domains_that_are_kept_out_stay_empty(planted):
     last = interaction_snapshots(load_run(folder))[-1]
     assert math.isnan(last.matrix[1][0])
     assert math.isnan(last.matrix[0][1])
-    assert last.realised == pytest.approx(list(drops[-1]))
+    assert last.realized == pytest.approx(list(drops[-1]))
     assert last.correlation is None  # b is drawn here and its effect unknown

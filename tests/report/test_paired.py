@@ -6,7 +6,7 @@ from scipy import stats
 
 from jaxmix.report.paired import domain_tables, paired_sentences, paired_table, pairings, student_interval
 from jaxmix.report.run_folder import load_run
-from jaxmix.report.summary import summarise
+from jaxmix.report.summary import summarize
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [0.3, -0.2, 0.4, 0.9, 0.1], [5.0, 5.0, 5.0]])
@@ -109,7 +109,7 @@ def test_unfinished_runs_take_no_part(runs, tmp_path, write_run):
 
 
 def test_the_summary_is_plain_and_null_where_nothing_is_known(runs, tmp_path):
-    summary = summarise(runs, out="o", report=tmp_path / "report.html", verdict=["v"])
+    summary = summarize(runs, out="o", report=tmp_path / "report.html", verdict=["v"])
     assert summary["judged_by"] == "validation"
     base, better, late = summary["variants"]
     assert "difference" not in base

@@ -26,7 +26,7 @@ def logsumexp(x, axis):
 
 
 def random_models(seed, count, width=8, temperatures=(10.0, 8.0), biases=(-4.0, -6.0)):
-    """Learner and reference of random unit vectors, in which text leans towards its image."""
+    """Learner and reference of random unit vectors, in which text leans toward its image."""
     rng = np.random.default_rng(seed)
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
     models = []

@@ -1,8 +1,8 @@
 """A super-batch in which it is known what a good selection is: pairs of known clusters, some corrupted, some learned.
 
 Rebuilt from the description in the specification, which gives the sizes and shares and not the generator: an example's
-latent is its cluster's centre with a direction of its own; the reference sees image and text as the latent with a
-little noise; the learner sees the clusters that it has not learned drawn towards a centre that eight of them share, so
+latent is its cluster's center with a direction of its own; the reference sees image and text as the latent with a
+little noise; the learner sees the clusters that it has not learned drawn toward a center that eight of them share, so
 that it takes their members for each other; a corrupted pair has the text of another example. Temperature and bias of
 each model are fitted to random batches. Levels differ from those of the specification for that reason; the order of
 the methods is what it says.
@@ -41,9 +41,9 @@ def synthetic_task(
     noise = lambda scale: scale * rng.normal(size=(count, width)) / np.sqrt(width)
     share = 1.0 / np.arange(1, clusters + 1) if zipf else np.ones(clusters)
     cluster = rng.choice(clusters, size=count, p=share / share.sum())
-    centre = unit(rng.normal(size=(clusters, width)))
+    center = unit(rng.normal(size=(clusters, width)))
     common = unit(rng.normal(size=(-(-clusters // 8), width)))[np.arange(clusters) // 8]
-    latent = unit(centre[cluster] + noise(spread))
+    latent = unit(center[cluster] + noise(spread))
     is_corrupted = rng.random(count) < corrupted
     text_of = np.arange(count)
     text_of[is_corrupted] = rng.integers(0, count, is_corrupted.sum())
@@ -57,7 +57,7 @@ def synthetic_task(
 
 
 def calibrated(rng, image, text, batch, steps=150):
-    """Temperature and bias that minimise the sigmoid loss of random batches, by Adam on their logarithm and value."""
+    """Temperature and bias that minimize the sigmoid loss of random batches, by Adam on their logarithm and value."""
     batches = jnp.asarray(np.stack([rng.permutation(len(image))[:batch] for _ in range(4)]))
     image, text = jnp.asarray(image, jnp.float32), jnp.asarray(text, jnp.float32)
     sign = 1.0 - 2.0 * jnp.eye(batch)

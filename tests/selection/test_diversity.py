@@ -33,7 +33,7 @@ def criterion(scores, table, factor):
 @pytest.mark.parametrize(("kernel", "sweeps"), [("linear", 1), ("squared", 0), ("near_duplicate", 1)])
 def test_raw_criterion_equals_the_loop(kernel, sweeps):
     selector = diverse(
-        CHOSEN, num_chunks=CHUNKS, strength=0.7, kernel=kernel, width=0.3, standardise=False, sweeps=sweeps
+        CHOSEN, num_chunks=CHUNKS, strength=0.7, kernel=kernel, width=0.3, standardize=False, sweeps=sweeps
     )
     found = fast(selector)(KEY, jnp.asarray(SCORE, jnp.float32), jnp.asarray(FEATURES, jnp.float32), jnp.asarray(VALID))
     part = criterion(SCORE, kernel_of(kernel, FEATURES, 0.3), 0.7)
@@ -41,14 +41,14 @@ def test_raw_criterion_equals_the_loop(kernel, sweeps):
 
 
 @functools.cache
-def standardised(kernel):
+def standardized(kernel):
     return fast(diverse(CHOSEN, num_chunks=CHUNKS, strength=STRENGTH, kernel=kernel, width=0.3))
 
 
 @pytest.mark.parametrize("kernel", ["linear", "squared", "near_duplicate"])
-def test_standardised_terms_weigh_the_same_half_way(kernel):
-    """λ is such that what b/2 random rows put on the others has the spread of the standardised scores: 1."""
-    found = standardised(kernel)(
+def test_standardized_terms_weigh_the_same_half_way(kernel):
+    """λ is such that what b/2 random rows put on the others has the spread of the standardized scores: 1."""
+    found = standardized(kernel)(
         KEY, jnp.asarray(SCORE, jnp.float32), jnp.asarray(FEATURES, jnp.float32), jnp.asarray(VALID)
     )
     lot = np.asarray(jax.random.uniform(jax.random.fold_in(KEY, 0x7FFFFFFF), (C,)))
@@ -76,7 +76,7 @@ def test_no_strength_is_selection_by_score():
 
 @pytest.mark.parametrize("kernel", ["linear", "squared", "near_duplicate"])
 def test_features_that_say_nothing_do_not_act(kernel):
-    select = lambda features: standardised(kernel)(KEY, jnp.asarray(SCORE, jnp.float32), features, jnp.asarray(VALID))
+    select = lambda features: standardized(kernel)(KEY, jnp.asarray(SCORE, jnp.float32), features, jnp.asarray(VALID))
     scores = (SCORE - SCORE[VALID].mean()) / SCORE[VALID].std()
     expected = loop(KEY, C, lambda chosen: (scores, 0.0 * scores), CHOSEN, CHUNKS, valid=VALID)
     for features in (jnp.ones((C, 6)), jnp.zeros((C, 6))):

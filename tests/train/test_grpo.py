@@ -10,10 +10,10 @@ import pytest
 from jaxmix.core.errors import ConfigError
 from jaxmix.train.grpo import AGGREGATES, group_advantages, grpo_loss
 
-compiled = jax.jit(grpo_loss, static_argnames=("clip_low", "clip_high", "kl_weight", "aggregate", "standardise"))
+compiled = jax.jit(grpo_loss, static_argnames=("clip_low", "clip_high", "kl_weight", "aggregate", "standardize"))
 
 
-def oracle(logp, old, reference, rewards, mask, *, low, high, beta, aggregate, standardise):
+def oracle(logp, old, reference, rewards, mask, *, low, high, beta, aggregate, standardize):
     """Loss, clip shares and mean KL, token by token."""
     groups, rollouts, length = logp.shape
     total, clipped, kls, tokens = 0.0, [0, 0], 0.0, int(mask.sum())
@@ -24,7 +24,7 @@ def oracle(logp, old, reference, rewards, mask, *, low, high, beta, aggregate, s
         spread = np.sqrt(np.mean((rewards[b] - rewards[b].mean()) ** 2))
         advantage = 0.0
         if len(set(rewards[b])) > 1:
-            advantage = (rewards[b, g] - rewards[b].mean()) / (spread + 1e-6 if standardise else 1.0)
+            advantage = (rewards[b, g] - rewards[b].mean()) / (spread + 1e-6 if standardize else 1.0)
         ratio = math.exp(logp[b, g, t] - old[b, g, t])
         bounded = min(max(ratio, 1 - low), 1 + high)
         loss = -min(ratio * advantage, bounded * advantage)
@@ -55,10 +55,10 @@ def random_batch(seed=0, groups=5, rollouts=4, length=6):
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
-@pytest.mark.parametrize("standardise", [True, False])
-def test_loss_equals_its_definition(aggregate, standardise):
+@pytest.mark.parametrize("standardize", [True, False])
+def test_loss_equals_its_definition(aggregate, standardize):
     logp, old, reference, rewards, mask = random_batch()
-    options = {"aggregate": aggregate, "standardise": standardise}
+    options = {"aggregate": aggregate, "standardize": standardize}
     expected = oracle(logp, old, reference, rewards, mask, low=0.1, high=0.3, beta=0.05, **options)
     single = [jnp.asarray(x, jnp.float32) for x in (logp, old, reference, rewards)]
     loss, info = compiled(*single, jnp.asarray(mask), clip_low=0.1, clip_high=0.3, kl_weight=0.05, **options)

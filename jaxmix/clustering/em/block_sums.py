@@ -136,7 +136,7 @@ def fused_pass(
     dtype = slopes.dtype
 
     def block(weights: Array, x: Array) -> tuple[Sums, None]:
-        # Clusters in front: sums and maxima over them are vectorised over the rows, and no table is transposed.
+        # Clusters in front: sums and maxima over them are vectorized over the rows, and no table is transposed.
         rows = as_rows(x, dtype)
         logits = jnp.matmul(slopes, rows.T, precision=HIGHEST) + offsets[:, None]
         gram = None
@@ -254,7 +254,7 @@ def label_pass(state: GemState, x: Array, *, with_posterior: bool) -> tuple[Arra
     dtype, n = slopes.dtype, x.shape[0]
 
     def block(_: Array, x: Array) -> tuple[tuple[()], Any]:
-        # Clusters in front: what is looked for along them is then vectorised over the rows.
+        # Clusters in front: what is looked for along them is then vectorized over the rows.
         logits = jnp.matmul(slopes, as_rows(x, dtype).T, precision=HIGHEST) + offsets[:, None]
         labels = _largest(logits)[1]
         return (), (labels, jax.nn.log_softmax(logits, axis=0).T) if with_posterior else (labels,)

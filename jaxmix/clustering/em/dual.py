@@ -1,6 +1,6 @@
 r"""The E-step of `gem` over K numbers: Newton's method on the dual (9)–(14), asked one evaluation at a time.
 
-For a fixed state the best posterior weights are γ_i = softmax(l_i + b), and b minimises
+For a fixed state the best posterior weights are γ_i = softmax(l_i + b), and b minimizes
 
     D(b) = Σ_i w_i logsumexp_k(l_ik + b_k) − ⟨b, u⟩ + |b|² / (2λ)                    (9)
     ∇D(b) = π(b) − u + b/λ,     ∇²D(b) = diag(π) − Σ_i w_i γ_i γ_iᵀ + I/λ            (11), (12)

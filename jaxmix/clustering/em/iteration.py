@@ -34,7 +34,7 @@ from jaxmix.clustering.em.block_sums import (
     posterior_pass,
 )
 from jaxmix.clustering.em.dual import DualSearch, Penalty, start_search, tell
-from jaxmix.clustering.em.m_step import expected_value, hard_objective, maximise
+from jaxmix.clustering.em.m_step import expected_value, hard_objective, maximize
 from jaxmix.clustering.em.mirror import mirror_pass
 from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array
@@ -117,7 +117,7 @@ def search_tolerance(dtype: Any, num_clusters: int) -> float:
 
 def improve(kind: Kind, state: GemState, sums: Sums, objective: Array) -> tuple[GemState, Array]:
     """The M-step, and F after it from F before it: no pass over rows (22)."""
-    new = maximise(state, sums, kind.max_concentration, rule=kind.rule, has_learned_weights=kind.has_learned_weights)
+    new = maximize(state, sums, kind.max_concentration, rule=kind.rule, has_learned_weights=kind.has_learned_weights)
     if kind.rule != "soft":
         return new, hard_objective(sums, kind.rule)
     value = functools.partial(expected_value, sums=sums, has_learned_weights=kind.has_learned_weights)

@@ -12,14 +12,14 @@ from jaxmix.clustering.base import GemState, Sums
 from jaxmix.core.special import inverse_bessel_ratio, log_vmf_normalizer
 from jaxmix.core.types import Array
 
-__all__ = ["expected_value", "hard_objective", "maximise"]
+__all__ = ["expected_value", "hard_objective", "maximize"]
 
 _SHORT = 1e-12
 """A resultant shorter than this has no direction."""
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "has_learned_weights"))
-def maximise(
+def maximize(
     state: GemState, sums: Sums, max_concentration: Any, *, rule: str, has_learned_weights: bool = False
 ) -> GemState:
     r"""The M-step (16)–(21).
@@ -30,7 +30,7 @@ def maximise(
         distance:   c_k = S1_k / S0_k,  s = d / Σ w|x − c|²,   κ_k = s |c_k|,   g(κ_k) + b_k = −s |c_k|² / 2
 
     S0 = `sums.mass` and S1 = `sums.resultant` over the weight in all. The concentration objective
-    `S0_k [κ R_k + g(κ)]` is concave, so clipping its maximiser gives the maximiser on the interval. A cluster whose
+    `S0_k [κ R_k + g(κ)]` is concave, so clipping its maximizer gives the maximizer on the interval. A cluster whose
     |S1_k| is below 1e-12 keeps its direction and gets κ_k = 0 (soft) or nothing at all (hard).
     """
     dtype = state.mean_directions.dtype

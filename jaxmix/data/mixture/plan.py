@@ -20,7 +20,7 @@ UNLIMITED = np.iinfo(np.int64).max
 
 
 class BlockPlan(NamedTuple):
-    """The rows of one block, in the order in which the realised shares follow the asked ones.
+    """The rows of one block, in the order in which the realized shares follow the asked ones.
 
     Attributes:
         domain: i32[r], domain of each row.

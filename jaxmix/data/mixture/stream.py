@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.errors import ConfigError, RunError, warn_renamed
 from jaxmix.data.mixture.arguments import (
     UNITS,
     by_name,
@@ -322,6 +322,11 @@ class MixtureStream:
         return self._ledger_at(self._position)
 
     def realised(self) -> dict[str, dict[str, Any]]:
+        """The old spelling of `realized`, deprecated."""
+        warn_renamed("MixtureStream.realised", "MixtureStream.realized")
+        return self.realized()
+
+    def realized(self) -> dict[str, dict[str, Any]]:
         """What was delivered so far (over all processes), by source name.
 
         Returns:

@@ -1,7 +1,7 @@
-"""The corpus that comes with jaxmix: real text of eleven domains, public domain or under permissive licences.
+"""The corpus that comes with jaxmix: real text of eleven domains, public domain or under permissive licenses.
 
-Rebuilt by scripts/build_corpus.py; where each text comes from, and under which licence, is in provenance.json, and the
-notices that some licences ask for are in notices.txt beside it.
+Rebuilt by scripts/build_corpus.py; where each text comes from, and under which license, is in provenance.json, and the
+notices that some licenses ask for are in notices.txt beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BundledDomain:
         path: its Parquet file, with the columns `document` (origin) and `text`.
         title: what it is.
         role: what makes it easy, noisy or alike to another.
-        licence: SPDX identifier, or "public domain".
+        license: SPDX identifier, or "public domain".
         documents: number of rows.
         num_bytes: UTF-8 bytes of text.
         sha256: of the file.
@@ -35,7 +35,7 @@ class BundledDomain:
     path: Path
     title: str
     role: str
-    licence: str
+    license: str
     documents: int
     num_bytes: int
     sha256: str
@@ -60,7 +60,7 @@ def bundled_corpus() -> dict[str, BundledDomain]:
             path=folder / f"{name}.parquet",
             title=entry["title"],
             role=entry["role"],
-            licence=entry["licence"],
+            license=entry["license"],
             documents=entry["documents"],
             num_bytes=entry["bytes"],
             sha256=entry["sha256"],

@@ -70,7 +70,7 @@ def digits(
     | rev | `R123=` | reversed | 3 … 7 digits |
     | sort | `S31=` | sorted | 2 … 6 digits |
     | shift | `D12=` | each digit plus 3, modulo 10 | 2 … 6 digits |
-    | swap | `C1234=` | neighbours swapped, an odd last one stays | 2 … 6 digits |
+    | swap | `C1234=` | neighbors swapped, an odd last one stays | 2 … 6 digits |
     | rand | `x123=` | four digits without a rule | 3 and 4 digits |
 
     Prompts have 10 columns, answers 8 slots. An answer is right if it is the same up to and including its end. Some

@@ -30,7 +30,7 @@ def gaussian_process(max_steps: int = 50) -> Law:
 
         ln L_i ~ GP(μ_i, σ_i² (k_i + ν_i δ)),     k(z, z') = exp(−½ Σ_a (z_a − z'_a)² / ℓ_a²)
 
-    One length ℓ for all weights, and one more for each of ln N and ln D. μ is the mean of ln L; ℓ and ν maximise the
+    One length ℓ for all weights, and one more for each of ln N and ln D. μ is the mean of ln L; ℓ and ν maximize the
     marginal likelihood of each metric, in which σ² has its best value in closed form.
 
     Args:
@@ -94,7 +94,7 @@ def negative_log_likelihood(hyper: Array, x: Array, y: Array, groups: Array, is_
     Args:
         hyper: [q + 1], ln ℓ of each group of features, then ln ν.
         x: [n, k].
-        y: [n], centred.
+        y: [n], centered.
         groups: i64[k], which ℓ a feature has.
         is_run: [n], 1, or 0 for rows that only fill up the array.
     """

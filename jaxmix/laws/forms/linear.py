@@ -50,7 +50,7 @@ def linear(ridge: float | str = "leave_one_out") -> Law:
         L_i = w_i + Σ_j W_ij h_j + α_i ln(N/N₀) + β_i ln(D/D₀)
         W, α, β = argmin Σ_r (L_ri − L̂_ri)² + λ_i n s² ‖(W_i, α_i, β_i)‖²,     s² the features' mean square
 
-    in which features are centred and the constant w is free of λ.
+    in which features are centered and the constant w is free of λ.
 
     Args:
         ridge: λ ≥ 0, or "leave_one_out": the one of 23 from 1e-8 to 1e3 with the least squared error on mixtures left
@@ -168,7 +168,7 @@ def _by_measured(losses: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 class _Decomposed(NamedTuple):
-    """Centred features `u diag(size) vt` [n, k] and centred targets [n, e]."""
+    """Centered features `u diag(size) vt` [n, k] and centered targets [n, e]."""
 
     u: np.ndarray
     size: np.ndarray

@@ -109,7 +109,7 @@ def fit_hierarchy(
     m, e = rows.weights.shape[1], len(metric_domain)
     is_own = np.asarray(metric_domain)[:, None] == np.arange(m)[None, :]
     group = _groups(is_own)
-    centre = jnp.asarray([MEAN[name] for name in GROUPS])
+    center = jnp.asarray([MEAN[name] for name in GROUPS])
     rows = rows._replace(competing=jnp.where(switches.competition, rows.competing, 0.0))
     counts, logs = counts.T, jnp.log(losses).T
     lowest = jnp.exp(jnp.min(jnp.where(counts > 0, logs, jnp.inf), axis=1))
@@ -127,7 +127,7 @@ def fit_hierarchy(
         mean, spread = learn_prior(found.theta, variance, hyper.deviation, deviation, is_own, switches.structure)
         return _Hyper(found.theta, mean, spread, noise)
 
-    start = centre[group]
+    start = center[group]
     hyper = jax.lax.fori_loop(0, _ROUNDS, one_round, _Hyper(start, start, deviation, jnp.full(e, _NOISE)))
     found, _, effective = mode(hyper, _LAST_STEPS)
     return Evidence(
@@ -189,8 +189,8 @@ def learn_prior(
     group, m = _groups(is_own), is_own.shape[1]
     size = jnp.asarray(np.bincount(group.reshape(-1), minlength=len(GROUPS)).astype(np.float64))
     total = lambda values: jax.ops.segment_sum(values.reshape(-1), group.reshape(-1), len(GROUPS))
-    centre = jnp.asarray([MEAN[name] for name in GROUPS])
-    mean = (total(theta) + _MEAN_COUNT * centre) / (size + _MEAN_COUNT)
+    center = jnp.asarray([MEAN[name] for name in GROUPS])
+    mean = (total(theta) + _MEAN_COUNT * center) / (size + _MEAN_COUNT)
     mean = mean.at[_COMPETITION].set(0.0)
     means = mean[group]
     rates = slice(NUM_SCALARS, NUM_SCALARS + m)

@@ -61,7 +61,7 @@ def hierarchical(competition: bool = True, *, structure: bool = True, robust: bo
 
     **Mode.** Given μ, τ and the noise σ_i, each metric by itself, by Levenberg–Marquardt steps from the prior's mean:
 
-        minimise  Σ_r w_r 2 (√(1 + z_ri²) − 1) + Σ_p (θ_p − μ_p)² / τ_p²,    z_ri = ln(L̂_ri / L_ri) / σ_i
+        minimize  Σ_r w_r 2 (√(1 + z_ri²) − 1) + Σ_p (θ_p − μ_p)² / τ_p²,    z_ri = ln(L̂_ri / L_ri) / σ_i
 
     **Rounds.** σ starts at 0.05. Seven times: a mode of 8 steps, then with J the derivatives of ln L̂, V the diagonal
     of (Jᵀ diag(w / (σ² √(1 + z²))) J + diag(τ^{−2}))^{−1}, at most τ², and k_i = Σ_p (1 − V_p / τ_p²) the numbers

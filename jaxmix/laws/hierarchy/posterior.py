@@ -169,7 +169,7 @@ class _State(NamedTuple):
 def find_mode(
     start: Array, lowest: Array, rows: Rows, losses: Array, counts: Array, noise: Array, prior: Prior, max_steps: Array
 ) -> Mode:
-    """Minimises for every metric, by damped Gauss–Newton steps,
+    """Minimizes for every metric, by damped Gauss–Newton steps,
 
         Σ_r w_r 2 (√(1 + z_r²) − 1) + Σ_p (θ_p − μ_p)² / τ_p²,     z_r = (log L̂_r − log L_r) / σ
 

@@ -46,7 +46,7 @@ class ScalePath(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """What is minimised, as arrays: no value of it makes the solver compile again."""
+    """What is minimized, as arrays: no value of it makes the solver compile again."""
 
     params: dict[str, Array]
     model_size: Array
@@ -92,7 +92,7 @@ def propose(
 ) -> Proposal:
     r"""Returns the mixture of the lowest predicted loss at a model size and number of tokens.
 
-        minimise  J(h) = Σ_i w_i L_i(h, N, D) + κ KL(h ‖ prior)    subject to    floors ≤ h ≤ caps,  Σ h = 1
+        minimize  J(h) = Σ_i w_i L_i(h, N, D) + κ KL(h ‖ prior)    subject to    floors ≤ h ≤ caps,  Σ h = 1
 
     With `available_tokens` the law is asked about the effective mixture and tokens
     (`jaxmix.laws.effective_mixture`) instead of h and D.

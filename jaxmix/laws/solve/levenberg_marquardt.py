@@ -58,7 +58,7 @@ class Solution(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What is minimised, for one start.
+    """What is minimized, for one start.
 
     Attributes:
         costs: `(point, cells, row_weights [r]) -> [e]`: each metric's share of the mean loss over all cells.

@@ -1,4 +1,4 @@
-"""Minimisation over mixtures: mirror descent on the simplex with caps and floors, from many starts at once."""
+"""Minimization over mixtures: mirror descent on the simplex with caps and floors, from many starts at once."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def ado(
         credit: exponent ≥ 0 of the share drawn; 0 ignores it.
         credit_decay: in [0, 1), how much of the average share stays after a step.
         momentum: share in [0, 1] of the present preference in the weights.
-        min_weight: in [0, 1], least preference before it is normalised.
+        min_weight: in [0, 1], least preference before it is normalized.
         min_exponent: ≥ 0, exponents below it count as this.
         min_irreducible: least log of the irreducible loss that costs nothing. The paper's 0.5 means 1.65 nats per
             token: lower it (−2, say) for byte or character models and for code, whose losses fall below that.

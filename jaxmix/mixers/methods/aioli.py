@@ -17,13 +17,13 @@ from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
-from jaxmix.mixers.lmo import normalised_interaction
+from jaxmix.mixers.lmo import normalized_interaction
 
 __all__ = ["AioliState", "aioli", "estimate_interaction", "probe_mixtures"]
 
 VARIANTS = ("paper", "released")
 STARTS = ("uniform", "prior")
-ESTIMATORS = ("realised", "nominal", "filtered", "diagonal")
+ESTIMATORS = ("realized", "nominal", "filtered", "diagonal")
 
 
 @state(version=1)
@@ -61,7 +61,7 @@ class _Settings(NamedTuple):
     memory: float
     ema: float
     estimator: str
-    is_normalised: bool
+    is_normalized: bool
     momentum: float
     initial_steps: int
     total_steps: int | None
@@ -80,7 +80,7 @@ def estimate_interaction(
     order: Int[Array, " k"],
     *,
     smoothing: float,
-    estimator: str = "realised",
+    estimator: str = "realized",
 ) -> Float[Array, "n m"]:
     """Solves `drops = shares · Aᵀ` for A, with k = sweeps · m intervals.
 
@@ -103,7 +103,7 @@ def estimate_interaction(
     if estimator == "diagonal":
         return jnp.diag(jnp.diag(mean_drops) / jnp.diag(nominal))
     mixtures = nominal
-    if estimator == "realised":
+    if estimator == "realized":
         drawn = is_probe @ shares
         total = jnp.sum(drawn, axis=1, keepdims=True)
         mixtures = jnp.where(total > 0, drawn / jnp.where(total > 0, total, 1.0), nominal)
@@ -121,8 +121,8 @@ def aioli(
     step_size: float = 0.2,
     memory: float | None = None,
     ema: float | None = None,
-    estimator: str = "realised",
-    normalise: bool = True,
+    estimator: str = "realized",
+    normalize: bool = True,
     momentum: float = 0.9,
     initial_steps: int = 0,
     after_initial: str = "uniform",
@@ -156,10 +156,10 @@ def aioli(
         step_size: η ≥ 0.
         memory: ρ in [0, 1].
         ema: γ in [0, 1), weight of the old average. The first round replaces it.
-        estimator: "realised" solves with the shares that were really drawn (what both paper and code mean by P),
+        estimator: "realized" solves with the shares that were really drawn (what both paper and code mean by P),
             "nominal" with P itself, "diagonal" with A_jj = β_jj / P_jj alone (the paper's ablation), "filtered"
             regresses all drops on shares that are passed through the optimizer's momentum.
-        normalise: use Ā (the default of paper and code) or A as it is.
+        normalize: use Ā (the default of paper and code) or A as it is.
         momentum: of "filtered", first-moment decay of the optimizer, in [0, 1).
         initial_steps: train on the prior for so many steps first ("restricted setting").
         after_initial: then go on from "uniform" (released code) or from the "prior". Without initial steps the
@@ -219,7 +219,7 @@ def aioli(
         memory=memory,
         ema=ema,
         estimator=estimator,
-        is_normalised=normalise,
+        is_normalized=normalize,
         momentum=momentum,
         initial_steps=initial_steps,
         total_steps=total_steps,
@@ -334,7 +334,7 @@ def _update(key: PRNGKeyArray, state: AioliState, feedback: Feedback, settings: 
         )
         is_usable = jnp.all(jnp.isfinite(found)) & jnp.all(jnp.isfinite(drops))
         found = jnp.where(is_usable, found, state.interaction)
-        fresh = normalised_interaction(found) if settings.is_normalised else found
+        fresh = normalized_interaction(found) if settings.is_normalized else found
         is_first = before < settings.round_length
         smooth = settings.ema * state.average + (1.0 - settings.ema) * fresh
         average = jnp.where(is_usable, jnp.where(is_first, fresh, smooth), state.average)

@@ -23,35 +23,35 @@ _TEMPERATURE = {"pretraining": 5.0, "finetuning": 0.2}
 _LEAST = 1e-12
 
 
-def leverage_scores(embeddings: Float[Array, "m d"], regularisation: float, *, centre: bool = True) -> DomainVector:
+def leverage_scores(embeddings: Float[Array, "m d"], regularization: float, *, center: bool = True) -> DomainVector:
     """Ridge leverage of each row: `S_i = [K (K + λ m I)⁻¹]_ii` in [0, 1), with `K = X Xᵀ`.
 
     Args:
         embeddings: X f32[m, d].
-        regularisation: λ > 0, in units of a squared embedding norm.
-        centre: subtract the mean row first.
+        regularization: λ > 0, in units of a squared embedding norm.
+        center: subtract the mean row first.
 
     Numerics: by eigenvalues, each over itself plus λ m: no difference of nearly equal numbers, so that domains
     of little leverage keep their digits.
     """
-    x = embeddings - jnp.mean(embeddings, axis=0)[None, :] if centre else embeddings
+    x = embeddings - jnp.mean(embeddings, axis=0)[None, :] if center else embeddings
     left, singular, _ = jnp.linalg.svd(x, full_matrices=False)
     square = singular * singular
-    return jnp.sum(left * left * (square / (square + regularisation * x.shape[0]))[None, :], axis=1)
+    return jnp.sum(left * left * (square / (square + regularization * x.shape[0]))[None, :], axis=1)
 
 
 def chameleon_weights(
     embeddings: Any,
     *,
     mode: str = "pretraining",
-    regularisation: float = 10.0,
+    regularization: float = 10.0,
     temperature: float | None = None,
-    centre: bool = True,
-    normalise: bool = True,
+    center: bool = True,
+    normalize: bool = True,
 ) -> Weights:
     r"""Weights for a whole run, from one mean embedding per domain.
 
-    With S_i the ridge leverage (`leverage_scores`; divided by Σ_i S_i if `normalise`) and T = temperature:
+    With S_i the ridge leverage (`leverage_scores`; divided by Σ_i S_i if `normalize`) and T = temperature:
 
         pretraining:  p = softmax((1 / S) / T)      more of what domains share
         finetuning:   p = softmax(S / T)            more of what is distinct
@@ -62,10 +62,10 @@ def chameleon_weights(
         embeddings: [m, d], for each domain the mean of a middle layer's states over its examples (2048 of 512 tokens,
             with an 82M proxy, in the paper).
         mode: "pretraining" or "finetuning".
-        regularisation: λ > 0; choose it in units of a squared embedding norm.
+        regularization: λ > 0; choose it in units of a squared embedding norm.
         temperature: T > 0; 5 for pretraining and 0.2 for finetuning by default.
-        centre: subtract the domains' mean embedding, as the released code does.
-        normalise: divide the leverage by its sum, as the released code does.
+        center: subtract the domains' mean embedding, as the released code does.
+        normalize: divide the leverage by its sum, as the released code does.
 
     Returns:
         f32[m] on the simplex, for `static(weights)`.
@@ -75,7 +75,7 @@ def chameleon_weights(
 
     Numerics: a leverage below 1e-12 counts as 1e-12; if all are, the weights are uniform.
 
-    Differs from the paper: nothing in the formulas; `centre=False, normalise=False` is the paper's text. Near
+    Differs from the paper: nothing in the formulas; `center=False, normalize=False` is the paper's text. Near
     duplicates have low leverage each, so that "pretraining" gives *every one* of them more weight: of five domains,
     two alike get about 0.33 each and the others 0.11. Remove duplicates first.
 
@@ -88,7 +88,7 @@ def chameleon_weights(
         arXiv 2505.24844; github.com/LIONS-EPFL/Chameleon.
     """
     check_choice("chameleon_weights", "mode", mode, MODES)
-    check_number("chameleon_weights", "regularisation", regularisation, 0.0, is_open=True)
+    check_number("chameleon_weights", "regularization", regularization, 0.0, is_open=True)
     temperature = _TEMPERATURE[mode] if temperature is None else temperature
     check_number("chameleon_weights", "temperature", temperature, 0.0, is_open=True)
     rows = np.asarray(embeddings, np.float64)
@@ -98,15 +98,15 @@ def chameleon_weights(
             where="chameleon_weights(embeddings)",
         )
     return _weights(
-        jnp.asarray(rows, jnp.result_type(float)), regularisation, temperature, mode == "pretraining", centre, normalise
+        jnp.asarray(rows, jnp.result_type(float)), regularization, temperature, mode == "pretraining", center, normalize
     )
 
 
 def _weights(
-    embeddings: Array, regularisation: float, temperature: float, is_inverse: bool, centre: bool, normalise: bool
+    embeddings: Array, regularization: float, temperature: float, is_inverse: bool, center: bool, normalize: bool
 ) -> Weights:
-    leverage = leverage_scores(embeddings, regularisation, centre=centre)
-    if normalise:
+    leverage = leverage_scores(embeddings, regularization, center=center)
+    if normalize:
         leverage = leverage / jnp.maximum(jnp.sum(leverage), _LEAST)
     score = 1.0 / jnp.maximum(leverage, _LEAST) if is_inverse else leverage
     return jax.nn.softmax(score / temperature)

@@ -38,7 +38,7 @@ class DgaState:
     """Attributes:
     score: f32[m], each domain's last alignment; 0 before it was drawn.
     target: f32[m] on the simplex, weights of the target domains.
-    scale: f32[], running mean of the squared gradient norm; 0 before the first and without `normalise`.
+    scale: f32[], running mean of the squared gradient norm; 0 before the first and without `normalize`.
     """
 
     score: Any
@@ -53,7 +53,7 @@ def dga(
     target: str = "validation",
     target_weights: Sequence[float] | None = None,
     decay: float = 0.0,
-    normalise: bool = False,
+    normalize: bool = False,
     scale_decay: float = 0.9,
     every: int = 100,
     gradients: str = "exact",
@@ -62,7 +62,7 @@ def dga(
 
     With g_j the mean gradient of domain j in the step, h_i that of target domain i's loss and q the target weights:
 
-        a_j = ⟨g_j, Σ_i q_i h_i⟩                  divided by ν if `normalise`
+        a_j = ⟨g_j, Σ_i q_i h_i⟩                  divided by ν if `normalize`
         p_j ∝ p_j exp(step_size · a_j)
         ν ← b ν + (1 − b) mean_j ‖g_j‖²           over the domains drawn, b = scale_decay
         drawn by:  p̄ ← decay · p̄ + (1 − decay) · p
@@ -70,32 +70,32 @@ def dga(
     Domains that the step did not draw keep their last a_j.
 
     Args:
-        step_size: ≥ 0. Without `normalise` its scale is that of 1 over a squared gradient norm; with it, it is the
+        step_size: ≥ 0. Without `normalize` its scale is that of 1 over a squared gradient norm; with it, it is the
             change of a log-weight for a domain that agrees entirely with the target.
         target: "validation" (h_i: gradient of domain i's held-out loss) or "training" (that of its training loss:
             the target is among the domains that are drawn).
         target_weights: m weights that add to 1; all equal by default. With a signal that is measured against
             the target already (`gradient_alignment` f32[m]) they do not apply.
         decay: in [0, 1) per update; 0 draws by p itself.
-        normalise: divide by the running mean of the squared gradient norms, which fall as training goes on.
+        normalize: divide by the running mean of the squared gradient norms, which fall as training goes on.
         scale_decay: b in [0, 1).
         every: ≥ 1, optimizer steps between updates.
         gradients: see `Mixer`.
 
     Returns:
-        A mixer that needs `validation_alignment` (and `gradient_alignment` f32[m, m] if `normalise`) for
+        A mixer that needs `validation_alignment` (and `gradient_alignment` f32[m, m] if `normalize`) for
         "validation", `gradient_alignment` f32[m, m] or f32[m] for "training". `info.score` is a; `info.extra` is
         empty, or has `gradient_scale`, ν.
 
     Raises:
         ConfigError: an argument out of its range; target weights of another number than the domains, from `init`;
-            when traced, `normalise` with a signal f32[m], which has no norms.
+            when traced, `normalize` with a signal f32[m], which has no norms.
 
     Numerics: finite for inner products from 0 to 1e30; scores are cut at ±1e30. A step that drew nothing leaves the
     weights as they are.
 
     Differs from the paper: its step size, averaging factor and interval were not recovered, so the defaults are this
-    project's; sweep the step size, or use `normalise`, which is an addition. The parametrisation for very many
+    project's; sweep the step size, or use `normalize`, which is an addition. The parametrization for very many
     domains (mixtures of a few distributions) is not included.
 
     Example:
@@ -133,7 +133,7 @@ def dga(
         is_new = is_measured(rows)
         alignment = rows if rows.ndim == 1 else weigh_targets(rows, old.target)
         scale, extra = old.scale, {}
-        if normalise:
+        if normalize:
             squares = squared_norms(feedback.gradient_alignment.astype(dtype), "dga")
             scale = running_scale(old.scale, masked_mean(squares, squares > 0), scale_decay)
             is_new = is_new & (scale > 0)
@@ -147,7 +147,7 @@ def dga(
         "dga",
         start,
         learn,
-        needs=frozenset({signal} | ({"gradient_alignment"} if normalise else set())),
+        needs=frozenset({signal} | ({"gradient_alignment"} if normalize else set())),
         step_size=step_size,
         cadence=Cadence(update=every),
         gradients=gradients,

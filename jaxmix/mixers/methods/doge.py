@@ -26,7 +26,7 @@ _LEAST_NORM = 1e-6
 @state(version=1)
 class DogeState:
     """Attributes:
-    score: f32[m] in [0, max_score], each domain's last normalised alignment; 0 before it was drawn.
+    score: f32[m] in [0, max_score], each domain's last normalized alignment; 0 before it was drawn.
     sampling: f32[m] on the simplex, the prior.
     """
 
@@ -38,7 +38,7 @@ class DogeState:
 def doge(
     *,
     target: str = "universal",
-    regularisation: float = 0.01,
+    regularization: float = 0.01,
     max_score: float = 5.0,
     smoothing: float = 0.0,
     every: int = 1,
@@ -48,7 +48,7 @@ def doge(
     r"""DoGE: weights grow with how well a domain's gradient agrees with the other domains' or the target's.
 
     With g_j the mean gradient of domain j in the step, h_i that of domain i's held-out loss, α the weights, η the
-    learning rate, μ = regularisation, c = smoothing, over the domains that the step drew:
+    learning rate, μ = regularization, c = smoothing, over the domains that the step drew:
 
         universal:   W_j = ⟨g_j, Σ_{i≠j} g_i⟩
         validation:  W_j = ⟨g_j, mean_i h_i⟩
@@ -58,11 +58,11 @@ def doge(
     Domains that the step did not draw keep their clipped alignment; η is always the step's own.
 
     Args:
-        target: "universal" (generalise to all domains) or "validation" (out of domain: lower the mean held-out
+        target: "universal" (generalize to all domains) or "validation" (out of domain: lower the mean held-out
             loss).
-        regularisation: μ > 0. With a peak learning rate of 5e-4 and 0.01, a logarithm of a weight moves by at most
+        regularization: μ > 0. With a peak learning rate of 5e-4 and 0.01, a logarithm of a weight moves by at most
             0.25 per update.
-        max_score: > 0, where normalised alignments are cut.
+        max_score: > 0, where normalized alignments are cut.
         smoothing: c in [0, 1].
         every: ≥ 1, optimizer steps between updates.
         mode: "sample" draws data by α. "proxy" draws by the prior and weights the losses by α / prior, as the
@@ -103,7 +103,7 @@ def doge(
     check_choice("doge", "target", target, TARGETS)
     check_choice("doge", "mode", mode, MODES)
     check_gradients("doge", gradients)
-    check_number("doge", "regularisation", regularisation, 0.0, is_open=True)
+    check_number("doge", "regularization", regularization, 0.0, is_open=True)
     check_number("doge", "max_score", max_score, 0.0, is_open=True)
     check_number("doge", "smoothing", smoothing, 0.0, 1.0)
     check_count("doge", "every", every)
@@ -141,7 +141,7 @@ def doge(
         start,
         learn,
         needs=frozenset({"gradient_alignment", "learning_rate"} | ({"validation_alignment"} if has_target else set())),
-        step_size=1.0 / regularisation,
+        step_size=1.0 / regularization,
         smoothing=smoothing,
         cadence=Cadence(update=every),
         gradients=gradients,
@@ -151,5 +151,5 @@ def doge(
     return mixer._replace(
         weights=lambda state: state.estimator.sampling,
         loss_weights=lambda state: importance_weights(state.weights, state.estimator.sampling),
-        loss_normalisation="token_mean",
+        loss_normalization="token_mean",
     )

@@ -20,7 +20,7 @@ __all__ = ["DoremiEstimate", "doremi"]
 
 CLIPS = ("token", "domain")
 MODES = ("sample", "proxy")
-NORMALISERS = ("token", "domain")
+NORMALIZERS = ("token", "domain")
 
 
 @state(version=1)
@@ -41,21 +41,21 @@ def doremi(
     smoothing: float = 1e-3,
     clip: str = "token",
     mode: str = "sample",
-    normaliser: str = "token",
+    normalizer: str = "token",
     initial_score: float = 0.0,
 ) -> Mixer:
     """DoReMi: more weight for what the model learns worse than a reference model did.
 
         λ_j = mean over the step's tokens of j of max(loss − reference loss, 0)
-        α ← (1 − c) · normalised(α exp(η λ)) + c / m
+        α ← (1 − c) · normalized(α exp(η λ)) + c / m
 
     With α the domain weights, η = step_size, c = smoothing. A domain that a step did not draw keeps its λ. The
     method has two parts: a proxy run finds α, and the mean of α over its steps (`final`) is the mixture of the
     real run. In mode "proxy" the draws stay at the prior r and α weights the training loss, through
     `loss_weights(state)`:
 
-        normaliser "token":   w_j = α_j / r_j,   loss = Σ_tokens w l / Σ_tokens w    (`token_mean`)
-        normaliser "domain":  w_j = m α_j,       loss = mean over domains of w_j · (mean loss of j)    (`domain_mean`)
+        normalizer "token":   w_j = α_j / r_j,   loss = Σ_tokens w l / Σ_tokens w    (`token_mean`)
+        normalizer "domain":  w_j = m α_j,       loss = mean over domains of w_j · (mean loss of j)    (`domain_mean`)
 
     Args:
         step_size: η ≥ 0.
@@ -63,11 +63,11 @@ def doremi(
         clip: "token" (the paper and its code: excess is clipped token by token) or "domain" (other
             implementations: the mean over the domain's tokens is clipped, which lets tokens cancel).
         mode: "proxy" (the paper: draw by the prior, weight the loss) or "sample" (draw by α, one run, loss as it is).
-        normaliser: what the weighted loss is divided by in mode "proxy", see above: "token" is the released code,
+        normalizer: what the weighted loss is divided by in mode "proxy", see above: "token" is the released code,
             "domain" the paper. They agree when every domain has the same number of tokens in the batch. The run's
-            `loss_normalisation` must be the one named.
+            `loss_normalization` must be the one named.
         initial_score: λ before a domain is first drawn, ≥ 0 nats per token. The released code has the logarithm
-            of its vocabulary's size, which pulls hard towards what the first batches lack.
+            of its vocabulary's size, which pulls hard toward what the first batches lack.
 
     Returns:
         A mixer that needs `token_count` and, by `clip`, `clipped_excess_sum` or `loss_sum` and
@@ -76,7 +76,7 @@ def doremi(
         `info.extra["domain_weight"]` is α.
 
     Raises:
-        ConfigError: unknown clip, mode or normaliser, a number out of range.
+        ConfigError: unknown clip, mode or normalizer, a number out of range.
 
     Numerics: in log space, finite for losses of 1e30. Sums that are not finite count as "not drawn". A step
     without any token leaves α as it is.
@@ -97,11 +97,11 @@ def doremi(
 
     References:
         arXiv 2305.10429, Algorithm 1; github.com/sangmichaelxie/doremi and its issues 5 (collapse), 25 and 33
-        (normalisation).
+        (normalization).
     """
     check_choice("doremi", "clip", clip, CLIPS)
     check_choice("doremi", "mode", mode, MODES)
-    check_choice("doremi", "normaliser", normaliser, NORMALISERS)
+    check_choice("doremi", "normalizer", normalizer, NORMALIZERS)
     check_number("doremi", "initial_score", initial_score, 0.0)
     sums = {"clipped_excess_sum"} if clip == "token" else {"loss_sum", "reference_loss_sum"}
 
@@ -119,7 +119,7 @@ def doremi(
         return DoremiEstimate(score=score, prior=last.prior), estimate
 
     def loss_weights(state: LmoState) -> DomainVector:
-        if normaliser == "domain":
+        if normalizer == "domain":
             return state.weights.shape[0] * state.weights
         return importance_weights(state.weights, state.estimator.prior)
 
@@ -142,5 +142,5 @@ def doremi(
         update=update,
         weights=lambda state: state.estimator.prior,
         loss_weights=loss_weights,
-        loss_normalisation=f"{normaliser}_mean",
+        loss_normalization=f"{normalizer}_mean",
     )

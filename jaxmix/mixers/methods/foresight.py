@@ -88,7 +88,7 @@ def curve_slopes(curves: CurveSums) -> _Slopes:
 def shrunk_slopes(value: Float[Array, "k m"], variance: Float[Array, "k m"]) -> DomainVector:
     """One slope per domain out of windows from long to short, by empirical Bayes.
 
-    Starts from the mean over the domains and moves towards each window's slopes in turn, by the share of their
+    Starts from the mean over the domains and moves toward each window's slopes in turn, by the share of their
     differences that noise does not explain: where a short window says nothing new beyond its noise, the longer one
     stands.
     """
@@ -112,7 +112,7 @@ def planned_weights(
     exponent: float,
     objective: DomainVector,
 ) -> Weights:
-    """The mixture for the rest of the budget that minimises the final losses under the law.
+    """The mixture for the rest of the budget that minimizes the final losses under the law.
 
     Domain i's loss falls as a power α of its exposure E_i, with slope u_i = −dL_i/d log E_i now. With R tokens to
     go at weights p, its end is `L_i − (u_i/α) (1 − (1 + R (T p)_i / E_i)^−α)`, convex in p. Multiplicative steps
@@ -163,9 +163,9 @@ def foresight(
     With E_i the exposure of domain i in tokens (its own, and `transfer` of everybody else's), three steps:
 
     1. Slopes `u_i = −dL_i / d log E_i` from a weighted regression of the losses on log E_i, in windows that forget
-       as E^−h; shrunk towards each other by what noise explains (`shrunk_slopes`).
+       as E^−h; shrunk toward each other by what noise explains (`shrunk_slopes`).
     2. The law: losses go on falling as a power of exposure, `dL_i = −u_i (E_i'/E_i)^−α d log E_i'`.
-    3. The mixture for all tokens that are left which minimises the sum of final losses (`planned_weights`).
+    3. The mixture for all tokens that are left which minimizes the sum of final losses (`planned_weights`).
 
     This is done again at every update, so that the plan follows what is measured. Compared with greedy steps on
     slopes it knows how much budget is left: a domain that is behind catches up early, and one that is exhausted is
@@ -187,7 +187,7 @@ def foresight(
             updates give all that is left to one domain, which is right under the law and wrong for a model that
             forgets: on text it cost 0.018 of 2.1 nats per byte, with 1 nothing. The simulated problems, which forget
             less, lose 2.5 of 20 % by 1.
-        objective: weight of each domain's loss in what is minimised, one number or m numbers ≥ 0.
+        objective: weight of each domain's loss in what is minimized, one number or m numbers ≥ 0.
 
     Returns:
         A mixer that needs `loss_sum` and `token_count`, or `token_count` and `validation_loss`. `info.score` is u,

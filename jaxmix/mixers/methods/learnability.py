@@ -43,7 +43,7 @@ def learnability(
     """Draws more of what the reference model shows to be learnable and the learner has not learned yet.
 
         s_j ← a s_j + (1 − a) (mean loss − mean reference loss of the step's tokens of j)
-        p ← (1 − c) · normalised(p^ρ exp(η s)) + c / m
+        p ← (1 − c) · normalized(p^ρ exp(η s)) + c / m
 
     With η = step_size, ρ = memory, c = smoothing, a = averaging; a domain's first s is its first difference.
     Domains that a step did not draw keep their s.

@@ -75,7 +75,7 @@ def odm(variant: str = "paper", *, discount: float = 0.9, warmup_updates: int = 
     Args:
         variant: "paper" (Algorithm 1 of the paper: importance-weighted reward, Gibbs distribution) or
             "repository" (what the released code computes: no importance weight, exponentiated loss, linear
-            normalisation).
+            normalization).
         discount: a in [0, 1), how much of the old estimate stays.
         warmup_updates: for so many updates the weights stay at the prior, while estimates are already kept.
 
@@ -133,8 +133,8 @@ def odm(variant: str = "paper", *, discount: float = 0.9, warmup_updates: int = 
         loss = mean_by_domain(jnp.where(present, feedback.loss_sum, 0.0), feedback.token_count, 0.0)
         estimate = jnp.where(present, learn(state.estimate, loss, state.weights, discount), state.estimate)
         count = state.count + 1
-        learnt = odm_weights(estimate, count, variant)
-        weights = jnp.where(count > warmup_updates, learnt, state.weights)
+        learned = odm_weights(estimate, count, variant)
+        weights = jnp.where(count > warmup_updates, learned, state.weights)
         info = MixerInfo(score=estimate, extra={"exploration_rate": exploration_rate(count, loss.shape[0])})
         return OdmState(count=count, weights=weights, estimate=estimate), info
 

@@ -25,7 +25,7 @@ class PikeState:
     """Attributes:
     score: f32[m], each domain's last score; 0 before it was drawn.
     noise: f32[m], each domain's last measured noise; 0 before the first.
-    scale: f32[], running mean of the squared gradient norm; 0 before the first and without `normalise`.
+    scale: f32[], running mean of the squared gradient norm; 0 before the first and without `normalize`.
     """
 
     score: Any
@@ -39,7 +39,7 @@ def pike(
     *,
     norm_gain: float = 0.05,
     noise_gain: float = 0.05,
-    normalise: bool = True,
+    normalize: bool = True,
     scale_decay: float = 0.9,
     smoothing: float = 0.0,
     every: int = 100,
@@ -50,7 +50,7 @@ def pike(
     With g_j the mean gradient of domain j in the step, σ_j² the trace of the covariance of one row's gradient,
     b = batch_size, ζ_1 = norm_gain, ζ_2 = noise_gain, c = smoothing:
 
-        s_j = ζ_1 ‖g_j‖² − ζ_2 / (2 b) σ_j²           both divided by ν if `normalise`
+        s_j = ζ_1 ‖g_j‖² − ζ_2 / (2 b) σ_j²           both divided by ν if `normalize`
         p_j ∝ p_j exp(s_j),  then p ← (1 − c) p + c/m
         ν ← a ν + (1 − a) mean_j ‖g_j‖²               over the domains drawn, a = scale_decay
 
@@ -61,7 +61,7 @@ def pike(
         batch_size: b > 0, rows of a step of the whole run.
         norm_gain: ζ_1 ≥ 0.
         noise_gain: ζ_2 ≥ 0.
-        normalise: divide by the running mean of the squared norms, which fall as training goes on and would take the
+        normalize: divide by the running mean of the squared norms, which fall as training goes on and would take the
             mixer's speed with them. False is the paper's rule.
         scale_decay: a in [0, 1).
         smoothing: c in [0, 1].
@@ -78,14 +78,14 @@ def pike(
     Numerics: finite for figures from 0 to 1e30; scores are cut at ±1e30. Norms that are not finite count as
     "not drawn". A step that drew nothing leaves the weights as they are.
 
-    Differs from the paper: its gains and interval were not found, so the defaults are this project's, and `normalise`
+    Differs from the paper: its gains and interval were not found, so the defaults are this project's, and `normalize`
     is an addition. ‖g_j‖² is the measured norm, larger than that of the expected gradient by σ_j² over the domain's
     rows in the step. Batch composition follows the weights row by row on average, where the paper rounds b p_j. The
     balanced variant, which weights the losses too, is not included.
 
     Example:
         >>> import jax
-        >>> mixer = pike(8, noise_gain=0.2, normalise=False)
+        >>> mixer = pike(8, noise_gain=0.2, normalize=False)
         >>> key = jax.random.key(0)
         >>> state = mixer.init(key, 2)
         >>> feedback = Feedback(gradient_alignment=jnp.eye(2), gradient_noise=jnp.array([1.0, 9.0]))
@@ -118,7 +118,7 @@ def pike(
         # One row of a domain has no measurable covariance: the signal is then 0, and the last one holds.
         noise = jnp.where(is_new & (now > 0) & jnp.isfinite(now), now, old.noise)
         scale, unit, extra = old.scale, jnp.ones((), dtype), {}
-        if normalise:
+        if normalize:
             scale = running_scale(old.scale, masked_mean(squares, squares > 0), scale_decay)
             unit, extra = jnp.where(scale > 0, scale, 1.0), {"gradient_scale": scale}
         # Multiplied by one inverse: compilers differ in whether they divide a vector by a scalar or do the same.

@@ -41,7 +41,7 @@ def static(weights: Sequence[float] | None = None, *, temperature: float = 1.0) 
 
     Args:
         weights: q, m numbers ≥ 0 that add to 1; the prior given to `init` if `None`.
-        temperature: > 0. With a prior of token shares, 1 is natural sampling, larger values favour small domains
+        temperature: > 0. With a prior of token shares, 1 is natural sampling, larger values favor small domains
             (multilingual models use 1/0.3 to 1/0.7), and the limit is `stratified`. A weight of 0 stays 0.
 
     Returns:

@@ -19,7 +19,7 @@ from jaxmix.core.types import Array, Float, Weights
 
 __all__ = ["tikmix_objective", "tikmix_weights"]
 
-_ADDED = 1e-8  # to the normaliser, as in the paper
+_ADDED = 1e-8  # to the normalizer, as in the paper
 _SLACK = 1e-7  # of a constraint, relative to the row's spread: gives the feasible set an interior
 _BARRIERS = np.logspace(0, -11, 23)  # multiplied by the number of constraints, the distance from the optimum
 _NEWTON_STEPS = 100
@@ -60,7 +60,7 @@ def tikmix_weights(
 
     With S_ij the influence of training domain j on evaluation group i (positive: helpful) and q the prior:
 
-        minimise over w    balance · std_i(P_i) − gain · Σ_i P_i − diversity · H(w)
+        minimize over w    balance · std_i(P_i) − gain · Σ_i P_i − diversity · H(w)
         with               P_i = (S w)_i / (max_j S_ij + 1e-8)
         subject to         w on the simplex,   S w ≥ S q
 
@@ -79,7 +79,7 @@ def tikmix_weights(
 
     Raises:
         ConfigError: an argument out of its range or of the wrong shape; an evaluation group that every domain harms
-            (the paper's normaliser would reverse its sign).
+            (the paper's normalizer would reverse its sign).
 
     Numerics: a barrier method (Newton's steps on `objective − μ Σ log(slack)`, μ falling to 1e-11), compiled, in
     float64 whatever JAX's setting; so do not call it under `jit`. The objective is within about 1e-8 of its minimum,
@@ -113,12 +113,12 @@ def tikmix_weights(
         )
     factors = np.asarray([balance, gain, diversity], np.float64)
     with jax.enable_x64(True):
-        solution = np.asarray(_minimise(jnp.asarray(rows), jnp.asarray(start), jnp.asarray(factors)))
+        solution = np.asarray(_minimize(jnp.asarray(rows), jnp.asarray(start), jnp.asarray(factors)))
     return jnp.asarray(solution / solution.sum(), jnp.result_type(float))
 
 
 @jax.jit
-def _minimise(influence: Float[Array, "n m"], prior: Weights, factors: Array) -> Weights:
+def _minimize(influence: Float[Array, "n m"], prior: Weights, factors: Array) -> Weights:
     """The barrier method from just beside the prior, which keeps every constraint."""
     margin = influence - (influence @ prior)[:, None]
     largest = jnp.max(jnp.abs(margin), axis=1)
@@ -132,16 +132,16 @@ def _minimise(influence: Float[Array, "n m"], prior: Weights, factors: Array) ->
         value = tikmix_objective(w, influence, balance=balance, gain=gain, diversity=diversity, width=barrier)
         return value - barrier * jnp.sum(jnp.log(slack(w)))
 
-    def centre(w: Weights, barrier: Array) -> tuple[Weights, None]:
+    def center(w: Weights, barrier: Array) -> tuple[Weights, None]:
         return _newton(lambda w: objective(w, barrier), slack, w), None
 
     # margin @ prior = 0 and |margin| ≤ 1: half of the slack is left.
     inside = prior + 0.5 * _SLACK * (1.0 / prior.shape[0] - prior)
-    return jax.lax.scan(centre, inside, jnp.asarray(_BARRIERS, influence.dtype))[0]
+    return jax.lax.scan(center, inside, jnp.asarray(_BARRIERS, influence.dtype))[0]
 
 
 def _newton(objective: Callable[[Weights], Array], slack: Callable[[Weights], Array], w: Weights) -> Weights:
-    """Minimises within `Σ w` = constant and `slack > 0`: damped Newton's steps until none of them helps."""
+    """Minimizes within `Σ w` = constant and `slack > 0`: damped Newton's steps until none of them helps."""
     m = w.shape[0]
 
     def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

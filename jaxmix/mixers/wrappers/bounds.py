@@ -1,4 +1,4 @@
-"""Wrappers that bound or bend the weights: a floor, a temperature, a pull towards a prior.
+"""Wrappers that bound or bend the weights: a floor, a temperature, a pull toward a prior.
 
 Each is a function of the inner mixer's weights alone, and holds for its recommended mixture too.
 """
@@ -89,7 +89,7 @@ class KlToPriorState:
 
 @registry.register
 def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = None) -> Mixer:
-    """Pulls the weights q towards a prior: the minimiser of `KL(p ‖ q) + strength · KL(p ‖ prior)`.
+    """Pulls the weights q toward a prior: the minimizer of `KL(p ‖ q) + strength · KL(p ‖ prior)`.
 
     It is the weighted geometric mean `p ∝ q^(1/(1+s)) · prior^(s/(1+s))` with s = strength.
 

@@ -220,7 +220,7 @@ def _layer(x: Array, block: Any, valid: Array, config: BertConfig) -> Array:
 
 def _normed(x: Array, norm: Any, config: BertConfig) -> Array:
     wide = x.astype(wide_dtype(x.dtype))
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + config.norm_epsilon)
+    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + config.norm_epsilon)
     scale, bias = (norm[name].astype(wide.dtype)[None, None] for name in ("scale", "bias"))
-    return (centred * inverse * scale + bias).astype(x.dtype)
+    return (centered * inverse * scale + bias).astype(x.dtype)

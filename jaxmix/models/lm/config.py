@@ -35,7 +35,7 @@ class TransformerConfig:
             multiple of 64.
         activation: "relu2" (max(x, 0)², the fastest on CPU), "gelu" (tanh form) or "swiglu" (two input matrices).
         tie_embeddings: read the logits out with the embedding table instead of a matrix of their own.
-        z_loss: factor of the regulariser (log Σ exp logits)², ≥ 0; 0 leaves it out.
+        z_loss: factor of the regularizer (log Σ exp logits)², ≥ 0; 0 leaves it out.
         seq_len: tokens per row that `flops_per_token` assumes. `apply` takes rows of any length.
         rope_base: base of the rotary frequencies, > 0.
         norm_epsilon: added to the mean square in RMSNorm, > 0.

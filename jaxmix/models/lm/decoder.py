@@ -48,7 +48,7 @@ class Decoder(nnx.Module):
         add_blocks(self, Block, config, blocks_key)
 
     def __call__(self, tokens: Array, targets: Array, readout: Array | None = None) -> tuple[Array, Array]:
-        """Tokens and targets i32[b, t] → (loss, log normaliser), both f32[b, t]; `readout` replaces the own one."""
+        """Tokens and targets i32[b, t] → (loss, log normalizer), both f32[b, t]; `readout` replaces the own one."""
         config = self.config
         dtype = compute_dtype(config.compute_dtype)
         table = self.table[...].astype(dtype)
@@ -79,7 +79,7 @@ def transformer(config: TransformerConfig) -> Model:
 
     Returns:
         A `Model`. Its `apply(params, batch)` reads `tokens` and `targets` i32[b, t] and returns f32[b, t], or with
-        `z_loss` > 0 the pair (loss, z_loss · log-normaliser²). Tokens outside the vocabulary are taken as its last
+        `z_loss` > 0 the pair (loss, z_loss · log-normalizer²). Tokens outside the vocabulary are taken as its last
         word: check data where it is made.
 
     Raises:
@@ -103,10 +103,10 @@ def transformer(config: TransformerConfig) -> Model:
         return apply_readout(None, params, batch)
 
     def apply_readout(readout: Any, params: Any, batch: Any) -> Any:
-        loss, log_normaliser = nnx.merge(definition, params)(batch["tokens"], batch["targets"], readout)
+        loss, log_normalizer = nnx.merge(definition, params)(batch["tokens"], batch["targets"], readout)
         if config.z_loss == 0:
             return loss
-        return loss, config.z_loss * jnp.square(log_normaliser)
+        return loss, config.z_loss * jnp.square(log_normalizer)
 
     return Model(
         init=init,

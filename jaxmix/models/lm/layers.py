@@ -37,12 +37,12 @@ class RMSNorm(nnx.Module):
         return (wide * inverse).astype(x.dtype)
 
     def fold(self, kernel: Array) -> Array:
-        """Multiplies the first axis (width) of the parameter that reads the normalised values by the gain."""
+        """Multiplies the first axis (width) of the parameter that reads the normalized values by the gain."""
         return kernel * self.scale[...].reshape(-1, *(1,) * (kernel.ndim - 1))
 
 
 class Heads(nnx.Module):
-    """The products around an attention: normalised tokens into heads, heads back into tokens; without biases.
+    """The products around an attention: normalized tokens into heads, heads back into tokens; without biases.
 
     Each of the g groups holds, in this order, its r query heads, its key head and its value head: one product makes
     all three, and a split over groups keeps together what belongs together.

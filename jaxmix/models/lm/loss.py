@@ -25,7 +25,7 @@ def token_losses(
         chunk: positions whose logits exist at a time; 0: all. The backward pass computes each chunk's logits again.
 
     Returns:
-        (loss, log_normaliser), nats; both 0 where the target is negative.
+        (loss, log_normalizer), nats; both 0 where the target is negative.
 
     Numerics: products accumulate in float32 and everything after them is float32 (float64 if the input is).
     """
@@ -49,12 +49,12 @@ def token_losses(
 def _losses(hidden: Array, readout: Array, targets: Array) -> tuple[Array, Array]:
     wide = wide_dtype(hidden.dtype)
     logits = jnp.einsum("btd,vd->btv", hidden, readout, preferred_element_type=wide)
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
     # A comparison instead of a gather: its gradient is elementwise too, where a gather's would be a scatter.
     is_target = jnp.arange(readout.shape[0], dtype=targets.dtype)[None, None, :] == targets[:, :, None]
     at_target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     has_loss = targets >= 0
-    return jnp.where(has_loss, log_normaliser - at_target, 0.0), jnp.where(has_loss, log_normaliser, 0.0)
+    return jnp.where(has_loss, log_normalizer - at_target, 0.0), jnp.where(has_loss, log_normalizer, 0.0)
 
 
 def _split(x: Array, chunk: int) -> Array:

@@ -11,7 +11,7 @@ from jaxmix.core.errors import ConfigError
 
 __all__ = ["RULES", "StudentQuality", "choose_rows", "compare_labels", "rule_scores"]
 
-RULES = ("random", "confidence", "centre", "gis")
+RULES = ("random", "confidence", "center", "gis")
 
 
 def rule_scores(
@@ -21,7 +21,7 @@ def rule_scores(
     x: np.ndarray,
     confidence: np.ndarray,
     labels: np.ndarray,
-    form: str = "standardised",
+    form: str = "standardized",
 ) -> np.ndarray | None:
     """How much each document should be taken for its cluster, f32[n]; None for "random".
 
@@ -29,7 +29,7 @@ def rule_scores(
     |---|---|
     | random | none: all documents of a cluster alike |
     | confidence | log γ_ik, the teacher's log posterior of the document's own cluster |
-    | centre | μ_k·x_i, the cosine to its cluster's mean direction |
+    | center | μ_k·x_i, the cosine to its cluster's mean direction |
     | gis | the geometric influence score, see `jaxmix.clustering.geometric_influence` |
 
     Where labels are few, "random" teaches best or next to best (`experiments/student_rules/`, natural held-out
@@ -49,7 +49,7 @@ def rule_scores(
         return None
     if rule == "confidence":
         return np.asarray(confidence, np.float32)
-    if rule == "centre":
+    if rule == "center":
         means = np.asarray(state.mean_directions, np.float32)
         return np.einsum("nd,nd->n", np.asarray(x, np.float32), means[labels])
     from jaxmix.clustering import geometric_influence

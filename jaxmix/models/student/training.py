@@ -213,7 +213,7 @@ def _targets(texts: Sequence[str], labels: np.ndarray, num_clusters: int) -> np.
             raise ConfigError(
                 f"labels must be from 0 to {num_clusters - 1}, got {labels.min()} to {labels.max()}",
                 where="train_student(labels)",
-                fix="Drop unlabelled texts first.",
+                fix="Drop unlabeled texts first.",
             )
         return np.eye(num_clusters, dtype=np.float32)[labels]
     if labels.shape != (len(texts), num_clusters) or not np.issubdtype(labels.dtype, np.floating):

@@ -29,7 +29,7 @@ def caption_tokens(
             "word": maximal runs of letters and digits, in lower case, hashed to 1 … vocab_size − 1: fewer tokens and
             thus a cheaper tower, but a word that training never saw says nothing, and words may collide.
             "trigram": every such word, then its runs of three characters with `<` before and `>` behind it, hashed
-            alike: about six tokens a word; what words share is learnt once, as in fastText.
+            alike: about six tokens a word; what words share is learned once, as in fastText.
         vocab_size: 256 for bytes; else a few times the number of frequent words or trigrams.
 
     Returns:

@@ -31,7 +31,7 @@ class ImageTowerConfig:
             kernel grown from a smaller one can express only what the smaller one could.
         base_grid: side of the grid of stored position embeddings. None: image_size / patch_size.
         pixel_mean: subtracted from the pixels after they were scaled to [−1, 1], in (−1, 1). The mean of the data makes
-            a blank patch nearly zero: icons, mostly white, are learnt about a fifth faster with 0.6.
+            a blank patch nearly zero: icons, mostly white, are learned about a fifth faster with 0.6.
         num_heads, head_dim, mlp_width, activation, norm_epsilon, remat, scan_layers: as in `TransformerConfig`.
         pool: how tokens become one vector. "mean", or "attention" (one learned query and a feed-forward part:
             SigLIP's MAP head).

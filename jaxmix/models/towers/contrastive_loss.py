@@ -88,7 +88,7 @@ def softmax_loss(
     """
     del bias
     _check(image, text, block)
-    rows, columns = _normalisers(image, text, temperature, block=block)
+    rows, columns = _normalizers(image, text, temperature, block=block)
     return (_softmax_total(image, text, temperature, rows) + 0.5 * jnp.sum(columns)) / image.shape[0]
 
 
@@ -171,8 +171,8 @@ def _ring_softmax(
     image: Array, text: Array, temperature: Array, bias: Array, *, devices: int, block: int | None
 ) -> Array:
     del bias
-    own_rows, columns = _normalisers(image, text, temperature, block=block)
-    tile = jax.checkpoint(lambda *a: _normalisers(*a, block=block))
+    own_rows, columns = _normalizers(image, text, temperature, block=block)
+    tile = jax.checkpoint(lambda *a: _normalizers(*a, block=block))
 
     def hop(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
         text, columns = (_pass_on(x, devices) for x in carry)
@@ -203,7 +203,7 @@ def _sigmoid_total(image: Array, text: Array, temperature: Any, bias: Any, *, bl
     return jnp.sum(_by_blocks(total, image, block))
 
 
-def _normalisers(image: Array, text: Array, temperature: Any, *, block: int | None) -> tuple[Array, Array]:
+def _normalizers(image: Array, text: Array, temperature: Any, *, block: int | None) -> tuple[Array, Array]:
     """(log Σ_j exp l_ij for the images i, log Σ_i exp l_ij for the texts j) of one tile."""
 
     def sums(image: Array, first: Array) -> tuple[Array, Array]:

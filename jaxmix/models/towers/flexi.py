@@ -19,7 +19,7 @@ __all__ = ["bilinear_matrix", "patch_matrix", "resize_kernel", "resize_positions
 def bilinear_matrix(old: int, new: int) -> Float64[np.ndarray, "new old"]:
     """The matrix R of bilinear resizing along one axis: `resized = R @ signal`.
 
-    Pixel i of the result lies at (i + 1/2) · old / new − 1/2 of the signal (half-pixel centres), between two pixels
+    Pixel i of the result lies at (i + 1/2) · old / new − 1/2 of the signal (half-pixel centers), between two pixels
     whose weights are one minus their distances; beyond the first and last pixel the signal is constant. There is no
     low-pass filter when new < old, as in FlexiViT (`tf.image.resize` with its defaults).
 
@@ -53,7 +53,7 @@ def patch_matrix(old: int, new: int) -> Float64[np.ndarray, "new old"]:
 
     A resized patch R x should meet the resized kernel ŵ as the patch x met w: ⟨R x, ŵ⟩ = ⟨x, w⟩ for all x asks for
     Rᵀ ŵ = w. For new ≥ old P w solves it exactly (R has full column rank); for new < old it is the least-squares
-    solution, which minimises E(⟨R x, ŵ⟩ − ⟨x, w⟩)² over white x. In two dimensions R is R₁ ⊗ R₁, and the
+    solution, which minimizes E(⟨R x, ŵ⟩ − ⟨x, w⟩)² over white x. In two dimensions R is R₁ ⊗ R₁, and the
     pseudo-inverse of a Kronecker product is that of its factors: the small matrix is applied to both axes.
 
     R: `bilinear_matrix(old, new)`.

@@ -54,7 +54,7 @@ class AttentionPool(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
 
     def __call__(self, x: Array, norm: RMSNorm, valid: Array | None) -> Array:
-        """Normalised tokens [b, t, d] → [b, d]; `norm` is the one they came from, its gain is folded in here."""
+        """Normalized tokens [b, t, d] → [b, d]; `norm` is the one they came from, its gain is folded in here."""
         kernel = jnp.moveaxis(norm.fold(self.input[...]), 2, 0).astype(x.dtype)
         key, value = jnp.einsum("btd,jdhk->jbthk", x, kernel)
         query = jnp.broadcast_to(self.query[...].astype(x.dtype)[None, None], (x.shape[0], 1, *key.shape[2:]))

@@ -24,7 +24,7 @@ def heat_over_steps(
 
     Args:
         rows: names, the first on top.
-        steps: places of the columns, ascending; a column reaches half-way to its neighbours.
+        steps: places of the columns, ascending; a column reaches half-way to its neighbors.
         values: one sequence per row; nan stays empty.
         most: end of the scale.
     """

@@ -103,7 +103,7 @@ def final_accuracy(run: RunRecord, arms: Sequence[str] | None = None) -> float |
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Median of three neighbours; the ends stay as they are."""
+    """Median of three neighbors; the ends stay as they are."""
     inner = [statistics.median(values[i - 1 : i + 2]) for i in range(1, len(values) - 1)]
     return [*values[:1], *inner, *values[-1:]] if len(values) > 1 else list(values)
 

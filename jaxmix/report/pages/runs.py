@@ -194,7 +194,7 @@ def _single(run: RunRecord) -> list[str]:
 
 
 def _several(runs: Sequence[RunRecord]) -> list[str]:
-    heading = f"{_judged_by(runs).capitalize()} loss, realised share, epochs (means over seeds)"
+    heading = f"{_judged_by(runs).capitalize()} loss, realized share, epochs (means over seeds)"
     parts = [table_html(comparison_table(runs), heading)]
     parts.append('<p class="note">Bold: the lowest loss of a row. Losses are in nats per token.</p>')
     parts += paired_section(runs) + axes_section(runs)
@@ -264,18 +264,18 @@ def _several(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _shares(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[str]:
-    """Asked and realised share of every run, averaged over the run so far."""
+    """Asked and realized share of every run, averaged over the run so far."""
     parts: list[str] = []
     for index, run in enumerate(runs):
         pairs = {
             label: [run.final("train", f"{key}/{n}") or 0.0 for n in domains]
-            for label, key in (("asked", "data/asked"), ("realised", "data/share"))
+            for label, key in (("asked", "data/asked"), ("realized", "data/share"))
         }
         if any(any(v) for v in pairs.values()):
             title = f"{run.variant}, seed {run.seed}" if len(runs) > 1 else ""
             chart = charts.bars(domains, pairs, name=f"share{index}", y_label="share of what was drawn")
             parts.append(figure_html(chart, title))
-    return ["<h2>Asked and realised share</h2>", *parts] if parts else []
+    return ["<h2>Asked and realized share</h2>", *parts] if parts else []
 
 
 def _epochs(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[str]:

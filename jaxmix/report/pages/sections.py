@@ -52,7 +52,7 @@ def _interaction(run: RunRecord, prefix: str) -> list[str]:
         Grid(
             f"steps {s.start} to {s.end}" + ("" if s.correlation is None else f"\ncorrelation {s.correlation:+.2f}"),
             [[s.matrix[i][j] for j in kept] for i in kept],
-            [s.realised[i] for i in kept],
+            [s.realized[i] for i in kept],
         )
         for s in snapshots
     ]
@@ -62,7 +62,7 @@ def _interaction(run: RunRecord, prefix: str) -> list[str]:
         name=f"{prefix}-interaction",
         x_label="training domain",
         y_label="evaluated domain",
-        beside_label="realised",
+        beside_label="realized",
     )
     note = (
         "The mixer's estimate of how much training on a domain (column) lowers the loss of a domain (row): orange "

@@ -76,12 +76,12 @@ class RunLog(RunRecords):
         *,
         learning_rate: float,
         weights: np.ndarray,
-        realised: Mapping[str, Mapping[str, Any]],
+        realized: Mapping[str, Mapping[str, Any]],
         weight_lag: int,
         selection: Mapping[str, float],
     ) -> None:
         """The record of the steps since the last one, and the progress line; `selection` holds further fields."""
-        tokens = int(sum(r["tokens"] for r in realised.values()))
+        tokens = int(sum(r["tokens"] for r in realized.values()))
         record: dict[str, Any] = {"kind": "train", "step": step, "tokens": tokens}
         record |= self.window.take(self._names)
         record |= {
@@ -91,7 +91,7 @@ class RunLog(RunRecords):
         }
         record |= {f"mix/weight/{n}": float(w) for n, w in zip(self._names, weights, strict=True)}
         record["mix/entropy"] = float(-np.sum(weights * np.log(np.maximum(weights, 1e-30))))
-        for name, drawn in realised.items():
+        for name, drawn in realized.items():
             record[f"data/share/{name}"] = drawn["share"]
             record[f"data/asked/{name}"] = drawn["asked_share"]
             record[f"data/epochs/{name}"] = drawn["epochs"]

@@ -50,7 +50,7 @@ class RunResult:
         final_weights: the mixer's weights by domain at the end.
         recommended: the mixture that the mixer recommends for another run (for many methods the average of their
             weights), by domain.
-        realised: what was drawn by domain, see `MixtureStream.realised`.
+        realized: what was drawn by domain, see `MixtureStream.realized`.
         skipped_steps: updates skipped because they were not finite.
         resumed_from: step this session continued at, None for a fresh start.
         ended_early: why the stream ended before `settings.steps`, None if it did not.
@@ -63,7 +63,7 @@ class RunResult:
     final_test: dict[str, float] | None
     final_weights: dict[str, float]
     recommended: dict[str, float]
-    realised: dict[str, dict[str, Any]]
+    realized: dict[str, dict[str, Any]]
     skipped_steps: int
     resumed_from: int | None
     ended_early: str | None
@@ -79,7 +79,7 @@ class _Pending(NamedTuple):
     mixer_info: Any
     weights: jax.Array
     weight_lag: int
-    realised: dict[str, dict[str, Any]] | None
+    realized: dict[str, dict[str, Any]] | None
     scanned: Scanned | None
 
 
@@ -142,7 +142,7 @@ def run_training(
     """
     run_dir = Path(run_dir)
     names = tuple(stream.names)
-    check_mixer(mixer, has_reference=reference is not None, loss_normalisation=settings.loss_normalisation)
+    check_mixer(mixer, has_reference=reference is not None, loss_normalization=settings.loss_normalization)
     check_gradients(mixer, model)
     batch_size = check_rows(selection, drawn=stream.batch_size, batch_size=batch_size)
     if selection is not None:
@@ -395,10 +395,10 @@ class _Run:
         feedback = dataclasses.replace(learned, **signals)
         mixer_state, pending, mixer_info = self.mixer_programs.advance(self.state, feedback, step)
         self.state = dataclasses.replace(self.state, mixer=mixer_state, pending=pending)
-        realised = self.stream.realised() if self._is_logged(done) else None
+        realized = self.stream.realized() if self._is_logged(done) else None
         self._flush()
         self.weights = self.mixer_programs.weights(mixer_state)
-        self.pending = _Pending(done, info, mixer_info, self.weights, lag, realised, scanned)
+        self.pending = _Pending(done, info, mixer_info, self.weights, lag, realized, scanned)
         if not self.mixer_programs.is_blind:
             self._set_weights(known, step=step)
 
@@ -453,7 +453,7 @@ class _Run:
         if scanned is not None:
             self.selection_log.add(scanned)
         self._report_skipped(pending.step, info)
-        if pending.realised is not None:
+        if pending.realized is not None:
             self._log(pending, info)
 
     def _report_skipped(self, step: int, info: StepInfo) -> None:
@@ -474,20 +474,20 @@ class _Run:
             )
 
     def _log(self, pending: _Pending, info: StepInfo) -> None:
-        assert pending.realised is not None
+        assert pending.realized is not None
         step = jax.device_put(np.int32(pending.step - 1), replicated(self.mesh))
         self.log.step(
             pending.step,
             info,
             learning_rate=float(jax.device_get(self.programs.learning_rate(step))),
             weights=np.asarray(jax.device_get(pending.weights), np.float64),
-            realised=pending.realised,
+            realized=pending.realized,
             weight_lag=pending.weight_lag,
             selection={} if pending.scanned is None else self.selection_log.take(self.names),
         )
 
     def _tokens(self) -> int:
-        return int(sum(r["tokens"] for r in self.stream.realised().values()))
+        return int(sum(r["tokens"] for r in self.stream.realized().values()))
 
     def _result(
         self, step: int, resumed_from: int | None, ended_early: str | None, test: np.ndarray | None
@@ -500,7 +500,7 @@ class _Run:
             final_test=None if test is None else self._by_name(test),
             final_weights=self._by_name(self.weights),
             recommended=self._by_name(recommended),
-            realised=self.stream.realised(),
+            realized=self.stream.realized(),
             skipped_steps=int(jax.device_get(self.state.train.skipped)),
             resumed_from=resumed_from,
             ended_early=ended_early,

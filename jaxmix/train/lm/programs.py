@@ -72,7 +72,7 @@ def _train_step(
         model.apply,
         optimizer,
         num_domains=num_domains,
-        normalisation=settings.loss_normalisation,
+        normalization=settings.loss_normalization,
         accumulate=settings.accumulate,
         choose=choose,
         out_shardings=(train_state_shardings(model, optimizer, mesh), replicated(mesh)),

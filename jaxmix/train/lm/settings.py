@@ -25,7 +25,7 @@ class TrainSettings:
         beta1, beta2, epsilon: of AdamW.
         clip_norm: global gradient norm, 0 for none.
         accumulate: micro-batches per step.
-        loss_normalisation: "token_mean" or "domain_mean", see `build_train_step`.
+        loss_normalization: "token_mean" or "domain_mean", see `build_train_step`.
         log_every: steps between metrics records.
         eval_every: steps between evaluations; one is also made before step 0 and after the last.
         checkpoint_every: steps between checkpoints; one is also made after the last step.
@@ -50,7 +50,7 @@ class TrainSettings:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     accumulate: int = 1
-    loss_normalisation: str = "token_mean"
+    loss_normalization: str = "token_mean"
     log_every: int = 10
     eval_every: int = 100
     checkpoint_every: int = 200

@@ -46,14 +46,14 @@ LOOP_SIGNALS = frozenset({"loss_sum", "token_count", "validation_loss", "learnin
 
 
 def check_mixer(
-    mixer: Mixer, *, has_reference: bool, loss_normalisation: str, origin: Callable[[str], str] = str
+    mixer: Mixer, *, has_reference: bool, loss_normalization: str, origin: Callable[[str], str] = str
 ) -> None:
     """Raises `ConfigError` where the run does not offer what the mixer asks of it.
 
     Args:
         mixer: with its wrappers.
         has_reference: whether the run knows the losses of a reference.
-        loss_normalisation: of the run.
+        loss_normalization: of the run.
         origin: where a setting was written, for the message.
     """
     provided = LOOP_SIGNALS | GRADIENT_SIGNALS | set(REFERENCE_SIGNALS)
@@ -69,12 +69,12 @@ def check_mixer(
             where=origin("reference"),
             fix="Set reference.run to the folder of a finished run, or reference.losses to a loss per source.",
         )
-    if mixer.loss_normalisation not in (None, loss_normalisation):
+    if mixer.loss_normalization not in (None, loss_normalization):
         raise ConfigError(
-            f"mixer {mixer.name!r} weights losses for train.loss_normalisation {mixer.loss_normalisation!r}, "
-            f"the run has {loss_normalisation!r}",
-            where=origin("train.loss_normalisation"),
-            fix=f"Set it to {mixer.loss_normalisation}.",
+            f"mixer {mixer.name!r} weights losses for train.loss_normalization {mixer.loss_normalization!r}, "
+            f"the run has {loss_normalization!r}",
+            where=origin("train.loss_normalization"),
+            fix=f"Set it to {mixer.loss_normalization}.",
         )
 
 
@@ -98,7 +98,7 @@ def reference_model(apply: Callable[[Any, Batch], Any], params: Any) -> Referenc
     """The loss of frozen parameters, computed afresh for every batch: a third of a step.
 
     Args:
-        apply: see `Model.apply`; the regulariser is left out.
+        apply: see `Model.apply`; the regularizer is left out.
         params: on the mesh of the run.
     """
 

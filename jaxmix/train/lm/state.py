@@ -61,7 +61,7 @@ def step_sums(needs: frozenset[str]) -> tuple[str, ...]:
 
 
 def init_train_state(key: jax.Array, model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Initialises parameters and optimizer straight into their shardings: no device ever holds the whole model.
+    """Initializes parameters and optimizer straight into their shardings: no device ever holds the whole model.
 
     Of `model`, a `Model` or a bundle like it, only `init` and `partition` are used.
     """

@@ -19,7 +19,7 @@ from jaxmix.train.lm.state import TrainState
 from jaxmix.train.run.micro_batches import split_rows
 from jaxmix.train.run.update import guarded_update
 
-__all__ = ["NORMALISATIONS", "StepInfo", "build_train_step"]
+__all__ = ["NORMALIZATIONS", "StepInfo", "build_train_step"]
 
 Batch = dict[str, Array]
 Apply = Callable[[Any, Batch], Any]
@@ -39,7 +39,7 @@ def _over(weights: DomainVector, total: Array) -> DomainVector:
     return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)
 
 
-NORMALISATIONS: dict[str, Callable[[DomainVector, DomainVector], DomainVector]] = {
+NORMALIZATIONS: dict[str, Callable[[DomainVector, DomainVector], DomainVector]] = {
     "token_mean": _token_mean,
     "domain_mean": _domain_mean,
 }
@@ -52,7 +52,7 @@ class StepInfo(NamedTuple):
     Attributes:
         feedback: `loss_sum` and `token_count` f32[m] over all micro-batches and devices; with reference losses in the
             batch also `reference_loss_sum` and `clipped_excess_sum`. Zero if the step was skipped.
-        loss: f32[], mean loss per token of the step's batch, whatever the normalisation trained on.
+        loss: f32[], mean loss per token of the step's batch, whatever the normalization trained on.
         grad_norm: f32[], global norm before clipping.
         skipped: i32[], updates skipped so far.
         consecutive_skipped: i32[], how many of the latest steps in a row were skipped.
@@ -72,7 +72,7 @@ def build_train_step(
     optimizer: optax.GradientTransformation,
     *,
     num_domains: int,
-    normalisation: str = "token_mean",
+    normalization: str = "token_mean",
     accumulate: int = 1,
     choose: Callable[[Array, Batch], tuple[Batch, Scanned]] | None = None,
     out_shardings: Any = None,
@@ -80,7 +80,7 @@ def build_train_step(
     """Builds `step(state, batch, loss_weights=None) -> (state, info)`, jitted, with `state` donated.
 
     The training loss is `Σ_tokens c[domain] · loss`. With n_j the tokens of domain j in the step and w the loss
-    weights (all 1 if `None`), `normalisation` names c:
+    weights (all 1 if `None`), `normalization` names c:
 
     - `token_mean`: c_j = w_j / Σ_k w_k n_k. A domain acts in proportion to the tokens drawn from it, which is what
       sampling weights mean.
@@ -92,11 +92,11 @@ def build_train_step(
     as they were, the feedback is zero (a broken step teaches a mixer nothing), and the step is counted as skipped.
 
     Args:
-        apply: `(params, batch) -> f32[b, t]` loss per token in nats, or `(loss, regulariser)`; the regulariser joins
+        apply: `(params, batch) -> f32[b, t]` loss per token in nats, or `(loss, regularizer)`; the regularizer joins
             the gradient and no report. Tokens whose target is negative must have loss 0. Any callable will do.
         optimizer: the optax transformation, clipping included.
         num_domains: m; `batch["domain"]` holds ids below it, and −1 for rows that do not count.
-        normalisation: a key of `NORMALISATIONS`.
+        normalization: a key of `NORMALIZATIONS`.
         accumulate: number of micro-batches the batch is cut into, ≥ 1; it must divide the rows of each device.
         choose: `(loss f32[b, t], batch) -> (batch, scanned)` takes targets out by the losses of this very forward pass,
             which no gradient passes through (`train.selecting.build_token_choice`). Every token is then in one pass:
@@ -109,11 +109,11 @@ def build_train_step(
         loss_weights: f32[m], ≥ 0.
         Shardings follow the arguments: rows over ("data", "fsdp"), parameters as placed.
     """
-    if normalisation not in NORMALISATIONS:
+    if normalization not in NORMALIZATIONS:
         raise ConfigError(
-            f"unknown loss normalisation {normalisation!r}",
-            where="train.loss_normalisation",
-            fix=nearest(normalisation, NORMALISATIONS),
+            f"unknown loss normalization {normalization!r}",
+            where="train.loss_normalization",
+            fix=nearest(normalization, NORMALIZATIONS),
         )
     if accumulate < 1:
         raise ConfigError(f"accumulate must be at least 1, got {accumulate}", where="train.accumulate")
@@ -121,12 +121,12 @@ def build_train_step(
         raise ConfigError(
             f"tokens cannot be chosen inside a step of {accumulate} micro-batches", where="build_train_step(choose)"
         )
-    token_weights = NORMALISATIONS[normalisation]
+    token_weights = NORMALIZATIONS[normalization]
 
     def total_and_sums(
-        loss: Array, regulariser: Array | None, batch: Batch, token_weight: DomainVector
+        loss: Array, regularizer: Array | None, batch: Batch, token_weight: DomainVector
     ) -> tuple[Array, Sums]:
-        trained = loss if regulariser is None else loss + regulariser
+        trained = loss if regularizer is None else loss + regularizer
         row_weight = jnp.where(batch["domain"] >= 0, token_weight[jnp.maximum(batch["domain"], 0)], 0.0)
         total = jnp.sum(jnp.sum(trained, axis=-1) * row_weight)
         return total, loss_sums_by_domain(loss, batch.get("reference_loss"), batch["domain"], num_domains)
@@ -136,12 +136,12 @@ def build_train_step(
 
     def choosing_objective(params: Any, batch: Batch, loss_weights: DomainVector) -> tuple[Array, Any]:
         assert choose is not None
-        loss, regulariser = token_loss(apply(params, batch))
+        loss, regularizer = token_loss(apply(params, batch))
         chosen, scanned = choose(jax.lax.stop_gradient(loss), batch)
         kept = chosen["targets"] >= 0
-        loss, regulariser = jax.tree.map(lambda x: jnp.where(kept, x, 0.0), (loss, regulariser))
+        loss, regularizer = jax.tree.map(lambda x: jnp.where(kept, x, 0.0), (loss, regularizer))
         counts = count(chosen)
-        total, sums = total_and_sums(loss, regulariser, chosen, token_weights(counts, loss_weights))
+        total, sums = total_and_sums(loss, regularizer, chosen, token_weights(counts, loss_weights))
         return total, (sums, counts, scanned)
 
     def count(batch: Batch) -> DomainVector:

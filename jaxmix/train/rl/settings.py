@@ -49,7 +49,7 @@ class FinetuneSettings:
         updates_per_batch: optimizer steps on the collected groups, all of them in each, clipped against the
             log-probabilities that they were sampled with; ≥ 1.
         micro_batches: pieces that the gradient of a step is summed over, to bound memory; divides the groups.
-        clip_low, clip_high, kl_weight, aggregate, standardise: see `grpo_loss`.
+        clip_low, clip_high, kl_weight, aggregate, standardize: see `grpo_loss`.
         learning_rate: > 0; constant after `warmup_updates`.
         warmup_updates: optimizer steps of linear warm-up.
         beta1, beta2, epsilon, weight_decay: of AdamW.
@@ -83,7 +83,7 @@ class FinetuneSettings:
     clip_high: float = 0.28
     kl_weight: float = 0.0
     aggregate: str = "token_mean"
-    standardise: bool = True
+    standardize: bool = True
     learning_rate: float = 3e-4
     warmup_updates: int = 0
     beta1: float = 0.9

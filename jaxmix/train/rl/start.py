@@ -39,7 +39,7 @@ def warm_start(
 ) -> Any:
     """Trains a fresh model on prompts with their reference answers, and returns its parameters.
 
-        minimise mean −log p(answer token | prompt, answer so far)
+        minimize mean −log p(answer token | prompt, answer so far)
 
     over the tokens of the answers up to and including their ends; prompts and padding carry no loss. Adam at a constant
     rate, gradients clipped at norm 1. Each row takes an arm with probability ∝ `arm_weights` and the next prompt of a

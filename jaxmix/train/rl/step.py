@@ -270,7 +270,7 @@ def build_policy_programs(
         is_present = jnp.arange(groups) < buffer.count
         first = lambda x: jax.lax.with_sharding_constraint(x[:groups], by_row)
         mask = first(buffer.mask) & is_present[:, None, None]
-        advantages, is_live = group_advantages(first(buffer.rewards), standardise=settings.standardise)
+        advantages, is_live = group_advantages(first(buffer.rewards), standardize=settings.standardize)
         batch = {
             "prompts": first(buffer.prompts),
             "tokens": first(buffer.tokens),
@@ -338,7 +338,7 @@ def build_policy_programs(
 
 
 def scaled(optimizer: optax.GradientTransformation, share: Array) -> optax.GradientTransformation:
-    """The optimizer with its updates multiplied by `share`, whatever it normalises inside."""
+    """The optimizer with its updates multiplied by `share`, whatever it normalizes inside."""
 
     def update(grads: Any, opt_state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(grads, opt_state, params)

@@ -196,7 +196,7 @@ def _choose_rows(
             kernel=settings.kernel,
             greedy=greedy,
         )
-        # It works on standardised scores; gain stays per nat.
+        # It works on standardized scores; gain stays per nat.
         options["gain"] = settings.gain * jnp.std(jnp.where(jnp.isfinite(scores), scores, 0.0))
         indices = select(key, scores, gather(row_features(batch["tokens"], valid)), **options).indices
     else:

@@ -54,7 +54,7 @@ class SelectionSettings:
 
     At the level of sequences the stream draws `B = b / (1 − filter_ratio)` rows a step (the super-batch), shared out
     over the domains by the mixer's weights as ever, and b = batch_size of them are trained on; `data.block`, epochs and
-    realised shares count what is drawn. With ℓ the learner's and
+    realized shares count what is drawn. With ℓ the learner's and
     ℓ* the reference's loss of a token, a row's score is the mean over its tokens (see `reduce`) of
 
         learnability     ℓ − ℓ*       what is not learned yet, and can be

@@ -20,7 +20,7 @@ Batch = dict[str, Array]
 
 
 def in_pieces(apply: Callable[[Any, Batch], Any], pieces: int) -> Callable[[Any, Batch], Array]:
-    """`(params, batch) -> f32[c, t]`, the loss without regulariser, `c / pieces` rows at a time."""
+    """`(params, batch) -> f32[c, t]`, the loss without regularizer, `c / pieces` rows at a time."""
 
     def losses(params: Any, batch: Batch) -> Array:
         if pieces == 1:

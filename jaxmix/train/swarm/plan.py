@@ -160,7 +160,7 @@ class SwarmPlan:
 
     def tokens(self) -> list[int]:
         """Tokens with a target that every proxy has drawn."""
-        return [sum(drawn["tokens"] for drawn in stream.realised().values()) for stream in self._streams]
+        return [sum(drawn["tokens"] for drawn in stream.realized().values()) for stream in self._streams]
 
 
 def read_rows(rows: PackedRows | WholeRows, numbers: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:

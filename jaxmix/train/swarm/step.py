@@ -2,7 +2,7 @@
 
 Every array of a `SwarmState` has a leading axis of proxies, split over the mesh axis `proxy`. A program does a whole
 stretch of steps; per step nothing passes between host and devices. The step itself is the lone run's
-(`build_train_step`), so clipping, normalisation and the skipping of broken updates are the same code.
+(`build_train_step`), so clipping, normalization and the skipping of broken updates are the same code.
 
 How proxies share a device is chosen per platform and changes results by rounding only:
 
@@ -117,7 +117,7 @@ def build_swarm_programs(
         model.apply,
         optimizer,
         num_domains=num_domains,
-        normalisation=settings.loss_normalisation,
+        normalization=settings.loss_normalization,
         accumulate=accumulate,
     )
 

@@ -168,7 +168,7 @@ def run_comparison(
         say: receives one line per stage.
     """
     from jaxmix.report import describe_result, load_run, write_report
-    from jaxmix.report.summary import summarise
+    from jaxmix.report.summary import summarize
 
     folder = Path(out)
     waiting = [
@@ -201,7 +201,7 @@ def run_comparison(
     records = [load_run(Path(member.config.out or "")) for member in runs]
     sentences = describe_result(records)
     report = write_report(folder)
-    summary = summarise(records, out=out, report=report, verdict=sentences)
+    summary = summarize(records, out=out, report=report, verdict=sentences)
     write_json(folder / "summary.json", summary)
     return ComparisonOutcome(folder, report, sentences, summary)
 

@@ -53,7 +53,7 @@ def check_config(config: RunConfig, origin: Origin) -> None:
     check_mixer(
         mixer,
         has_reference=config.reference.run is not None or config.reference.losses is not None,
-        loss_normalisation=settings.loss_normalisation,
+        loss_normalization=settings.loss_normalization,
         origin=origin,
     )
     check_selection_config(config, mixer, origin)

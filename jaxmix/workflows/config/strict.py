@@ -1,6 +1,6 @@
 """Strict loading: YAML text and command-line overrides into frozen dataclasses.
 
-Nothing is guessed and nothing is dropped: an unknown key names its nearest neighbour, a value of the wrong type says
+Nothing is guessed and nothing is dropped: an unknown key names its nearest neighbor, a value of the wrong type says
 where it stands and what is expected, a key written twice is an error. Dotted overrides (`--train.steps 100`) are laid
 over the file before it is built, so that both go through the same checks.
 

@@ -69,7 +69,7 @@ class FitConfig:
 class StudentSettings:
     """The classifier that labels raw text. Further keys are arguments of `train_student`."""
 
-    rule: Literal["random", "confidence", "centre", "gis"] = setting("random", help="which documents it learns from")
+    rule: Literal["random", "confidence", "center", "gis"] = setting("random", help="which documents it learns from")
     per_cluster: int = setting(20_000, at_least=1, help="most documents of every cluster")
     soft: bool = setting(False, help="learn the teacher's posterior instead of its label")
     match_mass: bool = setting(True, help="correct its prior from the drawn documents to the sizes of the clusters")

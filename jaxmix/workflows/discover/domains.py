@@ -1,4 +1,4 @@
-"""What a discovery leaves for labelling: the clusters with their biases, the encoder, the student, the domains' names.
+"""What a discovery leaves for labeling: the clusters with their biases, the encoder, the student, the domains' names.
 
 clusters/state.npz     mean_directions f32[k, d], concentrations f32[k], biases f32[k]
 clusters/clusters.json clusterer and its arguments, identity of the encoder, identity of the state

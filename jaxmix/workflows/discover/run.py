@@ -3,7 +3,7 @@
 Every stage has a folder below `out`, is done once and goes on after a kill:
 
     documents/   the documents that clusters are found on, a Parquet file per piece of the sources
-    encoder/     the encoder, for labelling
+    encoder/     the encoder, for labeling
     embeddings/  vectors of the documents
     clusters/    the clusters with their biases, and the labels of the documents
     student/     the classifier of raw text, and how it compares with the clusters

@@ -47,7 +47,7 @@ def describe_findings(found: Findings, config: DiscoverConfig, folder: Path) -> 
     pool = drawn(POOL)
     rows, (_, state) = found.vectors(pool), found.clusters
     kinds = {}
-    for kind, rule in (("nearest", "centre"), ("representatives", "gis")):
+    for kind, rule in (("nearest", "center"), ("representatives", "gis")):
         scores = rule_scores(rule, state=state, x=rows, confidence=confidence[pool], labels=labels[pool])
         assert scores is not None
         best = nearest_rows(scores, labels[pool], num_clusters=num_clusters, count=section.documents)

@@ -298,5 +298,5 @@ def _curriculum(config: FinetuneConfig, run_dir: Path, result: FinetuneResult) -
         "unique_prompts": result.unique_prompts,
         "solved": {name: round(value, 6) for name, value in result.final_eval.items()},
         "probabilities": dict(result.probabilities),
-        "realised": {name: share_of(run, [name]) for name in result.probabilities},
+        "realized": {name: share_of(run, [name]) for name in result.probabilities},
     }

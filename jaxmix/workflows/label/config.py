@@ -1,4 +1,4 @@
-"""The form of a labelling's configuration, checked before any file is opened."""
+"""The form of a labeling's configuration, checked before any file is opened."""
 
 # ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.config.sections import SourceConfig, read_config_mapping
 from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting
 
-__all__ = ["LabelConfig", "RayConfig", "label_from", "load_labelling"]
+__all__ = ["LabelConfig", "RayConfig", "label_from", "load_labeling"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RayConfig:
     address: str | None = setting(
         None, help="of a running cluster (auto: the one of this machine); empty: start one here"
     )
-    workers: int = setting(2, at_least=1, help="how many shards are labelled at once")
+    workers: int = setting(2, at_least=1, help="how many shards are labeled at once")
     cpus: float = setting(1.0, at_least=0, help="processors of a worker")
     gpus: float = setting(0.0, at_least=0, help="GPUs of a worker, for the teacher")
     resources: dict[str, float] = setting(factory=dict, help="further resources of a worker, such as {TPU: 4}")
@@ -30,7 +30,7 @@ class RayConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """A whole labelling."""
+    """A whole labeling."""
 
     domains: str = setting(help="Set domains: the folder of a finished `jaxmix discover`.")
     sources: Literal["bundled"] | dict[str, SourceConfig] = setting(help="Set sources: name → source.")
@@ -41,14 +41,14 @@ class LabelConfig:
         None, help="folder for the labels of all sources; empty: each file's labels are written beside it"
     )
     batch_documents: int = setting(
-        1024, at_least=1, help="documents labelled at a time; changes no label of the student"
+        1024, at_least=1, help="documents labeled at a time; changes no label of the student"
     )
     engine: Literal["local", "ray"] = setting("local", help="local: in this process; ray: see the section ray")
     ray: RayConfig = setting(factory=RayConfig)
     out: str | None = setting(None, help="folder of the summary; empty: runs/<name of the configuration file>")
 
 
-def load_labelling(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> LabelConfig:
+def load_labeling(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> LabelConfig:
     """Loads and checks a configuration file; touches no other file.
 
     Raises:
@@ -60,7 +60,7 @@ def load_labelling(path: str, overrides: Sequence[tuple[str, str]] = (), *, out:
 def label_from(
     mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (), *, file: str, out: str | None = None
 ) -> LabelConfig:
-    """As `load_labelling`, from a mapping; `file` is named in errors, and its stem names the default folder."""
+    """As `load_labeling`, from a mapping; `file` is named in errors, and its stem names the default folder."""
     origin = Origin(file, frozenset(name for name, _ in overrides))
     config: LabelConfig = build(LabelConfig, apply_overrides(mapping, overrides), origin=origin)
     if not config.sources:

@@ -77,7 +77,7 @@ def _run(ray: Any, shards: Sequence[LabelShard], config: LabelConfig, say: Calla
     workers = min(section.workers, len(rows))
     # One shard a block: what a dead worker loses is one shard's work. Ray Data starts actors and their
     # tasks again without limit.
-    labelled = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    labeled = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Worker,
         fn_constructor_args=(config.domains, config.method, config.batch_documents),
         compute=ray.data.ActorPoolStrategy(size=workers),
@@ -86,7 +86,7 @@ def _run(ray: Any, shards: Sequence[LabelShard], config: LabelConfig, say: Calla
         **({"resources": dict(section.resources)} if section.resources else {}),
     )
     failed, step = {}, max(1, len(rows) // 20)
-    for done, row in enumerate(labelled.iter_rows(), start=1):
+    for done, row in enumerate(labeled.iter_rows(), start=1):
         if row["error"]:
             failed[row["name"]] = row["error"]
         if done % step == 0 or done == len(rows):

@@ -33,7 +33,7 @@ from jaxmix.workflows.discover.domains import Domains, open_domains
 from jaxmix.workflows.label.config import LabelConfig
 from jaxmix.workflows.provenance import made_by, now, write_json
 
-__all__ = ["LabelShard", "describe_labelling", "label_shard", "label_shards", "run_labelling"]
+__all__ = ["LabelShard", "describe_labeling", "label_shard", "label_shards", "run_labeling"]
 
 SUMMARY = "labels.json"
 _ABOUT = b"jaxmix"
@@ -42,7 +42,7 @@ _SAMPLE = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class LabelShard:
-    """A piece of a labelling; picklable, so that any worker can do it.
+    """A piece of a labeling; picklable, so that any worker can do it.
 
     Attributes:
         name: of source and number, for messages.
@@ -79,7 +79,7 @@ class LabelShard:
 
 
 def label_shards(config: LabelConfig, domains: Domains) -> list[LabelShard]:
-    """The work of a labelling, in order. Looks at the files and reads none but their ends."""
+    """The work of a labeling, in order. Looks at the files and reads none but their ends."""
     from jaxmix.workflows.train.data import source_specs
 
     identity = domains.identity(config.method)
@@ -139,7 +139,7 @@ def label_shard(shard: LabelShard, domains: Domains, *, method: str, batch_docum
     This is what every engine runs. Nothing is visible of a shard before its labels are whole.
 
     Returns:
-        `{"key", "documents", "bytes", "counts": documents by domain, "bytes_by_domain", "unlabelled", "troubles"}`.
+        `{"key", "documents", "bytes", "counts": documents by domain, "bytes_by_domain", "unlabeled", "troubles"}`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -175,7 +175,7 @@ def label_shard(shard: LabelShard, domains: Domains, *, method: str, batch_docum
         "bytes": int(sizes.sum()),
         "counts": dict(zip(domains.names, counts[:-1].tolist(), strict=True)),
         "bytes_by_domain": dict(zip(domains.names, sizes[:-1].tolist(), strict=True)),
-        "unlabelled": int(counts[-1]),
+        "unlabeled": int(counts[-1]),
         "troubles": trouble.to_json(),
     }
     schema = pa.schema(
@@ -206,24 +206,24 @@ def _batches(shard: LabelShard, size: int, trouble: Trouble) -> Iterator[tuple[l
         yield places, texts
 
 
-def run_labelling(config: LabelConfig, *, command: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Labels all shards that are not labelled yet and writes the summary, labels.json.
+def run_labeling(config: LabelConfig, *, command: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Labels all shards that are not labeled yet and writes the summary, labels.json.
 
     Args:
-        config: from `load_labelling`.
+        config: from `load_labeling`.
         command: what was typed.
         say: receives one line now and then.
 
     Raises:
         ConfigError: labels of other documents or models are in the way.
         EnvironmentProblem: the engine is not installed.
-        RunError: some shards failed; the others are labelled.
+        RunError: some shards failed; the others are labeled.
     """
     assert config.out is not None
     domains = open_domains(config.domains)
     shards = label_shards(config, domains)
     waiting = [shard for shard in shards if shard.result() is None]
-    say(f"{len(shards)} shards, {len(shards) - len(waiting)} already labelled")
+    say(f"{len(shards)} shards, {len(shards) - len(waiting)} already labeled")
     if config.engine == "ray":
         from jaxmix.workflows.label.ray import label_on_ray
 
@@ -239,9 +239,9 @@ def run_labelling(config: LabelConfig, *, command: str, say: Callable[[str], Non
     if failed:
         name, reason = next(iter(failed.items()))
         raise RunError(
-            f"{len(failed)} of {len(shards)} shards could not be labelled, such as {name}: {reason}",
+            f"{len(failed)} of {len(shards)} shards could not be labeled, such as {name}: {reason}",
             where=config.out,
-            fix="The others are labelled. The same command goes on with these.",
+            fix="The others are labeled. The same command goes on with these.",
         )
     return summary
 
@@ -261,7 +261,7 @@ def _summary(config: LabelConfig, domains: Domains, results: list[dict[str, Any]
     trouble = Trouble()
     for result in results:
         trouble.merge(result["troubles"])
-    total = {key: sum(result[key] for result in results) for key in ("documents", "bytes", "unlabelled")}
+    total = {key: sum(result[key] for result in results) for key in ("documents", "bytes", "unlabeled")}
     by_domain = {
         name: {
             "documents": sum(result["counts"][name] for result in results),
@@ -273,8 +273,8 @@ def _summary(config: LabelConfig, domains: Domains, results: list[dict[str, Any]
             "troubles": trouble.to_json()}  # fmt: skip
 
 
-def describe_labelling(config: LabelConfig) -> dict[str, Any]:
-    """What a labelling would read and write. Looks for the files and reads none of their text."""
+def describe_labeling(config: LabelConfig) -> dict[str, Any]:
+    """What a labeling would read and write. Looks for the files and reads none of their text."""
     domains = open_domains(config.domains)
     shards = label_shards(config, domains)
     waiting = [shard for shard in shards if shard.result() is None]
@@ -282,7 +282,7 @@ def describe_labelling(config: LabelConfig) -> dict[str, Any]:
     return {
         "domains": list(domains.names),
         "shards": len(shards),
-        "labelled": len(shards) - len(waiting),
+        "labeled": len(shards) - len(waiting),
         "input_bytes": sum(path.stat().st_size for path in files),
         "first": str(shards[0].target) if shards else None,
     }

@@ -302,10 +302,10 @@ def _mixture(
         "tokenizer_hash": data.tokenizer_hash,
         "mixer": config.mixer.name,
         "steps": result.steps,
-        "tokens": int(sum(drawn["tokens"] for drawn in result.realised.values())),
+        "tokens": int(sum(drawn["tokens"] for drawn in result.realized.values())),
         "final": dict(result.final_weights),
         "recommended": dict(result.recommended),
         "average": dict(average),
-        "realised": {name: drawn["share"] for name, drawn in result.realised.items()},
+        "realized": {name: drawn["share"] for name, drawn in result.realized.items()},
         **({"trained": dict(trained)} if trained else {}),
     }

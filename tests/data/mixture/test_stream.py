@@ -80,12 +80,12 @@ def test_resume_at_every_position(position):
         run(stream, 0, position)
         state = json.loads(json.dumps(stream.get_state()))
         expected = run(stream, position, 20)
-        realised = stream.realised()
+        realized = stream.realized()
     with make() as stream:
         stream.set_state(state)
         assert stream.get_state() == state
         assert_same(run(stream, position, 20), expected)
-        assert stream.realised() == realised
+        assert stream.realized() == realized
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 8])
@@ -189,7 +189,7 @@ def test_wrong_arguments_are_named(options, message):
 def test_stop_ends_before_the_first_batch_it_cannot_fill():
     with make(weights=[1, 0, 0], on_exhaust="stop") as stream:
         assert len(list(stream)) == 1  # seven rows: one whole batch of six
-        assert stream.realised()["s0"]["rows"] == 6
+        assert stream.realized()["s0"]["rows"] == 6
         with pytest.raises(StopIteration):
             next(stream)
 
@@ -211,7 +211,7 @@ def test_drop_hands_the_share_to_the_others_and_ends_when_none_is_left():
 def test_max_epochs_bound_each_source():
     with make(max_epochs={"s0": 2, "s2": 1.5}) as stream:
         take(stream, 20)
-        drawn = stream.realised()
+        drawn = stream.realized()
     assert drawn["s0"]["rows"] == 14
     assert drawn["s2"]["rows"] == 4  # ⌊1.5 · 3⌋
     assert drawn["s1"]["rows"] == 120 - 18
@@ -230,10 +230,10 @@ def test_resume_while_sources_drop_out(position):
         assert_same(list(stream), expected[position:])
 
 
-def test_realised_counts_tokens_with_a_target():
+def test_realized_counts_tokens_with_a_target():
     with make(weights=[3, 2, 1]) as stream:
         batches = take(stream, 7)
-        drawn = stream.realised()
+        drawn = stream.realized()
     for j, name in enumerate(stream.names):
         mine = [(b["domain"] == j) for b in batches]
         assert drawn[name]["rows"] == sum(m.sum() for m in mine)
@@ -258,7 +258,7 @@ def test_no_source_is_ever_a_row_off_at_any_batch(kind):
     with make(sources, weights=weights(), batch_size=10) as stream:
         for number in range(150):
             next(stream)
-            assert max(abs(d["rows"] - d["asked_rows"]) for d in stream.realised().values()) < 1
+            assert max(abs(d["rows"] - d["asked_rows"]) for d in stream.realized().values()) < 1
             if number % 2 == 0:
                 stream.set_weights(weights())
 
@@ -267,7 +267,7 @@ def test_documents_are_shares_of_documents():
     sources = {"long": [np.zeros(40, np.int32)] * 10, "short": [np.ones(8, np.int32)] * 50}
     with MixtureStream(sources, batch_size=8, seq_len=8, seed=0, unit="documents") as stream:
         take(stream, 30)
-        drawn = stream.realised()
+        drawn = stream.realized()
     # Equal shares of documents: a long one is five rows, a short one is one.
     assert abs(drawn["long"]["rows"] - 200) <= 1
     assert abs(drawn["short"]["rows"] - 40) <= 1
@@ -294,7 +294,7 @@ def test_added_and_dropped_sources_lose_and_repeat_nothing():
             stream.set_state(state)
         stream.set_state(state, allow_changed_sources=True)
         after = take(stream, 4)
-        assert set(stream.realised()) == {"s2", "s0", "new"}
+        assert set(stream.realized()) == {"s2", "s0", "new"}
     drawn = [int(row[0]) for b in before for row, d in zip(b["tokens"], b["domain"], strict=True) if d == 2]
     drawn += [int(row[0]) for b in after for row, d in zip(b["tokens"], b["domain"], strict=True) if d == 0]
     assert len(drawn) == 16

@@ -28,7 +28,7 @@ def test_sizes_differ_twentyfold():
 @pytest.mark.parametrize("name", sorted(CORPUS))
 def test_text_is_what_provenance_says(name):
     domain = CORPUS[name]
-    assert domain.licence in ALLOWED
+    assert domain.license in ALLOWED
     assert domain.title
     assert domain.role
     assert hashlib.sha256(domain.path.read_bytes()).hexdigest() == domain.sha256

@@ -143,7 +143,7 @@ def test_parts_of_a_suite():
         ({"per_arm": 0}, "per_arm must be"),
         ({"levels": 0}, "levels must be"),
         ({"seed": -1}, "seed must be"),
-        ({"colour": 1}, "no argument 'colour'"),
+        ({"color": 1}, "no argument 'color'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, match):

@@ -147,7 +147,7 @@ def test_answers_that_no_completion_can_be_leave_no_targets():
     assert reasoning_gym(["sums"], per_arm=3, completion_length=2, package=FAKE).targets is None
 
 
-@pytest.mark.parametrize("datasets", [["products"], {"sums": [{"colour": 1}]}])
+@pytest.mark.parametrize("datasets", [["products"], {"sums": [{"color": 1}]}])
 def test_what_the_package_refuses_is_named(datasets):
     with pytest.raises(ConfigError, match="reasoning-gym does not make"):
         reasoning_gym(datasets, package=FAKE)

@@ -11,7 +11,7 @@ import pytest
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback
-from jaxmix.mixers.lmo import estimate_quality, normalised_interaction
+from jaxmix.mixers.lmo import estimate_quality, normalized_interaction
 from jaxmix.mixers.methods.aioli import aioli, estimate_interaction, probe_mixtures
 
 KEY = jax.random.key(5)
@@ -71,7 +71,7 @@ def oracle_step(weights, average, interaction, *, is_first, step_size, memory, e
     return new / new.sum(), average
 
 
-@pytest.mark.parametrize("estimator", ["realised", "nominal", "diagonal"])
+@pytest.mark.parametrize("estimator", ["realized", "nominal", "diagonal"])
 @pytest.mark.parametrize(
     ("variant", "memory", "ema"), [("paper", 1.0, 0.0), ("released", 0.0, 0.1), ("paper", 0.7, 0.5)]
 )
@@ -109,7 +109,7 @@ def test_weights_follow_the_paper(estimator, variant, memory, ema, with_x64):
                 weights, average = oracle_step(
                     weights, average, found, is_first=done < length, step_size=step_size, memory=memory, ema=ema
                 )
-                # The shares drawn here are random, so that the realised system is badly conditioned on purpose.
+                # The shares drawn here are random, so that the realized system is badly conditioned on purpose.
                 tolerance = 1e-10 if with_x64 else 2e-2
                 np.testing.assert_allclose(info.extra["interaction"], found, rtol=tolerance, atol=tolerance)
             np.testing.assert_allclose(state.weights, weights, atol=1e-12 if with_x64 else 1e-3)
@@ -163,14 +163,14 @@ def test_filtered_regression_is_exact_under_momentum_and_the_plain_one_is_not():
     truth = np.random.default_rng(1).normal(0.01, 0.01, (3, 3))
     errors = {}
     with jax.enable_x64():
-        for estimator in ("filtered", "realised"):
+        for estimator in ("filtered", "realized"):
             mixer = aioli(round_length=100, sweeps=4, interval=4, smoothing=0.5, estimator=estimator)
             states, _, _ = drive(mixer, momentum_world(truth, 0.9), 100, 3, prior=None, with_x64=True)
             found = np.asarray(states[-1].interaction) / (1 if estimator == "filtered" else 4)
-            scale = 1 if estimator == "realised" else 1 / 4
+            scale = 1 if estimator == "realized" else 1 / 4
             errors[estimator] = np.linalg.norm(found * scale - truth) / np.linalg.norm(truth)
     assert errors["filtered"] < 1e-10
-    assert errors["realised"] > 0.3
+    assert errors["realized"] > 0.3
 
 
 @pytest.mark.parametrize(("interval", "share"), [(2, 0.07), (4, 0.11), (6, 0.16), (10, 0.26), (20, 0.48), (50, 0.76)])
@@ -360,17 +360,17 @@ def test_probes_must_fit_into_a_round():
         aioli(round_length=280, sweeps=4, interval=10).init(KEY, 7)
 
 
-def test_normalised_interaction():
+def test_normalized_interaction():
     shifted = PUBLIC - 0.3
     np.testing.assert_allclose(
-        normalised_interaction(jnp.asarray(PUBLIC, jnp.float32)), PUBLIC / PUBLIC.sum(), rtol=1e-6
+        normalized_interaction(jnp.asarray(PUBLIC, jnp.float32)), PUBLIC / PUBLIC.sum(), rtol=1e-6
     )
     lifted = shifted - shifted.min()
     np.testing.assert_allclose(
-        normalised_interaction(jnp.asarray(shifted, jnp.float32)), lifted / lifted.sum(), rtol=1e-5
+        normalized_interaction(jnp.asarray(shifted, jnp.float32)), lifted / lifted.sum(), rtol=1e-5
     )
-    np.testing.assert_allclose(normalised_interaction(jnp.zeros((3, 3))), np.full((3, 3), 1 / 9))
-    assert np.isfinite(normalised_interaction(jnp.full((3, 3), 1e38))).all()
+    np.testing.assert_allclose(normalized_interaction(jnp.zeros((3, 3))), np.full((3, 3), 1 / 9))
+    assert np.isfinite(normalized_interaction(jnp.full((3, 3), 1e38))).all()
 
 
 def test_estimate_quality():
@@ -391,7 +391,7 @@ def test_estimators_agree_when_the_draws_are_nominal():
     order = np.concatenate([rng.permutation(4) for _ in range(3)]).astype(np.int32)
     shares = np.asarray(probe_mixtures(4, 0.3), np.float64)[order]
     truth = rng.normal(size=(4, 4))
-    for estimator in ("realised", "nominal", "filtered"):
+    for estimator in ("realized", "nominal", "filtered"):
         found = estimate_interaction(
             jnp.asarray(shares @ truth.T, jnp.float32), jnp.asarray(shares, jnp.float32), jnp.asarray(order),
             smoothing=0.3, estimator=estimator,

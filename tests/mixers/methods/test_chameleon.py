@@ -10,14 +10,14 @@ from jaxmix.mixers import chameleon_weights
 from jaxmix.mixers.methods.chameleon import leverage_scores
 
 
-def oracle(x, mode="pretraining", regularisation=10.0, temperature=None, centre=True, normalise=True):
+def oracle(x, mode="pretraining", regularization=10.0, temperature=None, center=True, normalize=True):
     m = len(x)
     kernel = np.asarray(x, float) @ np.asarray(x, float).T
-    if centre:
+    if center:
         shift = np.eye(m) - 1 / m
         kernel = shift @ kernel @ shift
-    leverage = np.diag(kernel @ np.linalg.inv(kernel + regularisation * m * np.eye(m)))
-    leverage = leverage / leverage.sum() if normalise else leverage
+    leverage = np.diag(kernel @ np.linalg.inv(kernel + regularization * m * np.eye(m)))
+    leverage = leverage / leverage.sum() if normalize else leverage
     score = 1 / leverage if mode == "pretraining" else leverage
     score = score / ({"pretraining": 5.0, "finetuning": 0.2}[mode] if temperature is None else temperature)
     e = np.exp(score - score.max())
@@ -26,12 +26,12 @@ def oracle(x, mode="pretraining", regularisation=10.0, temperature=None, centre=
 
 @pytest.mark.parametrize(("is_double", "tolerance"), [(False, 1e-5), (True, 1e-12)])
 @pytest.mark.parametrize("mode", ["pretraining", "finetuning"])
-@pytest.mark.parametrize("centre", [True, False])
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("shape", [(5, 32), (9, 4), (2, 64)])
-def test_equals_the_formulas(mode, centre, normalise, shape, is_double, tolerance):
+def test_equals_the_formulas(mode, center, normalize, shape, is_double, tolerance):
     x = np.random.default_rng(1).normal(size=shape) + 0.3
-    settings = {"mode": mode, "centre": centre, "normalise": normalise, "regularisation": 3.0}
+    settings = {"mode": mode, "center": center, "normalize": normalize, "regularization": 3.0}
     with jax.enable_x64(is_double):
         weights = chameleon_weights(x, **settings)
     np.testing.assert_allclose(weights, oracle(x, **settings), rtol=0, atol=tolerance)
@@ -49,7 +49,7 @@ def test_near_duplicates_both_gain():
 
 def test_leverage_of_tiny_embeddings_keeps_its_digits():
     x = 1e-6 * np.random.default_rng(2).normal(size=(4, 16))
-    got = leverage_scores(jnp.asarray(x, jnp.float32), 10.0, centre=False)
+    got = leverage_scores(jnp.asarray(x, jnp.float32), 10.0, center=False)
     np.testing.assert_allclose(got, (x**2).sum(1) / 40, rtol=1e-5)
 
 
@@ -68,7 +68,7 @@ def test_permuting_the_domains_permutes_the_weights():
     ("arguments", "message"),
     [
         ({"mode": "pretrain"}, "Did you mean 'pretraining'"),
-        ({"regularisation": 0.0}, "regularisation"),
+        ({"regularization": 0.0}, "regularization"),
         ({"temperature": 0.0}, "temperature"),
         ({"embeddings": np.ones(3)}, r"shape \(3,\)"),
         ({"embeddings": np.array([[1.0, np.nan]])}, "finite"),

@@ -11,7 +11,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback, dga
 
 
-def oracle(g, h, prior, *, step_size=1.0, target_weights=None, decay=0.0, normalise=False, scale_decay=0.9):
+def oracle(g, h, prior, *, step_size=1.0, target_weights=None, decay=0.0, normalize=False, scale_decay=0.9):
     m = len(prior)
     q = np.full(m, 1 / m) if target_weights is None else np.asarray(target_weights, float)
     p = average = np.array(prior, float)
@@ -22,7 +22,7 @@ def oracle(g, h, prior, *, step_size=1.0, target_weights=None, decay=0.0, normal
             square = np.mean([g_step[j] @ g_step[j] for j in drawn])
             scale = square if scale is None else scale_decay * scale + (1 - scale_decay) * square
             for j in drawn:
-                last[j] = g_step[j] @ (q @ h_step) / (scale if normalise else 1.0)
+                last[j] = g_step[j] @ (q @ h_step) / (scale if normalize else 1.0)
             p = softmax(np.log(np.maximum(p, 1e-30)) + step_size * last)
         average = decay * average + (1 - decay) * p
         history.append(average)
@@ -37,7 +37,7 @@ def records(g, h):
 SETTINGS = {
     "plain": {"step_size": 0.2},
     "weighted": {"step_size": 0.2, "target_weights": [0.1, 0.2, 0.3, 0.4, 0.0]},
-    "normalise": {"step_size": 0.5, "normalise": True, "scale_decay": 0.7},
+    "normalize": {"step_size": 0.5, "normalize": True, "scale_decay": 0.7},
     "ema": {"step_size": 0.3, "decay": 0.8},
 }
 
@@ -69,10 +69,10 @@ def test_training_targets_as_matrix_and_as_vector():
     np.testing.assert_allclose(matrix, oracle(g, g, np.full(m, 0.25), target_weights=q), atol=1e-6)
 
 
-def test_normalised_weights_do_not_depend_on_the_scale_of_gradients():
+def test_normalized_weights_do_not_depend_on_the_scale_of_gradients():
     g, h = gradients(6, 30, 4)
-    small, _, _ = drive(dga(normalise=True), 4, records(1e-3 * g, 1e-3 * h))
-    large, _, _ = drive(dga(normalise=True), 4, records(1e3 * g, 1e3 * h))
+    small, _, _ = drive(dga(normalize=True), 4, records(1e-3 * g, 1e-3 * h))
+    large, _, _ = drive(dga(normalize=True), 4, records(1e3 * g, 1e3 * h))
     np.testing.assert_allclose(small, large, atol=2e-6)
 
 
@@ -87,13 +87,13 @@ def test_final_is_the_mean_of_the_unsmoothed_weights():
 
 def test_needs():
     assert dga().needs == {"validation_alignment"}
-    assert dga(normalise=True).needs == {"validation_alignment", "gradient_alignment"}
-    assert dga(target="training", normalise=True).needs == {"gradient_alignment"}
+    assert dga(normalize=True).needs == {"validation_alignment", "gradient_alignment"}
+    assert dga(target="training", normalize=True).needs == {"gradient_alignment"}
 
 
 def test_a_vector_has_one_target_and_no_norms():
     feedback = Feedback(gradient_alignment=jnp.ones(2))
-    for settings, message in (({"target_weights": [0.5, 0.5]}, "one target already"), ({"normalise": True}, "norms")):
+    for settings, message in (({"target_weights": [0.5, 0.5]}, "one target already"), ({"normalize": True}, "norms")):
         mixer = dga(target="training", **settings)
         with pytest.raises(ConfigError, match=message):
             jax.eval_shape(mixer.update, KEY, mixer.init(KEY, 2), feedback)

@@ -45,7 +45,7 @@ def records(g, h, rates):
         {},
         {"target": "validation"},
         {"target": "validation", "smoothing": 0.05},
-        {"regularisation": 0.05, "max_score": 0.5},
+        {"regularization": 0.05, "max_score": 0.5},
     ],
     ids=["universal", "validation", "smoothing", "cut"],
 )
@@ -56,7 +56,7 @@ def test_equals_the_formulas(settings, is_double, tolerance):
     rates = 5e-4 * np.linspace(1, 0.2, steps)
     prior = np.random.default_rng(2).dirichlet(np.ones(m) * 3)
     weights, _, state = drive(doge(**settings), m, records(g, h, rates), prior=prior, is_double=is_double)
-    words = {"regularisation": "mu", "max_score": "most"}
+    words = {"regularization": "mu", "max_score": "most"}
     expected = oracle(g, h, rates, prior, **{words.get(k, k): v for k, v in settings.items()})
     np.testing.assert_allclose(weights, expected, rtol=0, atol=tolerance)
     np.testing.assert_allclose(doge(**settings).final(state), expected.mean(0), atol=tolerance)
@@ -130,7 +130,7 @@ def test_a_vector_has_no_norms():
         ({"target": "univeral"}, "Did you mean 'universal'"),
         ({"mode": "prox"}, "Did you mean 'proxy'"),
         ({"gradients": "exakt"}, "Did you mean 'exact'"),
-        ({"regularisation": 0.0}, r"doge\(regularisation\)"),
+        ({"regularization": 0.0}, r"doge\(regularization\)"),
         ({"max_score": 0.0}, r"doge\(max_score\)"),
         ({"smoothing": 1.5}, r"doge\(smoothing\)"),
         ({"every": 0}, r"doge\(every\)"),

@@ -90,16 +90,16 @@ def test_signals_depend_on_the_clip():
     assert doremi(clip="domain").needs == {"loss_sum", "reference_loss_sum", "token_count"}
 
 
-@pytest.mark.parametrize("normaliser", ["token", "domain"])
-def test_the_weighted_loss_is_the_named_one(normaliser):
-    """What train.loss_normalisation makes of the loss weights, against the loss of the code and of the paper."""
+@pytest.mark.parametrize("normalizer", ["token", "domain"])
+def test_the_weighted_loss_is_the_named_one(normalizer):
+    """What train.loss_normalization makes of the loss weights, against the loss of the code and of the paper."""
     steps = token_losses(2, 12, M, absent=0.0)
-    mixer = doremi(mode="proxy", normaliser=normaliser, step_size=0.2)
+    mixer = doremi(mode="proxy", normalizer=normalizer, step_size=0.2)
     _, infos, state = drive(mixer, M, map(sums_of, steps), prior=PRIOR, is_double=True)
     with jax.enable_x64(True):
         factors = np.asarray(mixer.loss_weights(state))
     alpha, losses = infos[-1].extra["domain_weight"], [loss for loss, _ in steps[-1]]
-    if normaliser == "token":  # the code: Σ w l / Σ w over all tokens, w = alpha / sampling weights
+    if normalizer == "token":  # the code: Σ w l / Σ w over all tokens, w = alpha / sampling weights
         trained = sum((f * x).sum() for f, x in zip(factors, losses, strict=True))
         trained /= sum(f * len(x) for f, x in zip(factors, losses, strict=True))
         tokens = [(alpha[j] / PRIOR[j], token) for j in range(M) for token in losses[j]]
@@ -126,7 +126,7 @@ def test_loss_weights_start_at_one_and_pass_over_domains_that_are_not_drawn():
     [
         ({"clip": "tokens"}, r"unknown clip 'tokens' \(doremi\(clip\)\).*'token'"),
         ({"mode": "proxi"}, "'proxy'"),
-        ({"normaliser": "domains"}, "'domain'"),
+        ({"normalizer": "domains"}, "'domain'"),
         ({"step_size": -1.0}, r"doremi\(step_size\)"),
         ({"smoothing": 1.5}, r"doremi\(smoothing\)"),
         ({"initial_score": float("nan")}, r"doremi\(initial_score\)"),

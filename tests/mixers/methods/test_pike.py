@@ -10,7 +10,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback, pike
 
 
-def oracle(g, noise, prior, batch_size, *, norm_gain=0.05, noise_gain=0.05, normalise=True, **changes):
+def oracle(g, noise, prior, batch_size, *, norm_gain=0.05, noise_gain=0.05, normalize=True, **changes):
     m, decay, smoothing = len(prior), changes.get("scale_decay", 0.9), changes.get("smoothing", 0.0)
     p, last, scale, history = np.array(prior, float), np.zeros(m), None, []
     for g_step, s in zip(g, noise, strict=True):
@@ -20,7 +20,7 @@ def oracle(g, noise, prior, batch_size, *, norm_gain=0.05, noise_gain=0.05, norm
             scale = square if scale is None else decay * scale + (1 - decay) * square
             for j in drawn:
                 score = norm_gain * np.linalg.norm(g_step[j]) ** 2 - noise_gain / (2 * batch_size) * s[j]
-                last[j] = score / scale if normalise else score
+                last[j] = score / scale if normalize else score
             p = softmax(np.log(np.maximum(p, 1e-30)) + last)
             p = (1 - smoothing) * p + smoothing / m
         history.append(p)
@@ -33,8 +33,8 @@ def records(g, noise):
 
 
 SETTINGS = {
-    "normalised": {},
-    "paper": {"normalise": False, "norm_gain": 0.02, "noise_gain": 0.3},
+    "normalized": {},
+    "paper": {"normalize": False, "norm_gain": 0.02, "noise_gain": 0.3},
     "changed": {"scale_decay": 0.5, "smoothing": 0.05, "norm_gain": 0.2},
 }
 
@@ -53,7 +53,7 @@ def test_equals_the_formulas(settings, is_double, tolerance):
 
 def test_published_single_update():
     record = {"gradient_alignment": np.eye(2), "gradient_noise": np.array([1.0, 9.0])}
-    weights, _, _ = drive(pike(8, noise_gain=0.2, normalise=False), 2, [record])
+    weights, _, _ = drive(pike(8, noise_gain=0.2, normalize=False), 2, [record])
     np.testing.assert_allclose(weights[0], [0.525, 0.475], atol=5e-4)
 
 
@@ -65,7 +65,7 @@ def test_a_larger_batch_forgives_noise():
     assert logit(small) == pytest.approx(10 * logit(large), rel=1e-4)
 
 
-def test_normalised_weights_do_not_depend_on_the_scale_of_gradients():
+def test_normalized_weights_do_not_depend_on_the_scale_of_gradients():
     g, _ = gradients(6, 30, 4)
     noise = np.random.default_rng(7).uniform(0, 60, (30, 4))
     small, _, _ = drive(pike(8), 4, records(1e-3 * g, 1e-6 * noise))

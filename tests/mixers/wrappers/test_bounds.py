@@ -1,4 +1,4 @@
-"""A floor, a temperature and a pull towards a prior, against their definitions."""
+"""A floor, a temperature and a pull toward a prior, against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class TestTemperature:
 
 class TestKlToPrior:
     @pytest.mark.parametrize("strength", [0.1, 1.0, 5.0])
-    def test_minimises_the_two_divergences(self, strength):
+    def test_minimizes_the_two_divergences(self, strength):
         rng = np.random.default_rng(2)
         q, prior = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(4))
 

@@ -69,9 +69,9 @@ def feed_forward(p, x, config):
 
 
 def oracle(params, batch, config):
-    """(loss, log normaliser) in float64, row by row."""
+    """(loss, log normalizer) in float64, row by row."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    losses, normalisers = [], []
+    losses, normalizers = [], []
     for tokens, targets in zip(np.asarray(batch["tokens"]), np.asarray(batch["targets"]), strict=True):
         x = params["table"][tokens]
         for i in range(config.num_layers):
@@ -84,11 +84,11 @@ def oracle(params, batch, config):
             x = x + feed_forward(p["feed_forward"], x, config)
         x = rms_norm(x, params["final_norm"]["scale"], config.norm_epsilon)
         logits = x @ (params["table"] if config.tie_embeddings else params["readout"]).T
-        normaliser = np.log(np.exp(logits).sum(-1))
-        loss = normaliser - logits[np.arange(len(targets)), np.maximum(targets, 0)]
+        normalizer = np.log(np.exp(logits).sum(-1))
+        loss = normalizer - logits[np.arange(len(targets)), np.maximum(targets, 0)]
         losses.append(np.where(targets < 0, 0, loss))
-        normalisers.append(np.where(targets < 0, 0, normaliser))
-    return np.stack(losses), np.stack(normalisers)
+        normalizers.append(np.where(targets < 0, 0, normalizer))
+    return np.stack(losses), np.stack(normalizers)
 
 
 VARIANTS = [
@@ -111,12 +111,12 @@ def test_forward_equals_numpy(settings):
     params, batch = random_params(model, spread=0.1), random_batch()
     batch["targets"] = batch["targets"].at[1, 3].set(-1)
     result = jax.jit(model.apply)(params, batch)
-    expected, normaliser = oracle(params, batch, config)
-    loss, regulariser = result if config.z_loss else (result, None)
+    expected, normalizer = oracle(params, batch, config)
+    loss, regularizer = result if config.z_loss else (result, None)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
     assert loss[1, 3] == 0
     if config.z_loss:
-        np.testing.assert_allclose(regulariser, config.z_loss * normaliser**2, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(regularizer, config.z_loss * normalizer**2, rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_equals_finite_differences():

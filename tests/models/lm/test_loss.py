@@ -18,9 +18,9 @@ def problem(rows=2, length=7, width=5, words=11):
 
 def oracle(hidden, readout, targets):
     logits = np.asarray(hidden, np.float64) @ np.asarray(readout, np.float64).T
-    log_normaliser = np.log(np.exp(logits).sum(-1))
+    log_normalizer = np.log(np.exp(logits).sum(-1))
     at_target = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]
-    return np.where(targets < 0, 0.0, log_normaliser - at_target), np.where(targets < 0, 0.0, log_normaliser)
+    return np.where(targets < 0, 0.0, log_normalizer - at_target), np.where(targets < 0, 0.0, log_normalizer)
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3, 7, 100])
@@ -37,8 +37,8 @@ def test_gradient_does_not_depend_on_chunks():
 
     def objective(chunk):
         def total(hidden, readout):
-            loss, log_normaliser = token_losses(hidden, readout, targets, chunk=chunk)
-            return jnp.sum(loss + 0.1 * jnp.square(log_normaliser))
+            loss, log_normalizer = token_losses(hidden, readout, targets, chunk=chunk)
+            return jnp.sum(loss + 0.1 * jnp.square(log_normalizer))
 
         return jax.grad(total, argnums=(0, 1))(hidden, readout)
 

@@ -129,7 +129,7 @@ def trained():
     return texts, labels, student
 
 
-def test_it_learns_and_generalises(trained):
+def test_it_learns_and_generalizes(trained):
     texts, labels, student = trained
     assert (student.predict(texts)[0] == labels).mean() > 0.97
     others, truth = corpus(300, seed=9)

@@ -37,7 +37,7 @@ def test_scores_of_rules():
     assert rule_scores("random", **given) is None
     for i, label in enumerate(LABELS):
         assert rule_scores("confidence", **given)[i] == confidence[i]
-        np.testing.assert_allclose(rule_scores("centre", **given)[i], x[i] @ means[label], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rule_scores("center", **given)[i], x[i] @ means[label], rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="rule"):
         rule_scores("best", **given)
 

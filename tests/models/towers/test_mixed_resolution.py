@@ -11,7 +11,7 @@ from jaxmix.models import embed_mixed, mean_flops_per_image, tower_preset, two_t
 ROWS = 12
 
 
-def labelled(params, images, *, patch_size):
+def labeled(params, images, *, patch_size):
     """Tells of every image who it is and at which patch size it was seen."""
     return jnp.stack([images[:, 0, 0, 0], jnp.full(len(images), params * patch_size)], axis=1)
 
@@ -23,7 +23,7 @@ def images(rows=ROWS):
 @pytest.mark.parametrize("patch_sizes", [(2, 4), (2, 2, 2, 4), (4,), (1, 4, 2)])
 def test_every_group_has_its_shares_and_rows_keep_their_place(patch_sizes):
     for key in (None, jax.random.key(0), jax.random.key(1)):
-        result = np.asarray(embed_mixed(labelled, 1.0, images(), patch_sizes=patch_sizes, key=key))
+        result = np.asarray(embed_mixed(labeled, 1.0, images(), patch_sizes=patch_sizes, key=key))
         np.testing.assert_array_equal(result[:, 0], np.arange(ROWS))
         groups = result[:, 1].reshape(-1, len(patch_sizes))
         np.testing.assert_array_equal(np.sort(groups, axis=1), np.sort(patch_sizes)[None].repeat(len(groups), 0))
@@ -33,7 +33,7 @@ def test_every_group_has_its_shares_and_rows_keep_their_place(patch_sizes):
 
 def test_each_row_of_a_group_is_coarse_equally_often():
     keys = jax.random.split(jax.random.key(3), 200)
-    run = jax.vmap(lambda key: embed_mixed(labelled, 1.0, images(), patch_sizes=(2, 4), key=key)[:, 1])
+    run = jax.vmap(lambda key: embed_mixed(labeled, 1.0, images(), patch_sizes=(2, 4), key=key)[:, 1])
     share = np.mean(np.asarray(run(keys)) == 4, axis=0)
     np.testing.assert_allclose(share, 0.5, atol=0.15)  # four standard deviations of 200 coins
     assert len(np.unique(np.asarray(run(keys)), axis=0)) > 50  # 2⁶ patterns: groups are drawn one by one
@@ -72,6 +72,6 @@ def test_mean_operations_weigh_the_shares():
 
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match=r"12 images cannot be divided.*\[1, 2, 4, 4, 4\]"):
-        embed_mixed(labelled, 1.0, images(), patch_sizes=(1, 2, 4, 4, 4))
+        embed_mixed(labeled, 1.0, images(), patch_sizes=(1, 2, 4, 4, 4))
     with pytest.raises(ConfigError, match="cannot be divided"):
-        embed_mixed(labelled, 1.0, images(), patch_sizes=())
+        embed_mixed(labeled, 1.0, images(), patch_sizes=())

@@ -317,12 +317,12 @@ def test_settings_are_checked_where_they_are_written_down():
 
 @pytest.mark.slow
 def test_it_learns_which_name_belongs_to_which_picture_at_both_patch_sizes():
-    """Sixteen names: which quarter of the picture is bright, in which of four colours; half the rows at each size."""
+    """Sixteen names: which quarter of the picture is bright, in which of four colors; half the rows at each size."""
     towers = two_towers(tiny(embedding_dim=16, bias=-3.0, image={"base_patch_size": 8}))
     classes, rng = np.arange(16), np.random.default_rng(0)
-    colours = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 2], [2, 2, 2]])
+    colors = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 2], [2, 2, 2]])
     bright = np.zeros((16, 2, 2, 3))
-    bright[classes, classes // 8, classes // 4 % 2] = colours[classes % 4]
+    bright[classes, classes // 8, classes // 4 % 2] = colors[classes % 4]
     names = jnp.asarray(np.stack([1 + classes // 4, 5 + classes % 4], axis=1))
 
     def pictures():

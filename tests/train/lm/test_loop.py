@@ -39,7 +39,7 @@ def test_records_hold_every_metric_by_domain(whole):
     assert [r["step"] for r in train] == list(range(3, 25, 3))
     assert [r["step"] for r in evaluation] == [0, 8, 16, 24]
     last = train[-1]
-    assert last["tokens"] == sum(r["tokens"] for r in result.realised.values())
+    assert last["tokens"] == sum(r["tokens"] for r in result.realized.values())
     for name in NAMES:
         for metric in ("mix/weight", "mix/score", "data/share", "data/asked", "data/epochs"):
             assert f"{metric}/{name}" in last
@@ -94,7 +94,7 @@ def test_a_run_killed_at_any_step_and_resumed_is_bit_exact(tmp_path, whole, monk
     assert records(tmp_path) == records(whole[0])
     np.testing.assert_array_equal(table(result), table(whole[1]))
     assert result.final_eval == whole[1].final_eval
-    assert result.realised == whole[1].realised
+    assert result.realized == whole[1].realized
 
 
 def test_a_finished_run_started_again_only_reports(tmp_path):
@@ -112,7 +112,7 @@ def test_one_and_eight_devices_agree(tmp_path, whole):
     for name in NAMES:
         assert one.final_eval[name] == pytest.approx(whole[1].final_eval[name], rel=1e-6)
         assert one.final_weights[name] == pytest.approx(whole[1].final_weights[name], rel=1e-5)
-        assert one.realised[name]["rows"] == whole[1].realised[name]["rows"]
+        assert one.realized[name]["rows"] == whole[1].realized[name]["rows"]
 
 
 def test_weights_are_one_step_old_and_reach_the_next_block(tmp_path):
@@ -199,7 +199,7 @@ def test_a_changed_domain_list_needs_the_flag(tmp_path):
     result = small_run(tmp_path, names=names, steps=12, allow_changed_domains=True)
     assert result.resumed_from == 7
     assert set(result.final_weights) == set(names)
-    assert result.realised["new"]["rows"] > 0
+    assert result.realized["new"]["rows"] > 0
 
 
 @pytest.mark.parametrize(("resume", "error"), [("must", RunError), ("never", ConfigError)])
@@ -361,7 +361,7 @@ def test_gradient_mixers_train_and_resume(tmp_path, name, gradients):
 
 
 def test_one_and_eight_devices_agree_on_gradient_signals(tmp_path):
-    make = lambda: jaxmix.mixers.make("doge", regularisation=1e-4, target="validation")
+    make = lambda: jaxmix.mixers.make("doge", regularization=1e-4, target="validation")
     one = small_run(tmp_path / "one", mixer=make(), mesh=build_mesh(devices=jax.devices()[:1]), steps=8)
     eight = small_run(tmp_path / "eight", mixer=make(), mesh=build_mesh(data=4, fsdp=2), steps=8)
     for name in NAMES:

@@ -8,7 +8,7 @@ from bigram import VOCAB, bigram, bigram_gradient, bigram_loss
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh, global_batch, replicated
 from jaxmix.train.lm.state import init_train_state, train_state_shardings
-from jaxmix.train.lm.step import NORMALISATIONS, build_train_step
+from jaxmix.train.lm.step import NORMALIZATIONS, build_train_step
 
 DOMAINS = 3
 
@@ -33,13 +33,13 @@ def sgd_step(batch, mesh, **options):
     return before, state, info, step
 
 
-@pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
+@pytest.mark.parametrize("normalization", sorted(NORMALIZATIONS))
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_step_agrees_with_a_float64_oracle(normalisation, accumulate, devices):
+def test_step_agrees_with_a_float64_oracle(normalization, accumulate, devices):
     batch = make_batch()
     mesh = build_mesh(devices=jax.devices()[:devices])
-    before, state, info, _ = sgd_step(batch, mesh, normalisation=normalisation, accumulate=accumulate)
+    before, state, info, _ = sgd_step(batch, mesh, normalization=normalization, accumulate=accumulate)
 
     loss = bigram_loss(before, batch["tokens"], batch["targets"])
     counts, sums = np.zeros(DOMAINS), np.zeros(DOMAINS)
@@ -47,7 +47,7 @@ def test_step_agrees_with_a_float64_oracle(normalisation, accumulate, devices):
         if domain >= 0:
             counts[domain] += (batch["targets"][row] >= 0).sum()
             sums[domain] += loss[row].sum()
-    if normalisation == "token_mean":
+    if normalization == "token_mean":
         weight = np.full(DOMAINS, 1.0 / counts.sum())
     else:
         weight = 1.0 / ((counts > 0).sum() * np.maximum(counts, 1))
@@ -62,16 +62,16 @@ def test_step_agrees_with_a_float64_oracle(normalisation, accumulate, devices):
     np.testing.assert_allclose(before - after, gradient, atol=1e-7, rtol=1e-4)
 
 
-def test_a_regulariser_moves_parameters_and_not_the_report():
+def test_a_regularizer_moves_parameters_and_not_the_report():
     batch, mesh = make_batch(), build_mesh(devices=jax.devices()[:1])
     model, optimizer = bigram(), optax.sgd(1.0)
 
-    def regularised(params, batch):
+    def regularized(params, batch):
         loss = model.apply(params, batch)
         return loss, jnp.where(batch["targets"] >= 0, jnp.sum(params["table"]["kernel"] ** 2), 0.0)
 
     infos, tables = [], []
-    for apply in (model.apply, regularised):
+    for apply in (model.apply, regularized):
         state = init_train_state(jax.random.key(0), model, optimizer, mesh)
         step = build_train_step(apply, optimizer, num_domains=DOMAINS)
         state, info = step(state, global_batch(mesh, batch))
@@ -122,20 +122,20 @@ def test_one_compilation_and_a_steady_layout_on_eight_devices():
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == layout
 
 
-def test_an_unknown_normalisation_names_the_nearest():
+def test_an_unknown_normalization_names_the_nearest():
     with pytest.raises(ConfigError, match="token_mean"):
-        build_train_step(bigram().apply, optax.sgd(1.0), num_domains=2, normalisation="token-mean")
+        build_train_step(bigram().apply, optax.sgd(1.0), num_domains=2, normalization="token-mean")
 
 
-@pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
+@pytest.mark.parametrize("normalization", sorted(NORMALIZATIONS))
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_loss_weights_agree_with_a_float64_oracle(normalisation, accumulate):
+def test_loss_weights_agree_with_a_float64_oracle(normalization, accumulate):
     batch, mesh = make_batch(), build_mesh(devices=jax.devices()[:2])
     model, optimizer = bigram(), optax.sgd(1.0)
     state = init_train_state(jax.random.key(0), model, optimizer, mesh)
     before = np.asarray(state.params["table"]["kernel"])
     step = build_train_step(
-        model.apply, optimizer, num_domains=DOMAINS, normalisation=normalisation, accumulate=accumulate
+        model.apply, optimizer, num_domains=DOMAINS, normalization=normalization, accumulate=accumulate
     )
     given = np.array([0.3, 5.0, 2.0], np.float32)
     state, _ = step(state, global_batch(mesh, batch), jax.device_put(given, replicated(mesh)))
@@ -143,7 +143,7 @@ def test_loss_weights_agree_with_a_float64_oracle(normalisation, accumulate):
     for row, domain in enumerate(batch["domain"]):
         if domain >= 0:
             counts[domain] += (batch["targets"][row] >= 0).sum()
-    if normalisation == "token_mean":
+    if normalization == "token_mean":
         weight = given / (given * counts).sum()
     else:
         weight = given / (np.maximum(counts, 1) * given[counts > 0].sum())

@@ -65,7 +65,7 @@ def initial():
 
 
 def start(built):
-    """The state of a new run, initialised once for all programs."""
+    """The state of a new run, initialized once for all programs."""
     everywhere = replicated(built.mesh)
     pending = np.full(built.num_select if built.is_stale else 1, -1, np.int32)
     return jax.device_put(PairState(initial(), jax.random.split(jax.random.key(0))[1], pending), everywhere)

@@ -236,8 +236,8 @@ def test_the_records_show_what_was_scanned_and_what_was_trained_on(whole):
     run_dir, result = whole
     last = train_records(run_dir)[-1]
     assert last["select/rows"] == 14 * 8
-    assert last["select/scanned_rows"] == 14 * 16 == sum(r["rows"] for r in result.realised.values())
-    assert last["tokens"] == sum(r["tokens"] for r in result.realised.values())
+    assert last["select/scanned_rows"] == 14 * 16 == sum(r["rows"] for r in result.realized.values())
+    assert last["tokens"] == sum(r["tokens"] for r in result.realized.values())
     assert last["select/tokens"] < last["tokens"]
     for key in ("select/share", "select/recent_share"):
         assert sum(last[f"{key}/{n}"] for n in NAMES) == pytest.approx(1.0)
@@ -335,7 +335,7 @@ def test_mixers_learn_from_what_was_scanned(tmp_path):
     result = selecting_run(tmp_path, steps=3, log_every=1, mixer=mixer, selection=settings)
     records = train_records(tmp_path)
     seen = sum(record[f"mix/score/{n}"] for record in records for n in NAMES)
-    assert seen == sum(r["tokens"] for r in result.realised.values()) > records[-1]["select/tokens"]
+    assert seen == sum(r["tokens"] for r in result.realized.values()) > records[-1]["select/tokens"]
     # The hardest rows lose more than the rows they were chosen from; train/loss is of the former.
     first = records[0]
     mean = sum(first[f"mix/loss_sum/{n}"] for n in NAMES) / sum(first[f"mix/score/{n}"] for n in NAMES)

@@ -83,12 +83,12 @@ def test_the_rows_are_those_that_a_stream_delivers(options):
                 np.testing.assert_array_equal(batch["tokens"], tokens[:, :-1])
                 has_target = np.arange(options["seq_len"]) < targets[:, None]
                 np.testing.assert_array_equal(batch["targets"], np.where(has_target, tokens[:, 1:], -1))
-            assert plan.tokens()[r] == sum(drawn["tokens"] for drawn in stream.realised().values())
+            assert plan.tokens()[r] == sum(drawn["tokens"] for drawn in stream.realized().values())
     read = plan.read(row[1, :3].reshape(-1))
     np.testing.assert_array_equal(read.tokens, table.tokens[row[1, :3].reshape(-1)])
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss_normalisation": "domain_mean", "accumulate": 2}])
+@pytest.mark.parametrize("changes", [{}, {"loss_normalization": "domain_mean", "accumulate": 2}])
 def test_losses_are_those_of_lone_runs(tmp_path, changes):
     result = small_swarm(tmp_path / "swarm", changes=changes, mesh=two_devices())
     assert result.curve_steps == (0, 8, 16, 24)
@@ -99,7 +99,7 @@ def test_losses_are_those_of_lone_runs(tmp_path, changes):
         evals = jaxmix.train.latest_by_step(jaxmix.train.read_records(tmp_path / proxy.name / "metrics.jsonl"), "eval")
         curve = [[record[f"eval/loss/{name}"] for name in NAMES] for record in evals]
         np.testing.assert_allclose(result.proxies[i].curve, curve, rtol=1e-6)
-        assert result.proxies[i].tokens == sum(drawn["tokens"] for drawn in lone.realised.values())
+        assert result.proxies[i].tokens == sum(drawn["tokens"] for drawn in lone.realized.values())
         assert result.proxies[i].seed == proxy.seed
 
 

@@ -12,7 +12,7 @@ from jaxmix.workflows.config.sections import load_config
 from jaxmix.workflows.discover.config import load_discovery
 from jaxmix.workflows.finetune.compare import is_finetune_comparison, load_finetune_comparison
 from jaxmix.workflows.finetune.config import load_finetune
-from jaxmix.workflows.label.config import load_labelling
+from jaxmix.workflows.label.config import load_labeling
 from jaxmix.workflows.swarm.config import load_swarm
 from jaxmix.workflows.train.doremi import load_doremi
 
@@ -25,7 +25,7 @@ def test_a_config_loads_and_its_head_says_what_it_does(path):
     loaders = {
         "discover": load_discovery,
         "finetune": load_finetune,
-        "label": load_labelling,
+        "label": load_labeling,
         "compare": load_comparison,
         "swarm": load_swarm,
         "doremi": load_doremi,

@@ -1,4 +1,4 @@
-"""A discovery of three planted topics, end to end, and the labelling of a corpus with what it found."""
+"""A discovery of three planted topics, end to end, and the labeling of a corpus with what it found."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.domains import Domains, open_domains
 from jaxmix.workflows.discover.run import _Discovery, run_discovery
 from jaxmix.workflows.label.config import label_from
-from jaxmix.workflows.label.run import label_shard, label_shards, run_labelling
+from jaxmix.workflows.label.run import label_shard, label_shards, run_labeling
 
 TOPICS = {
     "garden": "rose soil seed water bloom leaf",
@@ -238,7 +238,7 @@ def test_too_few_documents(tmp_path):
         run_discovery(config, command="x", say=lambda line: None)
 
 
-# ── labelling ────────────────────────────────────────────────────────────────────────────────────
+# ── labeling ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def web(tmp_path):
     return tmp_path / "web", texts
 
 
-def labelling(found, web, out, **changes):
+def labeling(found, web, out, **changes):
     mapping = {"domains": str(found[0]), "sources": {"web": {"path": str(web)}}, **changes}
     return label_from(mapping, file="label.yaml", out=str(out))
 
@@ -263,8 +263,8 @@ def labelling(found, web, out, **changes):
 @pytest.mark.parametrize("method", ["student", "teacher"])
 def test_labels_lie_beside_the_documents(found, web, tmp_path, method):
     folder, texts = web
-    config = labelling(found, folder, tmp_path / "out", method=method, batch_documents=4)
-    summary = run_labelling(config, command="x", say=lambda line: None)
+    config = labeling(found, folder, tmp_path / "out", method=method, batch_documents=4)
+    summary = run_labeling(config, command="x", say=lambda line: None)
     assert (summary["documents"], summary["shards"]) == (23 + 5 + 3, 3)
     table = pq.read_table(folder / "a.jsonl.labels.parquet")
     assert table.column_names == ["document", "place", "label", "domain", "confidence", "bytes"]
@@ -284,29 +284,29 @@ def test_labels_lie_beside_the_documents(found, web, tmp_path, method):
     grouped = pq.read_table(folder / "web-00000.labels.parquet")
     assert grouped["place"].to_pylist() == ["0.txt", "1.txt", "2.txt"]
     total = sum(entry["documents"] for entry in summary["domains"].values())
-    assert total + summary["unlabelled"] == 31
+    assert total + summary["unlabeled"] == 31
     files = SourceSpec(name="web", path=str(folder)).files()
     assert not [file for file in files if "labels" in file.name], "labels are no documents"
 
 
-def test_labelling_again_does_only_what_is_missing(found, web, tmp_path):
+def test_labeling_again_does_only_what_is_missing(found, web, tmp_path):
     folder, _ = web
-    config = labelling(found, folder, tmp_path / "out")
-    run_labelling(config, command="x", say=lambda line: None)
+    config = labeling(found, folder, tmp_path / "out")
+    run_labeling(config, command="x", say=lambda line: None)
     first = {path.name: path.read_bytes() for path in folder.glob("*.labels.parquet")}
     (folder / "a.jsonl.labels.parquet").unlink()
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.labels.parquet")}
-    run_labelling(config, command="x", say=lambda line: None)
+    run_labeling(config, command="x", say=lambda line: None)
     assert {path.name: path.read_bytes() for path in folder.glob("*.labels.parquet")} == first
     assert {path: path.stat().st_mtime_ns for path in times} == times
     write_jsonl(folder / "a.jsonl", ["something else"])
     with pytest.raises(ConfigError, match="labels of other documents or by other models"):
-        run_labelling(config, command="x", say=lambda line: None)
+        run_labeling(config, command="x", say=lambda line: None)
 
 
 def test_a_killed_shard_leaves_nothing(found, web, tmp_path, monkeypatch):
     folder, _ = web
-    config = labelling(found, folder, tmp_path / "out", batch_documents=4)
+    config = labeling(found, folder, tmp_path / "out", batch_documents=4)
     domains = open_domains(found[0])
     shard = next(s for s in label_shards(config, domains) if s.target.name.startswith("a.jsonl"))
     calls = []
@@ -327,16 +327,16 @@ def test_a_killed_shard_leaves_nothing(found, web, tmp_path, monkeypatch):
     assert label_shard(shard, domains, method="student", batch_documents=4)["documents"] == 23
 
 
-def test_wrong_labellings(found, web, tmp_path):
+def test_wrong_labelings(found, web, tmp_path):
     with pytest.raises(ConfigError, match="bundled texts need a folder"):
         label_from({"domains": "x", "sources": "bundled"}, file="l.yaml")
     with pytest.raises(ConfigError, match="no files"):
         label_from({"domains": "x", "sources": {"a": {"hf": "b"}}}, file="l.yaml")
     with pytest.raises(ConfigError, match="no finished discovery"):
-        run_labelling(labelling((tmp_path,), web[0], tmp_path), command="x", say=lambda line: None)
+        run_labeling(labeling((tmp_path,), web[0], tmp_path), command="x", say=lambda line: None)
     twice = {"one": {"path": str(web[0])}, "two": {"path": str(web[0] / "a.jsonl")}}
     with pytest.raises(ConfigError, match=r"two sources read a.jsonl"):
-        run_labelling(labelling(found, web[0], tmp_path, sources=twice), command="x", say=lambda line: None)
+        run_labeling(labeling(found, web[0], tmp_path, sources=twice), command="x", say=lambda line: None)
 
 
 def test_the_commands(corpus, found, web, tmp_path, capsys):
@@ -353,7 +353,7 @@ def test_the_commands(corpus, found, web, tmp_path, capsys):
     label.write_text(yaml.safe_dump({"domains": str(found[0]), "sources": {"web": {"path": str(web[0])}}}))
     words = ["label", str(label), "--labels", str(tmp_path / "labels"), "--out", str(tmp_path / "o")]
     assert main([*words, "--dry-run"]) == 0
-    assert "3 shards, 0 of them labelled" in capsys.readouterr().out
+    assert "3 shards, 0 of them labeled" in capsys.readouterr().out
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["documents"] == 31
     assert sorted(p.name for p in (tmp_path / "labels" / "web").iterdir()) == [

@@ -45,7 +45,7 @@ def changed(**changes):
         ({"tasks__levels": "two"}, "tasks.levels", "must be a whole number"),
         ({"tasks__part": "train"}, "tasks.part", "unknown key 'part'"),
         ({"tasks__tokenizer": "byte"}, "tasks.tokenizer", "tokens of its own"),
-        ({"tasks__evaluation": {"colour": 1}}, "tasks.evaluation.colour", "unknown key 'colour'"),
+        ({"tasks__evaluation": {"color": 1}}, "tasks.evaluation.color", "unknown key 'color'"),
         ({"tasks": {"name": "gsm8k"}}, "tasks", "tasks.path is missing"),
         ({"bandit__name": "spaec"}, "bandit.name", "unknown bandit 'spaec'.*Did you mean 'space'"),
         ({"bandit__rule": "wild"}, "bandit.rule", "unknown rule 'wild'"),

@@ -1,4 +1,4 @@
-"""Labelling on a real Ray cluster of this machine, one of its workers killed in the middle: nothing is lost.
+"""Labeling on a real Ray cluster of this machine, one of its workers killed in the middle: nothing is lost.
 
 Skipped where Ray is not installed. Nothing here needs JAX: the student is made by hand.
 """
@@ -15,7 +15,7 @@ import pytest
 from jaxmix.models.student.features import hash_texts
 from jaxmix.models.student.model import Student, StudentConfig
 from jaxmix.workflows.label.config import label_from
-from jaxmix.workflows.label.run import run_labelling
+from jaxmix.workflows.label.run import run_labeling
 from jaxmix.workflows.provenance import write_json
 
 pytest.importorskip("ray", reason='Ray is not installed: pip install "jaxmix[ray]"')
@@ -62,7 +62,7 @@ def label(folder, engine):
         file="label.yaml",
         out=str(folder / f"out-{engine}"),
     )
-    return run_labelling(config, command="x", say=lambda line: None)
+    return run_labeling(config, command="x", say=lambda line: None)
 
 
 def workers():
@@ -87,7 +87,7 @@ MARK = f"JAXMIX_TEST_OF={os.getpid()}".encode()
 
 @pytest.fixture
 def killer(corpus, monkeypatch):
-    """Kills one labelling worker as soon as a few files are labelled; → list of killed ids."""
+    """Kills one labeling worker as soon as a few files are labeled; → list of killed ids."""
     monkeypatch.setenv(*MARK.decode().split("="))
     killed, stop = [], threading.Event()
 

@@ -121,7 +121,7 @@ def test_the_plan_is_what_the_stream_draws_in_every_unit(prepared, unit, weights
     ) as stream:
         for _ in range(50):
             next(stream)
-        drawn = stream.realised()
+        drawn = stream.realized()
     for name, source in planned.items():
         assert drawn[name]["rows"] == pytest.approx(source.rows, abs=1)
         assert drawn[name]["epochs"] == pytest.approx(source.epochs, rel=0.03)

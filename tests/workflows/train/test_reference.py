@@ -80,7 +80,7 @@ def test_loss_weights_train_on_the_prior_and_recommend_a_mixture(texts, referenc
     mixer = {"name": "doremi", "mode": "proxy", "step_size": 2.0}
     config = configured(texts, tmp_path / "run", mixer=mixer, reference={"run": str(reference)})
     result = run_train(config, command="test", has_page=False).result
-    assert {name: drawn["share"] for name, drawn in result.realised.items()} == {"plain": 0.5, "dense": 0.5}
+    assert {name: drawn["share"] for name, drawn in result.realized.items()} == {"plain": 0.5, "dense": 0.5}
     assert abs(result.recommended["plain"] - 0.5) > 0.01
 
 
@@ -92,9 +92,9 @@ def test_loss_weights_train_on_the_prior_and_recommend_a_mixture(texts, referenc
         ({"reference": {"losses": {"plain": 1.0, "dense": -1.0}}}, "'dense' has -1.0"),
         ({"reference": {"losses": {"plane": 1.0, "dense": 1.0}}}, "unknown source 'plane'"),
         (
-            {"mixer": {"name": "doremi", "mode": "proxy", "normaliser": "domain"}}
+            {"mixer": {"name": "doremi", "mode": "proxy", "normalizer": "domain"}}
             | {"reference": {"losses": {"plain": 1.0, "dense": 1.0}}},
-            "weights losses for train.loss_normalisation 'domain_mean'",
+            "weights losses for train.loss_normalization 'domain_mean'",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """Tables, results.json and figure.svg out of the cells that `run.py` left.
 
-python experiments/jest_lm/summarise.py --out runs/jest_lm
+python experiments/jest_lm/summarize.py --out runs/jest_lm
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def _figure(arms: dict[str, dict[int, Any]], path: Path) -> None:
                          "easy_reference", "hard_learner") if a in arms]  # fmt: skip
     figure, axes = pyplot.subplots(1, len(AXES), figsize=(3.2 * len(AXES), 3.2), sharey=True, layout="constrained")
     for index, (title, panel) in enumerate(zip(AXES, axes, strict=True)):
-        for colour, arm in enumerate(shown):
+        for color, arm in enumerate(shown):
             for number, cell in enumerate(arms[arm].values()):
                 x = [axes_at(cell, step)[index] for step in cell["steps"]][2:]
-                panel.plot(x, cell["clean"][2:], color=f"C{colour}", linewidth=0.9, label=arm if number == 0 else None)
+                panel.plot(x, cell["clean"][2:], color=f"C{color}", linewidth=0.9, label=arm if number == 0 else None)
         panel.set_xscale("log")
         panel.set_xlabel(title)
         panel.spines[["top", "right"]].set_visible(False)

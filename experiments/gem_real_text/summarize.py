@@ -1,6 +1,6 @@
 """Tables, results.json and figure.svg from the cells that run.py has finished.
 
-python experiments/gem_real_text/summarise.py --out runs/gem_real_text
+python experiments/gem_real_text/summarize.py --out runs/gem_real_text
 """
 
 from __future__ import annotations
@@ -88,15 +88,15 @@ def _draw(options: Any, name: str, methods: dict[str, list[dict[str, Any]]]) -> 
     for method in SHOWN:
         sizes = np.mean([record["sizes"] for record in methods[method]], axis=0)
         axes[0, 0].plot(np.arange(1, len(sizes) + 1), sizes, marker=".", label=method)
-    axes[0, 0].axhline(1 / len(sizes), color="grey", linewidth=0.7)
+    axes[0, 0].axhline(1 / len(sizes), color="gray", linewidth=0.7)
     axes[0, 0].set(xlabel="cluster, by size", ylabel="share of passages", title=f"Sizes ({name})", ylim=(0, None))
     axes[0, 0].legend()
     balances = [m for m in METHODS if m.startswith("gem") and m in methods]
-    for metric, colour in (("nmi", "#0077bb"), ("purity", "#009988"), ("entropy", "#cc3311")):
+    for metric, color in (("nmi", "#0077bb"), ("purity", "#009988"), ("entropy", "#cc3311")):
         mean = [np.mean([r[metric] for r in methods[m]]) for m in balances]
-        axes[0, 1].plot([m.split()[1] for m in balances], mean, marker="o", color=colour, label=f"GEM, {metric}")
+        axes[0, 1].plot([m.split()[1] for m in balances], mean, marker="o", color=color, label=f"GEM, {metric}")
         base = np.mean([r[metric] for r in methods["spherical_kmeans"]])
-        axes[0, 1].axhline(base, color=colour, linestyle=":", linewidth=1)
+        axes[0, 1].axhline(base, color=color, linestyle=":", linewidth=1)
     axes[0, 1].set(xlabel="balance λ", title="Agreement and balance (dotted: spherical k-means)")
     axes[0, 1].legend()
     palette = plt.get_cmap("tab20")
@@ -106,8 +106,8 @@ def _draw(options: Any, name: str, methods: dict[str, list[dict[str, Any]]]) -> 
     axes[1, 0].set_title("t-SNE of 100 passages of each domain, by domain")
     axes[1, 0].legend(fontsize=6, markerscale=2, ncols=2)
     labels = np.array(next(r for r in methods["gem 5000"] if r["labels"])["labels"])[chosen]
-    colours = plt.get_cmap("gist_ncar")(0.05 + 0.9 * (labels * 7 % 24) / 24)
-    axes[1, 1].scatter(*points.T, s=5, color=colours, rasterized=True)
+    colors = plt.get_cmap("gist_ncar")(0.05 + 0.9 * (labels * 7 % 24) / 24)
+    axes[1, 1].scatter(*points.T, s=5, color=colors, rasterized=True)
     axes[1, 1].set_title("The same, by cluster of GEM at λ = 5000")
     for axis in axes[1]:
         axis.set(xticks=[], yticks=[])

@@ -1,6 +1,6 @@
 """Tables and figure of the experiment, out of the finished cells.
 
-python experiments/mixers_real/summarise.py --out runs/mixers_real
+python experiments/mixers_real/summarize.py --out runs/mixers_real
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def summary(folder: Path) -> dict[str, Any]:
             "per_domain": dict(zip(domains, np.mean([losses[s] - base[s] for s in seeds], 0).tolist(), strict=True)),
             "extra_runs": about[method].extra_runs,
             "evaluations": float(np.mean([by_seed[s]["evaluations"] for s in seeds])),
-            "realised": dict(
-                zip(domains, np.mean([list(by_seed[s]["realised"].values()) for s in seeds], 0).tolist(), strict=True)
+            "realized": dict(
+                zip(domains, np.mean([list(by_seed[s]["realized"].values()) for s in seeds], 0).tolist(), strict=True)
             ),
         }
     seeds = sorted(runs["stratified"])
@@ -128,8 +128,8 @@ def draw(written: dict[str, Any], path: Path) -> None:
         shown = [(m, r) for m, r in result["methods"].items() if r["role"] in ("table", "sweep") and r["seeds"] > 1]
         for place, (_, row) in enumerate(reversed(shown)):
             difference = row["loss_difference"]
-            colour = "#4477aa" if row["role"] == "table" else "#bbbbbb"
-            axes.errorbar(difference["mean"], place, xerr=difference["half_width"], fmt="o", color=colour, capsize=2)
+            color = "#4477aa" if row["role"] == "table" else "#bbbbbb"
+            axes.errorbar(difference["mean"], place, xerr=difference["half_width"], fmt="o", color=color, capsize=2)
         axes.set_yticks(range(len(shown)), [m for m, _ in reversed(shown)], fontsize=8)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel("test loss against stratified, nats per byte (95 %)")

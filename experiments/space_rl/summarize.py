@@ -1,6 +1,6 @@
 """Tables and figure of the experiment, out of the finished cells.
 
-python experiments/space_rl/summarise.py --out runs/space_rl
+python experiments/space_rl/summarize.py --out runs/space_rl
 """
 
 from __future__ import annotations

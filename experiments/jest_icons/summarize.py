@@ -1,6 +1,6 @@
 """Tables, results.json and figure.svg from the cells that run.py and quality.py have finished.
 
-python experiments/jest_icons/summarise.py --out runs/jest_icons
+python experiments/jest_icons/summarize.py --out runs/jest_icons
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxmix.report.paired import student_interval
 
 AXES = ("steps", "trained", "scanned", "flops")
 METRICS = ("recall@1", "recall@10")
-COLOURS = {
+COLORS = {
     "iid": "#000000",
     "jest": "#cc3311",
     "jest_greedy": "#882255",
@@ -265,7 +265,7 @@ def draw(written: dict[str, Any], path: Path) -> None:
                 points = policy["curve"][1:]
                 x = [point["step" if axis == "steps" else axis] for point in points]
                 y = np.asarray([point["recall@10"] for point in points])
-                axes.plot(x, y, color=COLOURS[name], label=name, linewidth=1.4)
+                axes.plot(x, y, color=COLORS[name], label=name, linewidth=1.4)
             axes.set_xscale("log")
             axes.set_xlabel({"steps": "steps", "flops": "FLOP"}.get(axis, f"examples {axis}"))
         if "reference" in result:
