@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from jaxmix.cli.arguments import Arguments, Command, Flag, help_text, parse
 from jaxmix.core.errors import ConfigError, JaxmixError, nearest
 
-__all__ = ["COMMANDS", "main"]
-
 _SECTIONS = ("sources", "data", "mixture", "mixer", "reference", "model", "train", "track", "checkpoint", "out")
 _DRY_RUN = Flag("--dry-run", "say what would be done and write nothing")
 _JSON = Flag("--json", "print the result as one JSON object")

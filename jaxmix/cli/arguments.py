@@ -9,8 +9,6 @@ from typing import Any
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["COMMON", "Arguments", "Command", "Flag", "help_text", "parse"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Flag:

@@ -11,8 +11,6 @@ from jaxmix.cli.output import process_index, say, say_json, say_table
 from jaxmix.cli.session import command_of, continued_by, join_processes, notes_of
 from jaxmix.core.errors import EnvironmentProblem
 
-__all__ = ["compare", "doctor", "plan", "prepare", "quickstart", "report", "train"]
-
 
 def _load(arguments: Arguments, *, out: str | None = None) -> Any:
     """The configuration named on the command line with its overrides; the option `--out` is one of them."""

@@ -8,8 +8,6 @@ from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
 from jaxmix.cli.session import command_of, notes_of
 
-__all__ = ["discover", "label"]
-
 
 def discover(arguments: Arguments) -> int:
     """Finds domains in documents, or says what that would cost."""

@@ -6,8 +6,6 @@ from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import process_index, say, say_json, say_table
 from jaxmix.cli.session import command_of, continued_by, join_processes, notes_of
 
-__all__ = ["compare_finetune", "finetune"]
-
 
 def finetune(arguments: Arguments) -> int:
     """Says what the run will take, fine-tunes, and prints the table of arms."""

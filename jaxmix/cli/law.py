@@ -10,8 +10,6 @@ from jaxmix.cli.output import say, say_json, say_table
 from jaxmix.cli.session import command_of, notes_of
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["law"]
-
 
 def law(arguments: Arguments) -> int:
     """Does the action on a table of runs, or on the folder of a fitted law."""

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["process_index", "say", "say_json", "say_table"]
-
 
 def process_index() -> int | None:
     """This process's number in a run of several, None in a run of one. Never starts a backend."""

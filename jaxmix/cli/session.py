@@ -9,8 +9,6 @@ from types import TracebackType
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say
 
-__all__ = ["command_of", "continued_by", "join_processes", "notes_of"]
-
 
 def command_of(arguments: Arguments) -> str:
     """The command as it was typed, quoted for a shell."""

@@ -11,8 +11,6 @@ from jaxmix.cli.output import say, say_json, say_table
 from jaxmix.cli.session import command_of, continued_by, notes_of
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["swarm"]
-
 
 def swarm(arguments: Arguments) -> int:
     """Does the action on the swarm that the configuration describes."""

@@ -23,8 +23,6 @@ from jaxmix.core.pytree import state
 from jaxmix.core.registry import Registry
 from jaxmix.core.types import Array, Int
 
-__all__ = ["Assignment", "Balance", "Clusterer", "FitInfo", "FitResult", "GemState", "Sums", "registry"]
-
 registry = Registry("clusterer")
 
 

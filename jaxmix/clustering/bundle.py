@@ -16,8 +16,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import shard_map
 from jaxmix.core.types import Array
 
-__all__ = ["assign", "build_clusterer", "check_rows"]
-
 _accumulate = jax.jit(fused_pass, static_argnames=("is_hard", "has_gram"))
 _label = jax.jit(label_pass, static_argnames="with_posterior")
 

@@ -22,8 +22,6 @@ from jaxmix.core.sharding import replicated
 from jaxmix.core.special import inverse_bessel_ratio
 from jaxmix.core.types import Array, PRNGKeyArray
 
-__all__ = ["Progress", "Sample", "check_fit", "first_state", "fit", "penalty_of"]
-
 LABEL_CHANGES = 1e-4
 DEAD_SHARE = 0.01
 MAX_RESEEDS = 20

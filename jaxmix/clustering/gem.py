@@ -13,8 +13,6 @@ from jaxmix.clustering.bundle import build_clusterer
 from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["gem"]
-
 PENALTIES = ("per_sample", "summed")
 E_STEPS = ("dual", "mirror")
 

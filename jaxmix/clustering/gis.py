@@ -16,8 +16,6 @@ from jaxmix.core.errors import ConfigError, warn_renamed
 from jaxmix.core.special import log_vmf_normalizer
 from jaxmix.core.types import Array, Float, Int
 
-__all__ = ["geometric_influence", "local_density"]
-
 FORMS = ("literal", "standardized")
 MOST_NEIGHBORS_FROM = 50_000
 SUBSET = 20_000

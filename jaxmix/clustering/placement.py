@@ -15,8 +15,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_sharding, batch_spec, replicated
 from jaxmix.core.types import Array
 
-__all__ = ["Rows", "place_rows", "row_shards", "take_rows"]
-
 _TOLERANCE = {2: 2e-2, 4: 1e-3, 8: 1e-3}
 
 

@@ -9,16 +9,6 @@ import numpy as np
 from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
 
-__all__ = [
-    "adjusted_rand_index",
-    "cluster_sizes",
-    "contingency",
-    "coverage",
-    "normalized_mutual_information",
-    "purity",
-    "size_entropy",
-]
-
 
 def cluster_sizes(labels: Any, num_clusters: int, sample_weight: Any = None) -> np.ndarray:
     """f64[k], share of the rows (of their weight: of the tokens) in each cluster; sums to 1. Labels below 0 are none.

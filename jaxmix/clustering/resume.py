@@ -17,8 +17,6 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.pytree import to_nested
 from jaxmix.core.types import PRNGKeyArray
 
-__all__ = ["StreamCheckpoint", "fingerprint"]
-
 FORMAT = 1
 
 

@@ -23,8 +23,6 @@ from jaxmix.clustering.em.m_step import maximize
 from jaxmix.core.special import inverse_bessel_ratio, log_vmf_normalizer
 from jaxmix.core.types import Array, Float, PRNGKeyArray
 
-__all__ = ["STARTS", "RowSampler", "mean_cosine", "merge_clusters", "sample_size", "seed_directions"]
-
 STARTS = ("overseed", "kmeans++", "random")
 OVERSEED = 5
 LLOYD_STEPS = 5

@@ -6,8 +6,6 @@ from jaxmix.clustering.base import Clusterer, registry
 from jaxmix.clustering.bundle import build_clusterer
 from jaxmix.core.arguments import check_count
 
-__all__ = ["kmeans", "spherical_kmeans"]
-
 _MAX_CONCENTRATION = 1e5
 
 

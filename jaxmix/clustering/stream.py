@@ -35,8 +35,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array, PRNGKeyArray
 
-__all__ = ["fit_stream"]
-
 
 def fit_stream(
     clusterer: Clusterer,

@@ -6,8 +6,6 @@ from jaxmix.clustering.base import Clusterer, registry
 from jaxmix.clustering.bundle import build_clusterer
 from jaxmix.clustering.gem import _check
 
-__all__ = ["vmf_mixture"]
-
 
 @registry.register
 def vmf_mixture(num_clusters: int, *, max_concentration: float = 1e5) -> Clusterer:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["check_choice", "check_count", "check_number"]
-
 
 def check_number(
     name: str, argument: str, value: float, least: float, most: float = math.inf, *, is_open: bool = False

@@ -14,8 +14,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int
 
-__all__ = ["Counter", "add", "counter", "difference", "is_at_least", "total"]
-
 _BASE = 2**30
 _HALF = 2**15
 

@@ -9,8 +9,6 @@ import difflib
 import warnings
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "EnvironmentProblem", "JaxmixError", "RunError", "nearest", "warn_renamed"]
-
 
 class JaxmixError(Exception):
     """Base of all errors that jaxmix raises on purpose.

@@ -16,8 +16,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.errors import RunError
 
-__all__ = ["from_nested", "migration", "state", "state_versions", "static_field", "to_nested"]
-
 T = TypeVar("T")
 Nested = dict[str, Any]
 

@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["Registry"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

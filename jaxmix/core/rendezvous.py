@@ -13,8 +13,6 @@ import time
 
 from jaxmix.core.errors import EnvironmentProblem
 
-__all__ = ["wait_for_all"]
-
 _READY = "ready"
 
 

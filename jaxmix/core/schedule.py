@@ -18,8 +18,6 @@ from jaxmix.core.counter import Counter, counter, difference, is_at_least
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.types import Array, Float, Int, Weights
 
-__all__ = ["MixtureSchedule", "check_weights", "mixture_schedule", "schedule_weights", "weights_in_order"]
-
 INTERPOLATIONS = ("step", "linear", "cosine")
 UNITS = ("steps", "tokens")
 _SUM_TOLERANCE = 0.01

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array, DomainIds, DomainVector, Float
 
-__all__ = ["mean_by_domain", "sum_by_domain"]
-
 
 def sum_by_domain(
     values: Float[Array, " b"] | Float[Array, "b t"], domain: DomainIds, num_domains: int

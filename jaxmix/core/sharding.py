@@ -25,23 +25,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxmix.core.errors import ConfigError, EnvironmentProblem
 from jaxmix.core.rendezvous import wait_for_all
 
-__all__ = [
-    "AXES",
-    "batch_sharding",
-    "batch_spec",
-    "build_mesh",
-    "global_batch",
-    "initialize_distributed",
-    "named_shardings",
-    "one_device_per_core",
-    "process_shard",
-    "proxy_mesh",
-    "replicated",
-    "shard_map",
-    "sum_over",
-    "use_mesh",
-]
-
 AXES = ("data", "fsdp", "tensor")
 _ROW_AXES = ("data", "fsdp")
 

@@ -13,16 +13,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array, DomainVector, Float, Weights
 
-__all__ = [
-    "entropy",
-    "exponentiated_gradient_step",
-    "kl_divergence",
-    "kl_project_capped_simplex",
-    "mix_with",
-    "normalize",
-    "project_capped_simplex",
-]
-
 TINY = 1e-30
 """Weights below this count as this inside a logarithm, so that a group that died out can return."""
 

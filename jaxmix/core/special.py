@@ -49,8 +49,6 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float
 
-__all__ = ["bessel_ratio", "inverse_bessel_ratio", "log_vmf_normalizer"]
-
 MIN_ORDER = 16
 """Orders below this are raised to it by whole steps."""
 NUM_TERMS = 12

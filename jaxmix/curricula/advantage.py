@@ -13,8 +13,6 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 from jaxmix.curricula.base import Bandit, arm_sums, check_arms, draw, registry
 
-__all__ = ["DumpState", "SecState", "advantages", "dump", "sec"]
-
 _EPSILON = 1e-6
 
 

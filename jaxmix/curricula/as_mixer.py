@@ -18,8 +18,6 @@ from jaxmix.curricula.base import Bandit, first_visit_average, make, registry
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, is_present, require
 from jaxmix.mixers.base import registry as mixers
 
-__all__ = ["CurriculumState", "as_mixer", "curriculum", "improvement_rewards"]
-
 _LEAST_LOSS = 1e-30
 
 

@@ -21,22 +21,6 @@ from jaxmix.core.registry import Registry
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 
-__all__ = [
-    "ArmSums",
-    "Bandit",
-    "arm_sums",
-    "check_arms",
-    "check_figures",
-    "draw",
-    "first_visit_average",
-    "is_usable",
-    "make",
-    "race",
-    "registry",
-    "rescale_rewards",
-    "signal_of",
-]
-
 registry = Registry("bandit")
 """All bandits by name. Register a factory of your own with `@jaxmix.curricula.registry.register`."""
 

@@ -12,8 +12,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Int, PRNGKeyArray
 
-__all__ = ["CursorState", "PromptCursors", "prompt_cursors", "shuffled_place"]
-
 _ROUNDS = 6
 
 

@@ -14,8 +14,6 @@ from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 from jaxmix.curricula.base import Bandit, arm_sums, check_arms, check_figures, draw, first_visit_average, registry
 
-__all__ = ["AdarftState", "DotsState", "StagedState", "adarft", "dots", "staged"]
-
 
 @state(version=1)
 class StagedState:

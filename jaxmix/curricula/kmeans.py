@@ -9,8 +9,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 
-__all__ = ["KMeansResult", "assign", "fit_kmeans", "lloyd"]
-
 _LARGEST_BLOCK = 5 * 10**7  # entries of a distance matrix that is written down at once
 
 

@@ -14,8 +14,6 @@ from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 from jaxmix.curricula.base import ArmSums, Bandit, arm_sums, check_arms, check_figures, draw, race, registry
 
-__all__ = ["BetaState", "bots", "lilo", "mopps"]
-
 _CELLS = 256  # of the integral over the distance to the target
 
 

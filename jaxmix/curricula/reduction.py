@@ -16,16 +16,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.curricula.kmeans import fit_kmeans
 
-__all__ = [
-    "Reduction",
-    "difficulty_from_attempts",
-    "farthest_first",
-    "first_of_each",
-    "principal_coordinates",
-    "prompt_features",
-    "reduce",
-]
-
 _SAME = 1e-9  # squared distance below which two rows are copies; features have mean squares near 1
 
 

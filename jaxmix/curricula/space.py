@@ -16,8 +16,6 @@ from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 from jaxmix.curricula.base import Bandit, arm_sums, check_arms, draw, first_visit_average, race, registry
 
-__all__ = ["SpaceState", "SparftState", "gaussian_argmax", "space", "sparft_v1"]
-
 RULES = {
     "proportional": {"signal_power": 1.0, "hardness_power": 0.25, "progress_weight": 0.0},
     "thompson": {"signal_power": 0.5, "hardness_power": 0.75, "progress_weight": 0.1},

@@ -13,8 +13,6 @@ from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.curricula.base import Bandit, arm_sums, check_arms, check_figures, draw, registry
 
-__all__ = ["MAX_REFILLS", "OVERSAMPLING", "CountState", "dapo", "live_groups", "uniform"]
-
 OVERSAMPLING = 3
 """DAPO generates batches of so many times the training batch, "gen_prompt_bsz" in its recipe, …"""
 MAX_REFILLS = 10

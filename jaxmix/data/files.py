@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replaced", "write_whole"]
-
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:

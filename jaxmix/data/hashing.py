@@ -21,8 +21,6 @@ import numpy as np
 
 from jaxmix.core.arguments import check_count
 
-__all__ = ["HashedNgrams", "Words", "hashed_ngrams", "split_words"]
-
 _TABLE_SIZE = 0x30001  # the planes that hold scripts, and one entry for all beyond: letters without cases
 _CHARACTERS_PER_WORD = 16
 _UNSPACED = (  # first and last code point

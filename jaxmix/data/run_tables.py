@@ -23,8 +23,6 @@ from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.data.files import write_whole
 from jaxmix.laws.base import RunTable
 
-__all__ = ["read_regmix", "read_run_table", "write_run_table"]
-
 _WEIGHT, _LOSS = "weight/", "loss/"
 _REQUIRED = ("model_size", "tokens")
 _KNOWN = ("run", *_REQUIRED, "seed")

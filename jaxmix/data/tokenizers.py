@@ -11,8 +11,6 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["Tokenizer", "byte_tokenizer", "load_tokenizer"]
-
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "[SEP]")
 
 

@@ -22,8 +22,6 @@ from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.core.pytree import from_nested, state_versions, to_nested
 from jaxmix.curricula import Bandit, prompt_cursors, rescale_rewards
 
-__all__ = ["SpaceDataset"]
-
 Batch = dict[str, NDArray]
 _OWN = ("prompts", "arm", "example_id", "slot")
 _EVALUATION, _SKIPPED = -1, -2

@@ -17,20 +17,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
 from jaxmix.core.types import Array
 
-__all__ = [
-    "Estimate",
-    "Form",
-    "Law",
-    "Parameter",
-    "Params",
-    "Predict",
-    "RunTable",
-    "Shape",
-    "make",
-    "one_object",
-    "registry",
-]
-
 P = ParamSpec("P")
 
 registry = Registry("law")

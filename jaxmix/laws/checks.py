@@ -9,8 +9,6 @@ import numpy as np
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.laws.base import Shape
 
-__all__ = ["check_choice", "check_positive", "check_range", "metric_shares", "on_simplex"]
-
 
 def metric_shares(metric_weights: Any, shape: Shape, where: str) -> np.ndarray:
     """Weights of the metrics that add up to 1; `None` gives all the same."""

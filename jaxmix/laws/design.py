@@ -17,15 +17,6 @@ from jaxmix.laws.checks import check_positive, on_simplex
 from jaxmix.laws.fit import LawFit, compiled, on_host
 from jaxmix.laws.solve.sobol import MAX_DIMENSIONS, sobol_points
 
-__all__ = [
-    "d_optimal",
-    "dirichlet_designs",
-    "distinct",
-    "law_features",
-    "sample_mixtures",
-    "sobol_designs",
-]
-
 _NUM_STRENGTHS = 15
 _MAX_ROUNDS = 200
 

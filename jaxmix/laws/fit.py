@@ -18,8 +18,6 @@ from jaxmix.laws.solve.layout import Layout, Point, lay_out
 from jaxmix.laws.solve.lbfgs import build_lbfgs
 from jaxmix.laws.solve.levenberg_marquardt import Cells, Solution, build_solver
 
-__all__ = ["LawFit", "fit", "on_host"]
-
 LOSSES = ("relative", "huber")
 METHODS = ("levenberg_marquardt", "lbfgs")
 _LANES = 16

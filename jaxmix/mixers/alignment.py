@@ -16,17 +16,6 @@ from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Weights
 from jaxmix.mixers.base import GRADIENTS
 
-__all__ = [
-    "bounded",
-    "check_gradients",
-    "is_measured",
-    "masked_mean",
-    "running_scale",
-    "squared_norms",
-    "target_row",
-    "weigh_targets",
-]
-
 LARGEST = 1e30
 """Scores are cut here, far beyond what a step can act on, so that float32 holds their sums."""
 

@@ -18,21 +18,6 @@ from jaxmix.core.registry import Registry
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Bool, DomainVector, PRNGKeyArray, Weights
 
-__all__ = [
-    "GRADIENTS",
-    "REFERENCE_SIGNALS",
-    "SIGNALS",
-    "Cadence",
-    "Feedback",
-    "Mixer",
-    "MixerInfo",
-    "initial_weights",
-    "is_present",
-    "make",
-    "registry",
-    "require",
-]
-
 SIGNALS = (
     "loss_sum",
     "token_count",

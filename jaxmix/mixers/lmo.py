@@ -22,17 +22,6 @@ from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, require
 
-__all__ = [
-    "EVERY_STEP",
-    "Estimate",
-    "LmoState",
-    "estimate_quality",
-    "importance_weights",
-    "lmo",
-    "normalized_interaction",
-]
-
-
 EVERY_STEP = Cadence()
 
 

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector
 
-__all__ = ["LARGEST", "finite_or_nan", "fresh_mean", "hold", "mean_for_unknown"]
-
 LARGEST = 1e30
 """Losses beyond ± this count as this, so that sums over domains and evaluations stay finite in float32."""
 

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import DomainVector
 
-__all__ = ["check_figures", "figures_of"]
-
 
 def check_figures(name: str, argument: str, value: float | Sequence[float]) -> float | tuple[float, ...]:
     """Returns one finite number for all domains, or one per domain; `figures_of` checks how many there must be."""

@@ -14,8 +14,6 @@ import numpy as np
 
 from jaxmix.core.types import Array, Bool, Float
 
-__all__ = ["PowerLaw", "PowerLawFit", "fit_power_law", "fit_power_laws", "penalized_huber", "predict"]
-
 MAX_LOG_SCALE = 6.5
 MIN_EXPONENT, MAX_EXPONENT = 1e-3, 0.8
 HUBER_WIDTH = 1e-3

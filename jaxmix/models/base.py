@@ -9,8 +9,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 
-__all__ = ["Decoding", "Model", "token_loss"]
-
 
 class Decoding(NamedTuple):
     """Several continuations of each prompt, token by token; the prompt is computed once for all of them.

@@ -15,8 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmix.core.types import Array
 
-__all__ = ["constrain_rows", "fit_partition", "parameter_partition", "params_template"]
-
 _SPECS: dict[str, PartitionSpec] = {
     "table": PartitionSpec("tensor", "fsdp"),  # [v, d]
     "readout": PartitionSpec("tensor", "fsdp"),  # [v, d]

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["check_compute_dtype", "compute_dtype", "wide_dtype"]
-
 
 def wide_dtype(dtype: Any) -> Any:
     """float32, or float64 beside float64. (`jnp.promote_types` refuses bfloat16 under strict promotion.)"""

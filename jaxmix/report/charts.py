@@ -8,8 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Dot", "Grid", "Line", "bars", "dots", "heat_maps", "lines", "panels", "scatters", "stacked"]
-
 _INK, _GRID = "#010203", "#040506"
 """Stand-ins, replaced by the page's text color: matplotlib cannot write `currentColor` itself."""
 

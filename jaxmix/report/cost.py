@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from jaxmix.report.run_folder import RunRecord
 
-__all__ = ["Cost", "cost_of", "cost_sentence"]
-
 GRADIENT_SIGNALS = ("gradient_alignment", "validation_alignment", "gradient_noise")
 _FORWARD_SHARE = 1 / 3
 """Of a token's training cost, forward and backward, that its forward pass takes."""

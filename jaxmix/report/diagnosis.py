@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.widgets import moves
 
-__all__ = ["Snapshot", "interaction_snapshots", "is_near_one_hot", "lag_sentence", "warnings"]
-
 MIN_EFFECTIVE = 1.5
 """exp(entropy of the weights) below which a mixture counts as near one-hot: it weighs as so many equal domains."""
 

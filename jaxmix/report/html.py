@@ -8,8 +8,6 @@ from pathlib import Path
 
 from jaxmix.data.files import write_whole
 
-__all__ = ["html_page", "write_page"]
-
 _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }

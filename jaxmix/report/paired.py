@@ -12,17 +12,6 @@ from jaxmix.report.cost import Cost, cost_of
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, by_variant, mean_loss, unfinished
 
-__all__ = [
-    "LEVEL",
-    "Interval",
-    "Pairing",
-    "domain_tables",
-    "paired_sentences",
-    "paired_table",
-    "pairings",
-    "student_interval",
-]
-
 LEVEL = 0.95
 """Of all intervals."""
 

@@ -10,8 +10,6 @@ from typing import Any
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.train.run.records import latest_by_step, read_records
 
-__all__ = ["RunRecord", "find_runs", "load_run"]
-
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:

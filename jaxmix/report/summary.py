@@ -11,8 +11,6 @@ from jaxmix.report.paired import LEVEL, Interval, Pairing, pairings
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import mean_loss
 
-__all__ = ["summarize"]
-
 
 def summarize(records: Sequence[RunRecord], *, out: str, report: Path, verdict: Sequence[str]) -> dict[str, Any]:
     """The result for machines: every run, and every variant against the first over paired seeds."""

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.verdict import Comparison, compare
 
-__all__ = ["Table", "by_variant", "comparison", "comparison_table", "natural_shares", "run_table", "unfinished"]
-
 
 class Table(NamedTuple):
     """Rows of text.

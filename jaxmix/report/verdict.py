@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Comparison", "Standing", "compare"]
-
 Losses = Mapping[str, Mapping[int, float]]
 """variant → seed → loss (nats per token)."""
 

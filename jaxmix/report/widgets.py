@@ -10,8 +10,6 @@ from jaxmix.report.charts import Line
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table
 
-__all__ = ["curve", "domains_shown", "figure_html", "moves", "note_shown", "table_html", "trained"]
-
 _MAX_POINTS = 400
 _MAX_DOMAINS = 12
 

@@ -15,20 +15,6 @@ from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float, Int
 
-__all__ = [
-    "LOSSES",
-    "SCORES",
-    "Embeddings",
-    "Selection",
-    "SelectionInfo",
-    "Selector",
-    "check_chunks",
-    "check_sizes",
-    "check_super_batch",
-    "needs_of",
-    "score_from_losses",
-]
-
 LOSSES = ("sigmoid", "softmax")
 SCORES = ("learnability", "easy_reference", "hard_learner")
 """Loss of the learner less that of the reference; less the reference's loss; the learner's loss."""

@@ -23,8 +23,6 @@ from jaxmix.selection.picking import pick
 from jaxmix.selection.rows import Rows
 from jaxmix.selection.scores import all_pairs, contrastive
 
-__all__ = ["independent", "top_learnability"]
-
 
 def independent(
     num_select: int,

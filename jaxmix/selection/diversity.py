@@ -27,8 +27,6 @@ from jaxmix.selection.jest import FIRST_CHUNKS
 from jaxmix.selection.picking import pick
 from jaxmix.selection.rows import Rows, by_row_blocks
 
-__all__ = ["diverse", "greats"]
-
 KERNELS = ("linear", "squared", "near_duplicate")
 
 

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.selection.rows import Rows
 
-__all__ = ["best", "count_by_domain", "draw"]
-
 
 def draw(
     key: PRNGKeyArray,

@@ -17,8 +17,6 @@ from jaxmix.selection.base import Selection, SelectionInfo
 from jaxmix.selection.draw import best, count_by_domain, draw
 from jaxmix.selection.rows import Rows
 
-__all__ = ["Interaction", "Rules", "choose", "no_interaction"]
-
 
 class Interaction(NamedTuple):
     """How those already chosen change the score of the others. Arrays are of the rows held here.

@@ -21,16 +21,6 @@ from jaxmix.selection.picking import Criterion, pick
 from jaxmix.selection.rows import Rows
 from jaxmix.selection.scores import contrastive, models_of
 
-__all__ = [
-    "FIRST_CHUNKS",
-    "FORMS",
-    "check_contrastive",
-    "check_embeddings",
-    "jest",
-    "join_models",
-    "pick_by_embeddings",
-]
-
 FORMS = ("paper", "self", "marginal")
 FIRST_CHUNKS = ("self", "uniform")
 

@@ -19,8 +19,6 @@ from jaxmix.core.types import Array, Bool, DomainVector, Float, Int
 from jaxmix.selection.base import SCORES, needs_of, score_from_losses
 from jaxmix.selection.pairs import compute_dtype
 
-__all__ = ["DomainSums", "domain_learnability", "sequence_loss", "token_entropy", "token_mask"]
-
 REDUCTIONS = ("mean", "sum", "top")
 
 

@@ -13,8 +13,6 @@ from jaxmix.selection.jest import check_contrastive, check_embeddings
 from jaxmix.selection.rows import Rows
 from jaxmix.selection.scores import all_pairs, contrastive, models_of
 
-__all__ = ["SelectionObjective", "selection_objective"]
-
 
 class SelectionObjective(NamedTuple):
     """`F(S)/b` and its two parts.

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array, Bool, Float
 
-__all__ = ["compute_dtype", "diagonal", "logits", "logsumexp", "pair_products", "softplus_sum"]
-
 _GROUP = 16
 """Factors multiplied before one logarithm; each is at most 2, so that up to 127 would fit float32."""
 

@@ -15,8 +15,6 @@ from jaxmix.selection.base import Selection, check_super_batch
 from jaxmix.selection.gibbs import Interaction, Rules, choose
 from jaxmix.selection.rows import Rows, over_rows
 
-__all__ = ["pick"]
-
 Criterion = Callable[[Rows, PRNGKeyArray, Any, Any, Array], Interaction]
 """`(rows, key, per_row, whole, free) -> Interaction`, in terms of the rows held here."""
 

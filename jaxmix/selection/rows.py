@@ -14,8 +14,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_spec, shard_map
 from jaxmix.core.types import Array
 
-__all__ = ["Rows", "by_row_blocks", "over_rows"]
-
 _TILE = 1 << 23
 """Pair terms held at once where the caller does not say: 32 MiB of float32."""
 

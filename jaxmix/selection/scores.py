@@ -22,8 +22,6 @@ from jaxmix.selection.base import Embeddings
 from jaxmix.selection.gibbs import Interaction
 from jaxmix.selection.rows import Rows, by_row_blocks
 
-__all__ = ["all_pairs", "contrastive", "models_of"]
-
 
 def models_of(learner: Embeddings | None, reference: Embeddings | None, score: str) -> list[tuple[int, Embeddings]]:
     """The models that a score reads, with the sign of their loss; temperature and bias in the dtype of the sums."""

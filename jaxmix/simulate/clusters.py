@@ -10,8 +10,6 @@ import numpy as np
 from jaxmix.clustering.base import GemState
 from jaxmix.core.arguments import check_count, check_number
 
-__all__ = ["Planted", "planted_mixture", "sample_vmf", "zipf_sizes"]
-
 
 class Planted(NamedTuple):
     """Attributes:

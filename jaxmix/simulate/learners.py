@@ -17,8 +17,6 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 from jaxmix.curricula.base import Bandit
 
-__all__ = ["SkillWorld", "chains", "prompts_to_target", "worlds"]
-
 LEVELS = (1.0, -0.5, -2.0, -3.5, -5.0)
 """Logits of a chain's skills at the start, easy to hard."""
 

@@ -34,15 +34,6 @@ from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, initial_weights
 from jaxmix.simulate.worlds import Gradients, World
 
-__all__ = [
-    "SimulationResult",
-    "StaticSearch",
-    "best_static",
-    "run_static",
-    "simulate",
-    "systematic_counts",
-]
-
 _SUMS = ("loss_sum", "token_count", "reference_loss_sum", "clipped_excess_sum")
 _DEFAULT_EVALUATIONS = 20
 

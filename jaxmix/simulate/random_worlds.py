@@ -17,8 +17,6 @@ import optax
 from jaxmix.core.types import PRNGKeyArray
 from jaxmix.simulate.worlds import World, log_linear_world, quadratic_world
 
-__all__ = ["random_log_linear_world", "random_quadratic_world"]
-
 
 def random_quadratic_world(
     key: PRNGKeyArray,

@@ -15,8 +15,6 @@ from jax.typing import ArrayLike
 from jaxmix.core.types import Array, Float
 from jaxmix.simulate.worlds import World, as_array, log_linear_world
 
-__all__ = ["LogLinearFit", "fit_log_linear", "replay_world"]
-
 
 class LogLinearFit(NamedTuple):
     """Attributes:

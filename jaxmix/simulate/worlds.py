@@ -18,20 +18,6 @@ from jax.typing import ArrayLike
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
 
-__all__ = [
-    "Gradients",
-    "World",
-    "as_array",
-    "check_shape",
-    "decaying",
-    "linear_world",
-    "log_linear_world",
-    "per_domain",
-    "power_law_world",
-    "quadratic_world",
-    "swapped",
-]
-
 
 class Gradients(NamedTuple):
     """Attributes:

@@ -11,16 +11,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float
 from jaxmix.curricula.uniform import live_groups
 
-__all__ = [
-    "AGGREGATES",
-    "GrpoInfo",
-    "TokenObjective",
-    "group_advantages",
-    "grpo_loss",
-    "token_objective",
-    "token_weights",
-]
-
 AGGREGATES = ("token_mean", "sequence_mean", "constant")
 _EPSILON = 1e-6
 

@@ -17,8 +17,6 @@ from typing import Literal
 
 from jaxmix.core.errors import EnvironmentProblem
 
-__all__ = ["KNOWN_BAD", "BadPair", "Check", "diagnose", "installed_version", "ping", "ping_this_machine"]
-
 Status = Literal["ok", "note", "broken"]
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from jaxmix.laws.judge.diagnose import Diagnosis
     from jaxmix.laws.proposals.propose import Proposal
 
-__all__ = ["FittedLaw", "LawSettings", "by_name", "check_laws", "fit_law", "load_law", "make_proposal", "read_table"]
 
 AUTO = "auto"
 LAW, TABLE, PAGE, MIXTURE, PROPOSAL = "law.json", "runs.csv", "report.html", "mixture.yaml", "proposal.json"

@@ -15,18 +15,6 @@ from typing import Any
 from jaxmix.data.files import write_whole
 from jaxmix.workflows.doctor import installed_version
 
-__all__ = [
-    "PROVENANCE",
-    "describe_devices",
-    "git_commit",
-    "is_finished",
-    "made_by",
-    "now",
-    "provenance_of",
-    "versions",
-    "write_json",
-]
-
 PROVENANCE = "provenance.json"
 
 _DISTRIBUTIONS = ("jaxmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -27,21 +27,6 @@ from jaxmix.clustering.base import GemState, Sums
 from jaxmix.core.special import log_vmf_normalizer
 from jaxmix.core.types import Array
 
-__all__ = [
-    "as_rows",
-    "block_rows",
-    "by_blocks",
-    "dual_pass",
-    "fused_pass",
-    "gram_pass",
-    "is_near",
-    "label_pass",
-    "linear_rule",
-    "moment_pass",
-    "posterior_pass",
-    "varying_zero",
-]
-
 HIGHEST = jax.lax.Precision.HIGHEST
 _TILE = {"cpu": 13 << 17}
 _OTHER_TILE = 1 << 26

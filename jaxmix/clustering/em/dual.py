@@ -25,8 +25,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 
-__all__ = ["DualSearch", "Penalty", "start_search", "tell"]
-
 MAX_EVALUATIONS = 200
 _ARMIJO = 1e-4
 _LARGEST_STEP = 60.0  # nats

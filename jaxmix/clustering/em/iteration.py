@@ -39,18 +39,6 @@ from jaxmix.clustering.em.mirror import mirror_pass
 from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array
 
-__all__ = [
-    "Iteration",
-    "Kind",
-    "build_iteration",
-    "build_labels",
-    "improve",
-    "kind_of",
-    "objective_of",
-    "search_tolerance",
-]
-
-
 _FEW = 64
 _MANY, _CLUSTERS_PER_MORE = 6, 64
 """After how many evaluations of an E-step the next one begins with a new Hessian, and clusters that allow one more."""

@@ -12,8 +12,6 @@ from jaxmix.clustering.base import GemState, Sums
 from jaxmix.core.special import inverse_bessel_ratio, log_vmf_normalizer
 from jaxmix.core.types import Array
 
-__all__ = ["expected_value", "hard_objective", "maximize"]
-
 _SHORT = 1e-12
 """A resultant shorter than this has no direction."""
 

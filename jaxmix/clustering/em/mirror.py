@@ -22,8 +22,6 @@ from jaxmix.clustering.em.block_sums import HIGHEST, as_rows, by_blocks, linear_
 from jaxmix.clustering.em.dual import Penalty
 from jaxmix.core.types import Array
 
-__all__ = ["mirror_pass"]
-
 
 def mirror_pass(
     state: GemState,

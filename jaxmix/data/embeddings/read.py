@@ -12,8 +12,6 @@ from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.embeddings.files import Shard, checksum, read_store_index, stored_dtype
 
-__all__ = ["EmbeddingStore", "TextEncoder", "open_embedding_store"]
-
 
 @runtime_checkable
 class TextEncoder(Protocol):

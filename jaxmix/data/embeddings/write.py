@@ -18,8 +18,6 @@ from jaxmix.data.embeddings.files import write_json as _write_json
 from jaxmix.data.embeddings.read import EmbeddingStore, TextEncoder, open_embedding_store
 from jaxmix.data.files import replaced
 
-__all__ = ["EmbeddingWriter", "write_embedding_store"]
-
 Texts = Sequence[str] | Callable[[], Iterable[str]]
 
 

@@ -6,8 +6,6 @@ import heapq
 
 import numpy as np
 
-__all__ = ["apportion", "earlier", "is_lasting", "order_rows", "worst_error"]
-
 _SLACK = 1e-9  # of a row; far above float64's rounding, far below what anyone can see
 _HORIZON = 256  # rows looked ahead exactly
 _CROSSINGS = 4  # rows that a slow domain may get within the first half of a stretch; at least 1

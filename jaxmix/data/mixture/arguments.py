@@ -11,8 +11,6 @@ import numpy as np
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.data.mixture.plan import POLICIES, UNLIMITED
 
-__all__ = ["UNITS", "by_name", "check_arguments", "check_policies", "checked_weights", "row_limit"]
-
 UNITS = ("tokens", "documents", "rows")
 
 

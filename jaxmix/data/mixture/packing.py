@@ -9,8 +9,6 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["PackedRows", "Rows", "WholeRows", "document_tokens"]
-
 
 class Rows(Protocol):
     """What the stream needs of a source: its rows, and how many tokens of each have a target."""

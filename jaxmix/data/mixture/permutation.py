@@ -6,8 +6,6 @@ import hashlib
 
 import numpy as np
 
-__all__ = ["EpochPermutation"]
-
 _LARGEST_TABLE = 2**16
 
 

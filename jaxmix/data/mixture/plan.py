@@ -13,8 +13,6 @@ import numpy as np
 
 from jaxmix.data.mixture.apportion import earlier, order_rows
 
-__all__ = ["POLICIES", "UNLIMITED", "BlockPlan", "plan_block"]
-
 POLICIES = ("repeat", "stop", "drop", "error")
 UNLIMITED = np.iinfo(np.int64).max
 

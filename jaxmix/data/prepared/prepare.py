@@ -33,8 +33,6 @@ from jaxmix.data.sources.readers import Trouble, Unit
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.data.tokenizers import Tokenizer
 
-__all__ = ["SPLITS", "PrepareSummary", "prepare_corpus"]
-
 FORMAT = 1
 SPLITS = ("train", "validation")
 _BATCH = 64

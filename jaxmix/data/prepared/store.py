@@ -12,8 +12,6 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
 
-__all__ = ["PreparedSource", "open_prepared", "read_index"]
-
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord advises for random access
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from jaxmix.core.errors import EnvironmentProblem
 
-__all__ = ["BundledDomain", "bundled_corpus", "natural_shares"]
-
 
 @dataclasses.dataclass(frozen=True)
 class BundledDomain:

@@ -12,8 +12,6 @@ from typing import Any
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, nearest
 
-__all__ = ["FORMATS", "Trouble", "Unit", "detect_format", "read_unit", "split_file"]
-
 FORMATS: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".md", ".text", ".txt.gz", ".txt.zst"),
     "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"),

@@ -12,8 +12,6 @@ from typing import Any
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, nearest
 from jaxmix.data.sources.readers import FORMATS, Trouble, Unit, detect_format, read_unit, split_file
 
-__all__ = ["LABELS", "SourceSpec"]
-
 LABELS = ".labels.parquet"
 """Ending of the files that `jaxmix label` writes beside documents: no documents themselves."""
 

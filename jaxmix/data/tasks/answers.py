@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-__all__ = ["extract_answer", "is_same_answer", "parse_number"]
-
 _LONGEST = 10_000
 """Characters of a completion that are looked at, from its end."""
 _LONGEST_NUMBER = 400

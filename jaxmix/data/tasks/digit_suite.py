@@ -9,8 +9,6 @@ import numpy as np
 from jaxmix.data.tasks.prompts import PromptSet
 from jaxmix.data.tasks.suites import Family, build_suite, noise, registry
 
-__all__ = ["FAMILIES", "digits"]
-
 _OPERANDS = ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3))
 
 

@@ -11,8 +11,6 @@ from jaxmix.data.tasks.prompts import PromptSet
 from jaxmix.data.tasks.text import Question, text_prompts
 from jaxmix.data.tokenizers import Tokenizer, byte_tokenizer
 
-__all__ = ["gsm8k"]
-
 
 def gsm8k(
     path: str | Path,

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["PromptSet", "answer_length", "exact_match", "left_padded", "right_padded"]
-
 
 @dataclass(frozen=True, eq=False)
 class PromptSet:

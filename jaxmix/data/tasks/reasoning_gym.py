@@ -12,8 +12,6 @@ from jaxmix.data.tasks.suites import PARTS, is_held_out
 from jaxmix.data.tasks.text import Question, text_prompts
 from jaxmix.data.tokenizers import Tokenizer, byte_tokenizer
 
-__all__ = ["reasoning_gym"]
-
 _TRIES = {"train": 2, "held_out": 8}
 """Instances that are looked at for every prompt wanted: three in four are for training, and some come twice."""
 

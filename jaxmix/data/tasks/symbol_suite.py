@@ -15,8 +15,6 @@ import numpy as np
 from jaxmix.data.tasks.prompts import PromptSet
 from jaxmix.data.tasks.suites import Family, build_suite, noise, registry
 
-__all__ = ["FAMILIES", "symbols"]
-
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 

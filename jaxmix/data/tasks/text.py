@@ -14,8 +14,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.data.tasks.prompts import PromptSet, left_padded, right_padded
 from jaxmix.data.tokenizers import Tokenizer
 
-__all__ = ["Question", "text_prompts"]
-
 
 class Question(NamedTuple):
     """A question as text.

@@ -12,8 +12,6 @@ from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, re
 from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import safe_power, scale_parameters, scale_terms
 
-__all__ = ["additive", "joint"]
-
 
 @registry.register
 @one_object

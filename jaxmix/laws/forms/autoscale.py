@@ -8,8 +8,6 @@ from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.checks import check_range
 
-__all__ = ["autoscale"]
-
 
 @registry.register
 @one_object

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array, Float
 
-__all__ = ["allocate_capacity", "log_capacity"]
-
 MAX_STEPS = 40
 _NO_DEMAND = -1e30
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from jaxmix.core.types import Array
 
-__all__ = ["noise_columns", "size_columns"]
-
 
 def size_columns(
     log_size: Array, exponent: Array, log_scale: Array, log_head: Array, own: np.ndarray

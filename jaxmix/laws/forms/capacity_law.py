@@ -18,8 +18,6 @@ from jaxmix.laws.checks import check_choice
 from jaxmix.laws.forms.capacity import log_capacity
 from jaxmix.laws.forms.capacity_jacobian import noise_columns, size_columns
 
-__all__ = ["capacity", "capacity_only"]
-
 OFFSETS = ("shared", "per_domain", "none")
 EXPONENTS = ("free", "shared", "tied")
 

@@ -6,8 +6,6 @@ from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.forms.terms import own_weights, require_own_domains, safe_power, scale_parameters, scale_terms
 
-__all__ = ["dcpt"]
-
 
 @registry.register
 @one_object

@@ -14,8 +14,6 @@ from jaxmix.core.types import Array
 from jaxmix.laws.base import Law, RunTable, registry
 from jaxmix.laws.checks import check_range
 
-__all__ = ["gaussian_process", "negative_log_likelihood"]
-
 _LENGTHS = (0.1, 0.3, 1.0, 3.0)
 _NOISES = (1e-5, 1e-3, 1e-1)
 _LIMITS = ((np.log(1e-2), np.log(1e2)), (np.log(1e-8), np.log(10.0)))

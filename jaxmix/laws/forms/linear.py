@@ -10,8 +10,6 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.laws.base import Law, RunTable, registry
 
-__all__ = ["linear", "mean", "quadratic"]
-
 Features = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 RIDGES = tuple(10.0 ** np.arange(-8.0, 3.01, 0.5))

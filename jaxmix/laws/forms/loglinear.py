@@ -12,8 +12,6 @@ from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, re
 from jaxmix.laws.checks import check_choice, check_range
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 
-__all__ = ["loglinear"]
-
 VARIANTS = ("olmix", "ye", "aioli")
 
 

@@ -7,8 +7,6 @@ from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, re
 from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import own_weights, require_own_domains, scale_parameters, scale_terms
 
-__all__ = ["power"]
-
 
 @registry.register
 @one_object

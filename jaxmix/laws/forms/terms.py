@@ -9,14 +9,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Parameter, Params, Shape
 
-__all__ = [
-    "own_weights",
-    "require_own_domains",
-    "safe_power",
-    "scale_parameters",
-    "scale_terms",
-]
-
 
 def require_own_domains(shape: Shape, law: str, others: str = "loglinear, transfer or additive") -> None:
     """Raises `ConfigError` if a metric validates no domain, for laws that know nothing but the own weight."""

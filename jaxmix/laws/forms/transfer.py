@@ -9,8 +9,6 @@ from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, re
 from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 
-__all__ = ["transfer"]
-
 
 @registry.register
 @one_object

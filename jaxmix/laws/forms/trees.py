@@ -11,8 +11,6 @@ from jaxmix.core.errors import EnvironmentProblem
 from jaxmix.laws.base import Law, RunTable, registry
 from jaxmix.laws.checks import check_range
 
-__all__ = ["lightgbm"]
-
 
 @registry.register
 def lightgbm(

@@ -15,8 +15,6 @@ import numpy as np
 from jaxmix.core.types import Array
 from jaxmix.laws.hierarchy.posterior import NUM_SCALARS, Mode, Prior, Rows, find_mode
 
-__all__ = ["GROUPS", "MEAN", "Evidence", "Switches", "deviations", "fit_hierarchy", "learn_noise", "learn_prior"]
-
 GROUPS = (
     "irreducible", "reducible", "exponent", "exponent_growth", "floor_share", "size_exponent", "token_exponent",
     "own_rate", "other_rate", "own_weight_exponent", "other_weight_exponent", "competition",

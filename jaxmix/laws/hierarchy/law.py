@@ -17,8 +17,6 @@ from jaxmix.laws.fit import cells_of, on_host
 from jaxmix.laws.hierarchy.evidence import MEAN, Switches, deviations, fit_hierarchy
 from jaxmix.laws.hierarchy.posterior import LEAST_WEIGHT, Coordinates, Rows, split
 
-__all__ = ["hierarchical"]
-
 _MAX_LOG = 30.0
 
 

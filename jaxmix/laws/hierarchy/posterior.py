@@ -15,8 +15,6 @@ import numpy as np
 
 from jaxmix.core.types import Array
 
-__all__ = ["LEAST_WEIGHT", "NUM_SCALARS", "Coordinates", "Mode", "Prior", "Rows", "find_mode", "log_losses", "split"]
-
 NUM_SCALARS = 7
 LEAST_WEIGHT = 1e-9
 """Below this weight a power below 1 is replaced by its chord, whose slope at 0 is finite."""

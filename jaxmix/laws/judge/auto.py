@@ -14,8 +14,6 @@ from jaxmix.laws.base import Law, RunTable, make, registry
 from jaxmix.laws.fit import LawFit, fit
 from jaxmix.laws.judge.diagnose import select
 
-__all__ = ["CANDIDATES", "auto", "parse"]
-
 CANDIDATES = (
     "hierarchical",
     "hierarchical:competition=False",

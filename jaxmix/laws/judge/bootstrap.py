@@ -13,8 +13,6 @@ from jaxmix.laws.base import RunTable
 from jaxmix.laws.fit import LawFit, cells_of, compiled, lanes_for, on_host, solve_all, solver_of
 from jaxmix.laws.solve.layout import Point
 
-__all__ = ["Bootstrap", "bootstrap"]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bootstrap:

@@ -22,16 +22,6 @@ from jaxmix.laws.judge.metrics import (
     spearman,
 )
 
-__all__ = [
-    "Diagnosis",
-    "Extrapolation",
-    "Selection",
-    "cross_validate",
-    "extrapolation",
-    "select",
-    "split_mixtures",
-]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosis:

@@ -6,8 +6,6 @@ import numpy as np
 
 from jaxmix.laws.base import RunTable
 
-__all__ = ["mean_absolute_error", "mean_relative_error", "optimism", "own_weights", "regret", "spearman"]
-
 
 def mean_relative_error(losses: np.ndarray, predicted: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Mean of |predicted / loss − 1| over measured cells (and the mask); nan if there are none."""

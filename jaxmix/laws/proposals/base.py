@@ -12,8 +12,6 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.laws.base import Law, Shape
 from jaxmix.laws.checks import metric_shares, on_simplex
 
-__all__ = ["Proposal", "Wishes", "check_wishes", "not_finite", "weighted_mean"]
-
 
 class Proposal(NamedTuple):
     """A mixture, and what the law expects of it.

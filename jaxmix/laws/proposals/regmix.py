@@ -20,8 +20,6 @@ from jaxmix.laws.proposals.base import Proposal, check_wishes, not_finite, weigh
 from jaxmix.laws.proposals.repetition import REPEAT_DECAY, effective_mixture
 from jaxmix.laws.proposals.simulate import simulate
 
-__all__ = ["propose_regmix"]
-
 
 def propose_regmix(
     fit: LawFit,

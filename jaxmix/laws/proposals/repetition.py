@@ -13,8 +13,6 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float
 
-__all__ = ["REPEAT_DECAY", "caps_from_tokens", "effective_mixture", "effective_tokens"]
-
 REPEAT_DECAY = 15.387756
 """R* of the paper: after about so many repetitions a token has lost 63 % of its worth."""
 

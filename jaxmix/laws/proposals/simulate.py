@@ -16,8 +16,6 @@ from jaxmix.laws.checks import check_positive, metric_shares
 from jaxmix.laws.fit import LawFit, compiled, on_host
 from jaxmix.laws.proposals.repetition import REPEAT_DECAY, effective_mixture
 
-__all__ = ["simulate"]
-
 _BLOCK = 2048
 
 

@@ -18,8 +18,6 @@ import numpy as np
 from jaxmix.core.types import Array, PRNGKeyArray
 from jaxmix.laws.base import Form, Parameter, Params
 
-__all__ = ["Layout", "Point", "lay_out"]
-
 
 class Point(NamedTuple):
     """Of JAX arrays within programs, of numpy arrays on the host.

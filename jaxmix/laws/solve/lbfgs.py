@@ -12,8 +12,6 @@ from jaxmix.core.types import Array
 from jaxmix.laws.solve.layout import Layout, Point
 from jaxmix.laws.solve.levenberg_marquardt import Cells, Solution, build_objective
 
-__all__ = ["build_lbfgs"]
-
 _MEMORY = 12
 _CALM = 10
 _HALVINGS = 25

@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from jaxmix.core.types import Array
 from jaxmix.laws.solve.layout import Layout, Point
 
-__all__ = ["Cells", "Objective", "Solution", "build_objective", "build_solver"]
-
 _MAX_MOVE = 2.0
 _MAX_DAMPING = 1e12
 _CALM = 3

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import Array, DomainVector, Float, Weights
 
-__all__ = ["Minimum", "linear_gap", "mirror_descent"]
-
 _ARMIJO = 1e-4
 _GROW, _SHRINK = 1.5, 0.5
 _MAX_FAILURES = 60

@@ -10,8 +10,6 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["MAX_DIMENSIONS", "sobol_points"]
-
 _BITS = 32
 
 # fmt: off

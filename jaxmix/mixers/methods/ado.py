@@ -24,8 +24,6 @@ from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Wei
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 from jaxmix.mixers.power_law import PowerLaw, fit_power_laws, predict
 
-__all__ = ["AdoState", "LossHistory", "ado", "ado_preference", "ado_weights", "fit_points", "learning_speed", "record"]
-
 VARIANTS = ("paper", "repository")
 _POLYNOMIAL_ORDER = 3
 

@@ -19,8 +19,6 @@ from jaxmix.core.types import Array, Float, Int, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.lmo import normalized_interaction
 
-__all__ = ["AioliState", "aioli", "estimate_interaction", "probe_mixtures"]
-
 VARIANTS = ("paper", "released")
 STARTS = ("uniform", "prior")
 ESTIMATORS = ("realized", "nominal", "filtered", "diagonal")

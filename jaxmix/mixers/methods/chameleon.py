@@ -16,8 +16,6 @@ from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Weights
 
-__all__ = ["chameleon_weights", "leverage_scores"]
-
 MODES = ("pretraining", "finetuning")
 _TEMPERATURE = {"pretraining": 5.0, "finetuning": 0.2}
 _LEAST = 1e-12

@@ -28,8 +28,6 @@ from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.wrappers.build import ema
 
-__all__ = ["DgaState", "dga"]
-
 TARGETS = ("validation", "training")
 
 

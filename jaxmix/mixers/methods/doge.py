@@ -16,8 +16,6 @@ from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms,
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 
-__all__ = ["DogeState", "doge"]
-
 TARGETS = ("universal", "validation")
 MODES = ("sample", "proxy")
 _LEAST_NORM = 1e-6

@@ -16,8 +16,6 @@ from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 from jaxmix.mixers.missing import fresh_mean
 
-__all__ = ["DoremiEstimate", "doremi"]
-
 CLIPS = ("token", "domain")
 MODES = ("sample", "proxy")
 NORMALIZERS = ("token", "domain")

@@ -21,8 +21,6 @@ from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weig
 from jaxmix.mixers.missing import finite_or_nan, fresh_mean
 from jaxmix.mixers.per_domain import check_figures, figures_of
 
-__all__ = ["CurveSums", "ForesightState", "curve_slopes", "foresight", "planned_weights", "shrunk_slopes"]
-
 SIGNALS = ("train", "validation")
 _ITERATIONS = 100
 _UNKNOWN = 1e6

@@ -18,8 +18,6 @@ from jaxmix.mixers.alignment import bounded, check_gradients, is_measured, weigh
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
-__all__ = ["GrapeState", "grape"]
-
 VARIANTS = ("paper", "repository")
 KINDS = ("log", "gap", "ema")
 # step size, task step size, decay of the "ema" kind

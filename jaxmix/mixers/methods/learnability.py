@@ -17,8 +17,6 @@ from jaxmix.mixers.base import Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import fresh_mean
 
-__all__ = ["LearnabilityEstimate", "learnability"]
-
 
 @state(version=1)
 class LearnabilityEstimate:

@@ -10,8 +10,6 @@ from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import finite_or_nan, hold, mean_for_unknown
 
-__all__ = ["loss_proportional"]
-
 
 @registry.register
 def loss_proportional(*, temperature: float = 1.0, every: int = 500, smoothing: float = 0.0) -> Mixer:

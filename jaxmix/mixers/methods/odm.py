@@ -18,8 +18,6 @@ from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 
-__all__ = ["OdmState", "exploration_rate", "odm", "odm_weights"]
-
 VARIANTS = ("paper", "repository")
 _MIN_PROBABILITY = 1e-6
 _NOTHING_YET = -1e30

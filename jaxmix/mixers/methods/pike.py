@@ -17,8 +17,6 @@ from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, runni
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
-__all__ = ["PikeState", "pike"]
-
 
 @state(version=1)
 class PikeState:

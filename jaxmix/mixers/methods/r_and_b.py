@@ -18,8 +18,6 @@ from jaxmix.mixers.alignment import bounded, check_gradients, squared_norms, tar
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
-__all__ = ["RAndBState", "r_and_b", "unit_norm"]
-
 
 @state(version=1)
 class RAndBState:

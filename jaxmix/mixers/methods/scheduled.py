@@ -15,8 +15,6 @@ from jaxmix.core.schedule import MixtureSchedule, mixture_schedule, schedule_wei
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, registry, require
 
-__all__ = ["ScheduledState", "scheduled"]
-
 
 @state(version=1)
 class ScheduledState:

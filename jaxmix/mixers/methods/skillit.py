@@ -23,8 +23,6 @@ from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import LARGEST, finite_or_nan, hold
 
-__all__ = ["SkillitEstimate", "skill_graph", "skillit"]
-
 ORIENTATIONS = ("source_to_target", "lmo")
 REDUCES = ("sum", "mean")
 SCHEDULES = ("constant", "loss_ratio")

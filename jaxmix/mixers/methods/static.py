@@ -15,8 +15,6 @@ from jaxmix.core.simplex import normalize
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, registry
 
-__all__ = ["StaticState", "static", "stratified", "tempered"]
-
 
 @state(version=1)
 class StaticState:

@@ -17,8 +17,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Float, Weights
 
-__all__ = ["tikmix_objective", "tikmix_weights"]
-
 _ADDED = 1e-8  # to the normalizer, as in the paper
 _SLACK = 1e-7  # of a constraint, relative to the row's spread: gives the feasible set an interior
 _BARRIERS = np.logspace(0, -11, 23)  # multiplied by the number of constraints, the distance from the optimum

@@ -19,8 +19,6 @@ from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import finite_or_nan, hold, mean_for_unknown
 from jaxmix.mixers.per_domain import check_figures, figures_of
 
-__all__ = ["VelocituneEstimate", "remaining_share", "velocitune"]
-
 
 @state(version=1)
 class VelocituneEstimate:

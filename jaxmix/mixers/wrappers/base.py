@@ -10,8 +10,6 @@ from jaxmix.core.registry import Registry
 from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 
-__all__ = ["InnerState", "lift", "registry"]
-
 registry = Registry("wrapper")
 """All wrappers by name; a wrapper takes a mixer first."""
 

@@ -22,8 +22,6 @@ from jaxmix.mixers import base
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 from jaxmix.mixers.wrappers.base import InnerState, lift, registry
 
-__all__ = ["floor", "geometric_mean", "kl_to_prior", "temperature"]
-
 
 @registry.register
 def floor(mixer: Mixer, minimum: float) -> Mixer:

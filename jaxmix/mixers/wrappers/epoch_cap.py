@@ -17,8 +17,6 @@ from jaxmix.mixers import base
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 from jaxmix.mixers.wrappers.base import lift, registry
 
-__all__ = ["epoch_cap"]
-
 
 @state(version=1)
 class EpochCapState:

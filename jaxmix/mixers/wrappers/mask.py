@@ -14,8 +14,6 @@ from jaxmix.core.types import Array, PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 from jaxmix.mixers.wrappers.base import InnerState, lift
 
-__all__ = ["keep_out"]
-
 
 def keep_out(mixer: Mixer, is_active: Sequence[bool]) -> Mixer:
     """A mixer of the active domains alone, whatever it would do with the others: those have exactly 0 weight.

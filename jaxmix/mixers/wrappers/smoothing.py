@@ -13,8 +13,6 @@ from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 from jaxmix.mixers.wrappers.base import lift, registry
 
-__all__ = ["ema", "time_average"]
-
 
 @state(version=1)
 class EmaState:

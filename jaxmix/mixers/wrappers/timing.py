@@ -13,8 +13,6 @@ from jaxmix.core.types import PRNGKeyArray, Weights
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights
 from jaxmix.mixers.wrappers.base import lift, registry
 
-__all__ = ["freeze_after", "hold", "warm_up"]
-
 
 @state(version=1)
 class WarmUpState:

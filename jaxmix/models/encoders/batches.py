@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Batch", "in_batches", "length_buckets", "tokenize"]
-
 Batch = Callable[[np.ndarray, np.ndarray], Any]
 """`(tokens i32[b, t], lengths i32[b]) -> f32[b, d]`, called with few different shapes."""
 

@@ -22,8 +22,6 @@ from jaxmix.models.lm.layers import matrix
 from jaxmix.models.partition import constrain_rows
 from jaxmix.models.precision import check_compute_dtype, compute_dtype, wide_dtype
 
-__all__ = ["ACTIVATIONS", "Bert", "BertConfig", "bert", "pooled"]
-
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": jax.nn.gelu,

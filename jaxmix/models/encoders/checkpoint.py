@@ -15,8 +15,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.models.encoders.bert import BertConfig
 from jaxmix.models.encoders.safetensors import read_safetensors
 
-__all__ = ["EncoderFiles", "TextSettings", "read_config", "read_params", "read_text_settings"]
-
 _FIRST_POSITION = {"bert": 0, "roberta": 1, "xlm-roberta": 1}
 """Supported `model_type`s: how many positions beyond `pad_token_id` come before a text's first one."""
 

@@ -23,8 +23,6 @@ from jaxmix.data.files import write_whole
 from jaxmix.data.hashing import hashed_ngrams
 from jaxmix.models.encoders.load import BUILTIN, ENCODER_FILE, Encoder
 
-__all__ = ["fit_hashed_encoder", "load_hashed_encoder"]
-
 _ARRAYS = "encoder.npz"
 _CHUNK = 512
 _OVERSAMPLED = 16

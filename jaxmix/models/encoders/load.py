@@ -20,8 +20,6 @@ import numpy as np
 from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError, RunError
 
-__all__ = ["BUILTIN", "ENCODER_FILE", "Encoder", "checkpoint_encoder", "function_encoder", "load_encoder"]
-
 ENCODER_FILE = "encoder.json"
 BUILTIN = "builtin"
 

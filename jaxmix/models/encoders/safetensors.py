@@ -10,8 +10,6 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["read_safetensors"]
-
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a file by name.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from jaxmix.models.lm.config import TransformerConfig
 
-__all__ = ["block_matrices", "count_params", "flops_per_token"]
-
 
 def count_params(config: TransformerConfig) -> int:
     """Number of parameters, embedding table (and output matrix, if not tied) included."""

@@ -12,8 +12,6 @@ import numpy as np
 from jaxmix.core.types import Array, Bool, Float
 from jaxmix.models.precision import wide_dtype
 
-__all__ = ["apply_rotary", "blocked_causal_attention", "causal_attention", "full_attention", "rotary_table"]
-
 _MOST_BLOCKS = 16
 
 

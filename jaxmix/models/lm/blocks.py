@@ -12,8 +12,6 @@ from jaxmix.core.types import Array
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.models.partition import constrain_rows
 
-__all__ = ["add_blocks", "map_blocks", "parameters", "run_blocks"]
-
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "block": jax.checkpoint_policies.nothing_saveable,

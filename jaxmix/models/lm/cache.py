@@ -23,8 +23,6 @@ from jaxmix.models.lm.layers import Block
 from jaxmix.models.lm.loss import token_losses
 from jaxmix.models.precision import compute_dtype, wide_dtype
 
-__all__ = ["Cache", "Part", "build_decoding", "joint_attention"]
-
 
 class Part(NamedTuple):
     """Keys that queries look at, with their values; softmax runs over all parts together.

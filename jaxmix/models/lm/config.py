@@ -6,8 +6,6 @@ import dataclasses
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["TransformerConfig", "check_at_least", "check_choice"]
-
 ACTIVATIONS = ("swiglu", "relu2", "gelu")
 ATTENTION = ("auto", "blocked", "dot_product")
 COMPUTE_DTYPES = ("auto", "bfloat16", "float32", "float64")

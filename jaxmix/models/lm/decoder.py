@@ -23,8 +23,6 @@ from jaxmix.models.lm.loss import token_losses
 from jaxmix.models.partition import constrain_rows, parameter_partition
 from jaxmix.models.precision import check_compute_dtype, compute_dtype
 
-__all__ = ["Decoder", "transformer"]
-
 _TABLE_SCALE = 0.02
 
 

@@ -12,8 +12,6 @@ from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.models.base import Model
 from jaxmix.models.lm.sampling import Sampling, draw_tokens
 
-__all__ = ["Rollouts", "generate", "is_prompt_token"]
-
 
 class Rollouts(NamedTuple):
     """Attributes:

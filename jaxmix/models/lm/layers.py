@@ -11,8 +11,6 @@ from jaxmix.models.lm.attention import apply_rotary, causal_attention
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.models.precision import wide_dtype
 
-__all__ = ["Attention", "Block", "FeedForward", "Heads", "RMSNorm", "matrix"]
-
 
 def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> nnx.Param:
     """A normal parameter with standard deviation `scale`."""

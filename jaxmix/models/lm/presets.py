@@ -13,8 +13,6 @@ from typing import Any
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.models.lm.config import TransformerConfig
 
-__all__ = ["PRESETS", "preset"]
-
 _LARGE: dict[str, Any] = {"vocab_size": 32_768, "activation": "swiglu", "seq_len": 1024}
 
 PRESETS: dict[str, TransformerConfig] = {

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["Sampling", "draw_by_weight", "draw_tokens", "largest_weights"]
-
 _ONE = 0x3F800000  # the bits of 1.0; those of smaller floats are smaller, in the same order
 _LARGEST_ROW = 64
 

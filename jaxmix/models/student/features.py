@@ -9,8 +9,6 @@ import numpy as np
 
 from jaxmix.data.hashing import hashed_ngrams
 
-__all__ = ["Features", "StudentBatch", "build_batch", "hash_texts"]
-
 _TEXTS_AT_ONCE = 256  # the working arrays of that many documents stay near the cache
 _LEAST_SLOTS = 1024
 

@@ -31,8 +31,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
 from jaxmix.models.student.features import Features, hash_texts
 
-__all__ = ["Student", "StudentConfig", "load_student"]
-
 FORMAT = 1
 _JSON, _ARRAYS = "student.json", "student.npz"
 _TEXTS_AT_ONCE = 4096

@@ -9,8 +9,6 @@ import numpy as np
 from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["RULES", "StudentQuality", "choose_rows", "compare_labels", "rule_scores"]
-
 RULES = ("random", "confidence", "center", "gis")
 
 

@@ -18,8 +18,6 @@ from jaxmix.core.sharding import batch_sharding, batch_spec, build_mesh, replica
 from jaxmix.models.student.features import Features, StudentBatch, build_batch, hash_texts
 from jaxmix.models.student.model import Student, StudentConfig
 
-__all__ = ["StudentParams", "batch_loss", "train_student"]
-
 _EPSILON = 1e-8
 
 

@@ -6,8 +6,6 @@ from jaxmix.models.lm.accounting import block_matrices
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.models.towers.config import TwoTowersConfig, grid_of
 
-__all__ = ["count_tower_params", "flops_per_image", "flops_per_text"]
-
 _CHANNELS = 3
 
 

@@ -11,8 +11,6 @@ from jaxtyping import Int32
 from jaxmix.core.errors import ConfigError
 from jaxmix.models.lm.config import check_at_least, check_choice
 
-__all__ = ["caption_tokens"]
-
 UNITS = ("byte", "trigram", "word")
 _BYTES = 256
 

@@ -8,8 +8,6 @@ import math
 from jaxmix.core.errors import ConfigError
 from jaxmix.models.lm.config import COMPUTE_DTYPES, REMAT, TransformerConfig, check_at_least, check_choice
 
-__all__ = ["ImageTowerConfig", "TextTowerConfig", "TwoTowersConfig"]
-
 LOSSES = ("sigmoid", "softmax")
 POOLS = ("mean", "attention")
 

@@ -23,8 +23,6 @@ from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array, Float
 from jaxmix.models.precision import wide_dtype
 
-__all__ = ["sharded_loss", "sigmoid_loss", "softmax_loss"]
-
 _ROW_AXES = ("data", "fsdp")
 
 

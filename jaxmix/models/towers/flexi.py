@@ -13,8 +13,6 @@ from jaxtyping import Float64
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float
 
-__all__ = ["bilinear_matrix", "patch_matrix", "resize_kernel", "resize_positions"]
-
 
 def bilinear_matrix(old: int, new: int) -> Float64[np.ndarray, "new old"]:
     """The matrix R of bilinear resizing along one axis: `resized = R @ signal`.

@@ -16,8 +16,6 @@ from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.models.lm.layers import FeedForward, Heads, RMSNorm, matrix
 from jaxmix.models.precision import wide_dtype
 
-__all__ = ["AttentionPool", "FullAttention", "Tower", "TowerBlock", "unit_rows"]
-
 _LEAST_SQUARE = 1e-12
 
 

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["embed_mixed", "mean_flops_per_image"]
-
 
 def embed_mixed(
     embed_image: Callable[..., Any],

@@ -26,8 +26,6 @@ from jaxmix.models.towers.contrastive_loss import sigmoid_loss, softmax_loss
 from jaxmix.models.towers.flexi import resize_kernel, resize_positions
 from jaxmix.models.towers.layers import Tower
 
-__all__ = ["ImageTower", "TextTower", "TwoTowers", "two_towers"]
-
 _CHANNELS = 3
 _POSITION_SCALE = 0.5
 _TABLE_SCALE = 0.02

@@ -14,8 +14,6 @@ from typing import Any
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.models.towers.config import ImageTowerConfig, TextTowerConfig, TwoTowersConfig
 
-__all__ = ["TOWER_PRESETS", "tower_preset"]
-
 _ICONS: dict[str, Any] = {"image_size": 32, "patch_size": 4, "base_patch_size": 8, "base_grid": 8}
 _LARGE: dict[str, Any] = {"activation": "gelu", "pool": "attention"}
 

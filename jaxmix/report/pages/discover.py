@@ -12,8 +12,6 @@ from jaxmix.report.html import html_page, write_page
 from jaxmix.report.tables import Table
 from jaxmix.report.widgets import figure_html, table_html
 
-__all__ = ["cluster_table", "discovery_page", "discovery_verdict", "student_table", "write_discovery_page"]
-
 _MOST_CONFUSED = 10
 
 

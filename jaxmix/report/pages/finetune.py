@@ -27,8 +27,6 @@ from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, by_variant
 from jaxmix.report.widgets import curve, figure_html, table_html
 
-__all__ = ["describe_finetune", "finetune_comparison_table", "finetune_sections", "finetune_table"]
-
 _TITLES = {"rollouts": "rollouts", "prompts": "prompts", "unique_prompts": "different prompts"}
 _LARGEST_SHARE = 0.25
 _LOST = 0.03

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from jaxmix.report.charts import _INK, _figure, _svg
 
-__all__ = ["heat_over_steps"]
-
 
 def heat_over_steps(
     rows: Sequence[str],

@@ -8,22 +8,6 @@ from typing import NamedTuple
 
 from jaxmix.report.run_folder import RunRecord
 
-__all__ = [
-    "CURRENCIES",
-    "Accuracy",
-    "accuracy",
-    "area",
-    "arms_of",
-    "families_of",
-    "final_accuracy",
-    "is_finetune",
-    "learnable_arms",
-    "mastered_change",
-    "prompts_to",
-    "share_of",
-    "solve_rates",
-]
-
 CURRENCIES = ("rollouts", "prompts", "unique_prompts")
 """What a sample may mean: completions generated, prompts drawn, different prompts ever seen."""
 

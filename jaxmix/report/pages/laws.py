@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from jaxmix.laws.fit import LawFit
     from jaxmix.laws.judge.diagnose import Diagnosis
 
-__all__ = ["law_page", "laws_table", "proposal_table", "sensitivity"]
 
 _POINTS = 41
 _MAX_PANELS = 24

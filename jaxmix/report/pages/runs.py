@@ -27,8 +27,6 @@ from jaxmix.report.tables import (
 )
 from jaxmix.report.widgets import curve, domains_shown, figure_html, moves, note_shown, table_html, trained
 
-__all__ = ["build_page", "describe_result", "write_report"]
-
 
 def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:
     """Reads the runs at or below `folder` and writes their page.

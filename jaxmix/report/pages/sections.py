@@ -14,8 +14,6 @@ from jaxmix.report.paired import LEVEL, Interval, domain_tables, paired_sentence
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.widgets import curve, domains_shown, figure_html, moves, table_html
 
-__all__ = ["mixer_section", "paired_section"]
-
 
 def mixer_section(run: RunRecord, *, prefix: str = "mixer", level: int = 2) -> list[str]:
     """Entropy, warnings, weight lag, cost and the estimated interaction of a run whose weights moved.

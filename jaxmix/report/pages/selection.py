@@ -14,8 +14,6 @@ from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, by_variant
 from jaxmix.report.widgets import curve, domains_shown, figure_html, table_html, trained
 
-__all__ = ["Axes", "axes_of", "axes_section", "axes_table", "selection_section", "selects"]
-
 
 class Axes(NamedTuple):
     """What a run cost, on every axis that methods of selection are praised or blamed on.

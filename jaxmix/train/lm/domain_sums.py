@@ -10,8 +10,6 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, DomainVector
 from jaxmix.mixers.base import Feedback
 
-__all__ = ["Scanned", "loss_sums_by_domain"]
-
 
 class Scanned(NamedTuple):
     """What one selection shows; small, replicated. Sums run over the rows that were drawn unless they say otherwise.

@@ -15,19 +15,6 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.sharding import global_batch, process_shard
 from jaxmix.models.base import token_loss
 
-__all__ = [
-    "PARTS",
-    "ValidationSet",
-    "aggregates",
-    "build_evaluate",
-    "held_out_batches",
-    "loss_sums",
-    "mean_losses",
-    "place",
-    "subset",
-    "validation_set",
-]
-
 
 class ValidationSet(NamedTuple):
     """Held-out rows of every domain, identical in every evaluation so that differences of losses mean something.

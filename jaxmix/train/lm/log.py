@@ -15,8 +15,6 @@ from jaxmix.train.run.files import RunRecords
 from jaxmix.train.run.metrics import LogWindow
 from jaxmix.train.run.trackers import Tracker
 
-__all__ = ["RunLog"]
-
 
 class RunLog(RunRecords):
     """Writes the records of one run. Files are written by process 0 alone.

@@ -36,8 +36,6 @@ from jaxmix.train.selection.log import SelectionLog
 from jaxmix.train.selection.program import Selecting
 from jaxmix.train.selection.settings import SelectionSettings, check_rows, check_selection
 
-__all__ = ["RunResult", "run_training"]
-
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:

@@ -25,8 +25,6 @@ from jaxmix.train.run.optimizer import learning_rate_schedule, optimizer_with
 from jaxmix.train.selection.program import SelectingProgram, build_selecting, build_token_choice
 from jaxmix.train.selection.settings import SelectionSettings, chooses_in_step, scan_of
 
-__all__ = ["MixerPrograms", "Programs", "build_mixer_programs", "build_programs", "optimizer_of", "with_selecting"]
-
 
 class Programs(NamedTuple):
     """Everything compiled that does not depend on the mixer.

@@ -7,8 +7,6 @@ import math
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["TrainSettings"]
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:

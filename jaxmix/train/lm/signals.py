@@ -25,17 +25,6 @@ from jaxmix.mixers.base import GRADIENTS, REFERENCE_SIGNALS, Mixer
 from jaxmix.models.base import Model, token_loss
 from jaxmix.train.lm.evaluate import ValidationSet
 
-__all__ = [
-    "GRADIENT_SIGNALS",
-    "Reference",
-    "build_gradient_signals",
-    "check_gradients",
-    "check_mixer",
-    "held_out_rows",
-    "reference_model",
-    "reference_table",
-]
-
 Batch = dict[str, Array]
 
 Reference = Callable[[Batch], Array]

@@ -14,8 +14,6 @@ from jaxmix.core.sharding import named_shardings, replicated
 from jaxmix.mixers.base import REFERENCE_SIGNALS, Feedback, Mixer
 from jaxmix.models.partition import fit_partition
 
-__all__ = ["RunState", "TrainState", "init_run_state", "init_train_state", "step_sums", "train_state_shardings"]
-
 
 @state(version=1)
 class TrainState:

@@ -19,8 +19,6 @@ from jaxmix.train.lm.state import TrainState
 from jaxmix.train.run.micro_batches import split_rows
 from jaxmix.train.run.update import guarded_update
 
-__all__ = ["NORMALIZATIONS", "StepInfo", "build_train_step"]
-
 Batch = dict[str, Array]
 Apply = Callable[[Any, Batch], Any]
 Sums = dict[str, DomainVector]

@@ -22,8 +22,6 @@ import numpy as np
 from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.data.files import write_whole
 
-__all__ = ["EmbeddingCache", "cache_key", "fingerprint", "open_embeddings", "write_embeddings"]
-
 FORMAT = 1
 DTYPES = ("float32", "float16")
 _INDEX = "cache.json"

@@ -16,8 +16,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.train.run.micro_batches import rejoin, split_rows
 
-__all__ = ["build_contrastive_gradient"]
-
 
 def build_contrastive_gradient(
     embed: Callable[[Any, Array, Array], tuple[Array, Array]],

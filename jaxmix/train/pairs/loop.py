@@ -27,8 +27,6 @@ from jaxmix.train.run.progress import Progress
 from jaxmix.train.run.records import RecordFile
 from jaxmix.train.selection.cost import SelectionCost, describe_cost
 
-__all__ = ["PairResult", "run_pairs"]
-
 Evaluate = Callable[[Any], Mapping[str, float]]
 
 

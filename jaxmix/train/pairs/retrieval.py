@@ -8,8 +8,6 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 
-__all__ = ["recall"]
-
 
 def recall(image: np.ndarray, text: np.ndarray, *, at: Sequence[int] = (1, 10), block: int = 2048) -> dict[str, float]:
     """Share of queries whose partner is among the k most similar, mean of both directions.

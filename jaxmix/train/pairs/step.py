@@ -26,18 +26,6 @@ from jaxmix.train.pairs.stream import Augment, augment_rows
 from jaxmix.train.run.update import guarded_update
 from jaxmix.train.selection.cost import SelectionCost, selection_products, training_cost
 
-__all__ = [
-    "REUSES",
-    "OnlineReference",
-    "PairInfo",
-    "PairPrograms",
-    "PairSettings",
-    "PairState",
-    "build_pair_programs",
-    "init_pair_state",
-    "shuffled",
-]
-
 REUSES = ("auto", "none", "embeddings", "activations")
 _SELECT, _SHUFFLE, _AUGMENT = 0, 1, 2
 """Streams of random numbers of a run; each step folds its number into its own of each."""

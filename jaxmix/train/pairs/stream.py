@@ -17,8 +17,6 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.types import Array, Int, PRNGKeyArray
 from jaxmix.train.pairs.embedding_cache import EmbeddingCache
 
-__all__ = ["Augment", "PairPool", "PairStream", "augment_rows", "random_shift"]
-
 Augment = Callable[[PRNGKeyArray, Array], Array]
 """`(key, image [h, w, 3]) -> image` of the same shape and dtype, pure."""
 

@@ -14,8 +14,6 @@ from jaxmix.train.rl.settings import FinetuneSettings
 from jaxmix.train.run.files import RunRecords
 from jaxmix.train.run.trackers import Tracker
 
-__all__ = ["FinetuneLog", "RolloutWindow"]
-
 
 class RolloutWindow:
     """Sums since the last record, in float64, kept in every checkpoint so that a resumed run writes the same record."""

@@ -36,8 +36,6 @@ from jaxmix.train.run.checkpoint import Checkpointer, check_same_run
 from jaxmix.train.run.interrupt import Interruption, interrupted
 from jaxmix.train.run.trackers import Tracker
 
-__all__ = ["FinetuneResult", "run_finetuning"]
-
 _PARAMS, _CURSORS, _STEPS, _EVALUATION = range(4)
 
 

@@ -9,8 +9,6 @@ from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.curricula.uniform import MAX_REFILLS, OVERSAMPLING
 from jaxmix.train.grpo import AGGREGATES
 
-__all__ = ["FinetuneSettings"]
-
 _RESUME = ("auto", "must", "never")
 _OF_THE_LOOP = (
     "steps",

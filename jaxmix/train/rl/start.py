@@ -22,8 +22,6 @@ from jaxmix.train.lm.state import TrainState, init_train_state, train_state_shar
 from jaxmix.train.run.optimizer import build_optimizer, learning_rate_schedule
 from jaxmix.train.run.update import guarded_update
 
-__all__ = ["warm_start"]
-
 
 def warm_start(
     model: Model,

@@ -30,18 +30,6 @@ from jaxmix.train.run.micro_batches import split_rows
 from jaxmix.train.run.optimizer import learning_rate_schedule, optimizer_with
 from jaxmix.train.run.update import guarded_update
 
-__all__ = [
-    "CurriculumPrograms",
-    "Draw",
-    "FinetuneState",
-    "GroupBuffer",
-    "PolicyPrograms",
-    "UpdateInfo",
-    "build_curriculum_programs",
-    "build_policy_programs",
-    "init_policy",
-]
-
 _ARMS, _ROLLOUTS = 0, 1
 """Streams of random numbers of a run; each step folds its number into its own of each."""
 

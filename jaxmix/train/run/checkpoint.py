@@ -22,8 +22,6 @@ import orbax.checkpoint as ocp
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.pytree import from_nested, state_versions, to_nested
 
-__all__ = ["Checkpointer", "Restored", "checksums", "read_params"]
-
 FORMAT = 1
 
 

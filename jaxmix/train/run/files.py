@@ -14,8 +14,6 @@ from jaxmix.train.run.progress import Progress
 from jaxmix.train.run.records import RecordFile
 from jaxmix.train.run.trackers import Tracker
 
-__all__ = ["RunRecords"]
-
 
 class RunRecords:
     """Base of the logs of the loops. Files are written by process 0 alone.

@@ -12,8 +12,6 @@ import jax
 
 from jaxmix.core.errors import RunError
 
-__all__ = ["Interruption", "interrupted"]
-
 
 class Interruption:
     """Context manager: SIGINT and SIGTERM ask for a stop at the next step; a second SIGINT stops at once.

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LogWindow"]
-
 
 class LogWindow:
     """Sums per-domain losses over the steps between two records, in float64.

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 
-__all__ = ["rejoin", "split_rows"]
-
 
 def split_rows(x: Array, pieces: int) -> Array:
     """[b, …] → [pieces, b / pieces, …]: rows i, i + pieces, … form piece i, so that each device cuts its own rows."""

@@ -10,8 +10,6 @@ import optax
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = ["SCHEDULES", "build_optimizer", "learning_rate_schedule", "optimizer_with"]
-
 SCHEDULES = ("constant", "cosine", "linear")
 
 

@@ -6,8 +6,6 @@ import sys
 import time
 from typing import Any, TextIO
 
-__all__ = ["Progress"]
-
 _MAX_SHOWN = 8
 
 

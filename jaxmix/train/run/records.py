@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RecordFile", "latest_by_step", "read_records"]
-
 
 class RecordFile:
     """Appends records; each line is handed to the operating system before `write` returns.

@@ -9,8 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, nearest
 
-__all__ = ["TRACKERS", "Tracker", "make_tracker"]
-
 
 @runtime_checkable
 class Tracker(Protocol):

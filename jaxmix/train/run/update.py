@@ -11,8 +11,6 @@ import optax
 from jaxmix.core.types import Array
 from jaxmix.train.lm.state import TrainState
 
-__all__ = ["Update", "guarded_update"]
-
 
 class Update(NamedTuple):
     """What `guarded_update` made of a gradient.

@@ -13,17 +13,6 @@ from typing import NamedTuple
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.selection.base import Selector
 
-__all__ = [
-    "REFERENCES",
-    "SelectionCost",
-    "cost_ratios",
-    "describe_cost",
-    "filter_ratio",
-    "relative_step_cost",
-    "selection_products",
-    "training_cost",
-]
-
 REFERENCES = ("online", "cached", "none")
 """How the reference's part of a score comes about: a forward pass per candidate, read from disk, or not needed."""
 

@@ -8,8 +8,6 @@ import numpy as np
 
 from jaxmix.train.lm.domain_sums import Scanned
 
-__all__ = ["SelectionLog"]
-
 
 class SelectionLog:
     """Adds up what steps scanned and trained on, in float64, and turns it into fields of a record.

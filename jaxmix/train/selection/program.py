@@ -27,8 +27,6 @@ from jaxmix.train.lm.step import StepInfo
 from jaxmix.train.selection.settings import Scan, SelectionSettings
 from jaxmix.train.selection.super_batch import domain_quota, in_pieces, pieces_for, row_features
 
-__all__ = ["Selecting", "SelectingProgram", "build_selecting", "build_token_choice"]
-
 Batch = dict[str, Array]
 _STREAM = 0x5E1EC7
 """Folded into the run's key: apart from those of parameters and mixer."""

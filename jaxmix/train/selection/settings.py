@@ -10,21 +10,6 @@ from typing import Any, NamedTuple
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer
 
-__all__ = [
-    "FEEDBACKS",
-    "KERNELS",
-    "LEVELS",
-    "METHODS",
-    "REDUCTIONS",
-    "Scan",
-    "SelectionSettings",
-    "candidate_rows",
-    "check_rows",
-    "check_selection",
-    "chooses_in_step",
-    "scan_of",
-]
-
 METHODS = ("learnability", "easy_reference", "hard_learner", "uniform")
 LEVELS = ("sequence", "token")
 REDUCTIONS = ("mean", "sum", "top")

@@ -14,8 +14,6 @@ from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray, TokenIds
 from jaxmix.models.base import token_loss
 from jaxmix.train.run.micro_batches import rejoin, split_rows
 
-__all__ = ["domain_quota", "in_pieces", "pieces_for", "row_features"]
-
 Batch = dict[str, Array]
 
 

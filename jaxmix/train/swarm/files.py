@@ -16,18 +16,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
 from jaxmix.train.run.records import read_records
 
-__all__ = [
-    "ChunkResult",
-    "ProxyResult",
-    "SwarmStatus",
-    "chunk_folder",
-    "finished_chunks",
-    "pinned_chunks",
-    "read_chunk",
-    "read_status",
-    "write_chunk",
-]
-
 PLAN, RESULT = "plan.json", "result.json"
 
 

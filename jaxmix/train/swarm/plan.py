@@ -13,8 +13,6 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.mixture.packing import PackedRows, WholeRows, document_tokens
 from jaxmix.data.mixture.stream import MixtureStream
 
-__all__ = ["Proxy", "RowTable", "SwarmPlan", "drawing_weights", "read_rows"]
-
 _READ_AT_ONCE = 4096
 
 

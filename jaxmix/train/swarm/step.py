@@ -35,15 +35,6 @@ from jaxmix.train.lm.state import TrainState
 from jaxmix.train.lm.step import build_train_step
 from jaxmix.train.swarm.plan import RowTable
 
-__all__ = [
-    "SwarmPrograms",
-    "SwarmState",
-    "build_swarm_programs",
-    "micro_batches",
-    "padded",
-    "trimmed",
-]
-
 _CACHED_TOKENS = 1024
 _OVER_PROXIES = PartitionSpec("proxy")
 

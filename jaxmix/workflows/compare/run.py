@@ -22,8 +22,6 @@ from jaxmix.workflows.train.run import check_continuation, resolved, run_train
 if TYPE_CHECKING:
     from jaxmix.train.lm.programs import Programs
 
-__all__ = ["CompareConfig", "ComparisonOutcome", "Member", "load_comparison", "members", "run_comparison"]
-
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:

@@ -9,8 +9,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.config.sections import RunConfig, from_mapping
 from jaxmix.workflows.config.strict import apply_overrides
 
-__all__ = ["check_folder_name", "member_config"]
-
 
 def member_config(
     base: Mapping[str, Any],

@@ -19,16 +19,6 @@ if TYPE_CHECKING:
     from jaxmix.models.lm.config import TransformerConfig
     from jaxmix.train.lm.settings import TrainSettings
 
-__all__ = [
-    "check_config",
-    "loop_settings",
-    "model_overrides",
-    "prior_weights",
-    "resolve_max_epochs",
-    "resolve_mixer",
-    "resolve_model_config",
-    "resolve_settings",
-]
 
 _OWN_SECTION = {"checkpoint_every": "checkpoint.every", "keep": "checkpoint.keep", "resume": "checkpoint.resume"}
 _MESH_AXES = ("data", "fsdp", "tensor")

@@ -18,24 +18,6 @@ from typing import Any, Literal
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.workflows.config.strict import Origin, apply_overrides, build, describe, parse_yaml, setting, to_plain
 
-__all__ = [
-    "CheckpointConfig",
-    "DataConfig",
-    "MixerConfig",
-    "MixtureConfig",
-    "ModelConfig",
-    "ReferenceConfig",
-    "RunConfig",
-    "SelectionConfig",
-    "SourceConfig",
-    "TrainConfig",
-    "check_weights",
-    "config_hash",
-    "load_config",
-    "read_config_file",
-    "read_config_mapping",
-]
-
 OnExhaust = Literal["repeat", "stop", "drop", "error"]
 TRACKER_NAMES = ("jsonl", "tensorboard", "wandb")
 

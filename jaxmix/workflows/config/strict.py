@@ -21,20 +21,6 @@ from typing import Any, Literal, TypeVar, Union
 
 from jaxmix.core.errors import ConfigError, nearest
 
-__all__ = [
-    "Origin",
-    "apply_overrides",
-    "arguments",
-    "build",
-    "convert",
-    "describe",
-    "dump_yaml",
-    "list_settings",
-    "parse_yaml",
-    "setting",
-    "to_plain",
-]
-
 T = TypeVar("T")
 
 

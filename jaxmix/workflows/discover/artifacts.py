@@ -12,8 +12,6 @@ import numpy as np
 from jaxmix.workflows.discover.documents import SampleTable, read_sample, read_shard
 from jaxmix.workflows.discover.domains import load_clusters
 
-__all__ = ["Findings"]
-
 
 class Findings:
     """The folder of a discovery, as far as it has come.

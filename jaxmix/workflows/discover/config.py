@@ -13,19 +13,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.config.sections import SourceConfig, read_config_mapping
 from jaxmix.workflows.config.strict import Origin, apply_overrides, arguments, build, setting
 
-__all__ = [
-    "ClustererConfig",
-    "DiscoverConfig",
-    "DocumentsConfig",
-    "EncoderConfig",
-    "FitConfig",
-    "StudentSettings",
-    "TaxonomyConfig",
-    "discovery_from",
-    "find_namer",
-    "load_discovery",
-]
-
 
 @dataclass(frozen=True)
 class DocumentsConfig:

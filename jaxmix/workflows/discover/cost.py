@@ -7,8 +7,6 @@ from typing import Any
 from jaxmix.workflows.discover.config import DiscoverConfig
 from jaxmix.workflows.discover.documents import source_units
 
-__all__ = ["estimate"]
-
 _BYTES_PER_DOCUMENT = 4_000
 _BUILTIN_DIM, _BUILTIN_FEATURES = 256, 1 << 16
 _PACKED = 0.45

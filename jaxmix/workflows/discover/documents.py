@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from jaxmix.data.sources.readers import Unit
     from jaxmix.data.sources.specs import SourceSpec
 
-__all__ = ["SampleTable", "read_sample", "read_shard", "source_units", "write_parquet", "write_sample"]
 
 _TROUBLES = b"jaxmix.troubles"
 

@@ -24,18 +24,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
 from jaxmix.workflows.provenance import write_json
 
-__all__ = [
-    "DOMAINS",
-    "Domains",
-    "Labels",
-    "accelerators",
-    "label_rows",
-    "load_clusters",
-    "open_domains",
-    "open_encoder",
-    "save_clusters",
-]
-
 FORMAT = 1
 DOMAINS = "domains.json"
 _STATE, _CLUSTERS = "state.npz", "clusters.json"

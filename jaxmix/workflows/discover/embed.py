@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from jaxmix.data.sources.specs import SourceSpec
     from jaxmix.data.tokenizers import Tokenizer
 
-__all__ = ["embed_corpus", "prepared_texts", "source_texts"]
 
 _RECORDS = 20_000
 _DECODED = 256

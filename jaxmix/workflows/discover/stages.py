@@ -11,8 +11,6 @@ from typing import Any
 from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.provenance import write_json
 
-__all__ = ["FILE", "key_hash", "read_stage", "run_stage"]
-
 FILE = "stage.json"
 
 

@@ -10,17 +10,6 @@ import numpy as np
 
 from jaxmix.core.arguments import check_count
 
-__all__ = [
-    "TermCounts",
-    "count_terms",
-    "describe_clusters",
-    "excerpt",
-    "name_clusters",
-    "nearest_rows",
-    "suggest_name",
-    "top_terms",
-]
-
 _EXCERPT = 240
 
 

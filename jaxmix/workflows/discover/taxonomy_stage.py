@@ -20,8 +20,6 @@ from jaxmix.workflows.discover.taxonomy import (
 )
 from jaxmix.workflows.provenance import write_json
 
-__all__ = ["POOL", "describe_findings"]
-
 POOL = 50_000
 """Documents of a cluster that are looked at for scores; of larger clusters so many at random."""
 _PER_TERMS = 2_000

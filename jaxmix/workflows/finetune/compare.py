@@ -21,8 +21,6 @@ from jaxmix.workflows.provenance import is_finished, write_json
 if TYPE_CHECKING:
     from jaxmix.train.rl.step import PolicyPrograms
 
-__all__ = ["FinetuneMember", "is_finetune_comparison", "load_finetune_comparison", "run_finetune_comparison"]
-
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneMember:

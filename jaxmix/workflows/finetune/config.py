@@ -13,20 +13,6 @@ from typing import Any, Literal
 from jaxmix.workflows.config.sections import CheckpointConfig, ModelConfig, read_config_mapping
 from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting, to_plain
 
-__all__ = [
-    "BanditConfig",
-    "FinetuneConfig",
-    "FinetuneTrainConfig",
-    "ReductionConfig",
-    "StartConfig",
-    "TasksConfig",
-    "finetune_hash",
-    "finetune_of",
-    "is_finetune",
-    "load_finetune",
-    "with_settings",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class TasksConfig:

@@ -15,8 +15,6 @@ from jaxmix.data.tasks import PromptSet
 from jaxmix.workflows.finetune.config import FinetuneConfig
 from jaxmix.workflows.finetune.resolve import open_tasks, resolve_finetune_settings, resolve_policy_config
 
-__all__ = ["ArmPlan", "FinetunePlan", "finetune_plan_lines", "finetune_plan_rows", "make_finetune_plan"]
-
 
 @dataclasses.dataclass(frozen=True)
 class ArmPlan:

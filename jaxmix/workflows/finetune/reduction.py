@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from jaxmix.models.base import Model
     from jaxmix.workflows.finetune.config import ReductionConfig
 
-__all__ = ["as_clusters", "count_solved", "reduce_prompts"]
 
 _BATCH = 256
 

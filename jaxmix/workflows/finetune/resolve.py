@@ -19,16 +19,6 @@ if TYPE_CHECKING:
     from jaxmix.models.lm.config import TransformerConfig
     from jaxmix.train.rl.settings import FinetuneSettings
 
-__all__ = [
-    "check_finetune",
-    "noise_families",
-    "open_tasks",
-    "resolve_bandit",
-    "resolve_finetune_settings",
-    "resolve_policy_config",
-    "start_weights",
-]
-
 
 def check_finetune(config: FinetuneConfig, origin: Origin) -> None:
     """Checks everything that can be checked without a device. Raises `ConfigError`."""

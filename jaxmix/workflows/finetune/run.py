@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from jaxmix.train.rl.loop import FinetuneResult
     from jaxmix.train.rl.step import PolicyPrograms
 
-__all__ = ["FinetuneOutcome", "check_finetune_continuation", "run_finetune"]
 
 REDUCTION, START = "reduction.json", "start"
 """Inside a run folder: clusters and kept prompts; the supervised start, a checkpoint as any other."""

@@ -12,8 +12,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.config.sections import SourceConfig, read_config_mapping
 from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting
 
-__all__ = ["LabelConfig", "RayConfig", "label_from", "load_labeling"]
-
 
 @dataclass(frozen=True)
 class RayConfig:

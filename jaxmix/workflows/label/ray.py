@@ -14,8 +14,6 @@ from jaxmix.core.errors import EnvironmentProblem, JaxmixError
 from jaxmix.workflows.label.config import LabelConfig
 from jaxmix.workflows.label.run import LabelShard, label_shard
 
-__all__ = ["label_on_ray"]
-
 
 class _Worker:
     """Opens the models once, then labels shard by shard."""

@@ -33,8 +33,6 @@ from jaxmix.workflows.discover.domains import Domains, open_domains
 from jaxmix.workflows.label.config import LabelConfig
 from jaxmix.workflows.provenance import made_by, now, write_json
 
-__all__ = ["LabelShard", "describe_labeling", "label_shard", "label_shards", "run_labeling"]
-
 SUMMARY = "labels.json"
 _ABOUT = b"jaxmix"
 _SAMPLE = 65_536

@@ -16,8 +16,6 @@ from jaxmix.workflows.provenance import write_json
 from jaxmix.workflows.train.cross_eval import held_out_losses, write_training_texts
 from jaxmix.workflows.train.run import run_train
 
-__all__ = ["run_discovered_arm"]
-
 RESULT = "result.json"
 
 

@@ -18,8 +18,6 @@ from jaxmix.workflows.compare.run import Member, members
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.strict import apply_overrides, dump_yaml, parse_yaml
 
-__all__ = ["DEFAULT_OUT", "discovered_arm", "propose_mixture", "quickstart_members"]
-
 DEFAULT_OUT = "runs/quickstart"
 FILE = "quickstart.yaml"
 VARIANT = "law"

@@ -14,8 +14,6 @@ from jaxmix.workflows.config.sections import RunConfig, read_config_file
 from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting
 from jaxmix.workflows.train.run import resolved
 
-__all__ = ["DesignConfig", "LimitsConfig", "Size", "Swarm", "SwarmConfig", "load_swarm", "swarm_of"]
-
 
 @dataclasses.dataclass(frozen=True)
 class DesignConfig:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from jaxmix.train.swarm.files import SwarmStatus
     from jaxmix.train.swarm.plan import Proxy
 
-__all__ = ["SizePlan", "SwarmOutcome", "collect", "generate", "plan_swarm", "read_design", "run", "status"]
 
 DESIGN, TABLE, CURVES = "design.csv", "table.csv", "curves.csv"
 _WEIGHT = "weight/"

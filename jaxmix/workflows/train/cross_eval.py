@@ -15,8 +15,6 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.discover.documents import write_parquet
 
-__all__ = ["held_out_losses", "write_training_texts"]
-
 
 def write_training_texts(prepared: str | Path, folder: str | Path, *, tokenizer: Any = None) -> dict[str, Path]:
     """Writes the training part of a prepared folder as Parquet files of texts, one per domain, unless they are there.

@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from jaxmix.data.prepared.store import PreparedSource
     from jaxmix.data.sources.specs import SourceSpec
 
-__all__ = [
-    "KnownSizes",
-    "RunData",
-    "describe_preparation",
-    "known_sizes",
-    "preparation_table",
-    "prepare_and_open",
-    "prepare_sources",
-    "source_specs",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class RunData:

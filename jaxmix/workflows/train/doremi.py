@@ -21,8 +21,6 @@ from jaxmix.workflows.config.strict import Origin, build, dump_yaml, setting
 from jaxmix.workflows.train.data import prepare_and_open
 from jaxmix.workflows.train.run import check_continuation, resolved, run_train
 
-__all__ = ["Doremi", "DoremiConfig", "DoremiOutcome", "load_doremi", "run_doremi"]
-
 
 @dataclasses.dataclass(frozen=True)
 class DoremiConfig:

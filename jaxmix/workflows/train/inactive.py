@@ -13,8 +13,6 @@ from jaxmix.workflows.config.sections import RunConfig
 if TYPE_CHECKING:
     from jaxmix.mixers.base import Mixer
 
-__all__ = ["kept_out_names", "resolve_drawing_mixer"]
-
 
 def resolve_drawing_mixer(config: RunConfig, prior: Mapping[str, float], sizes: Mapping[str, float | None]) -> Mixer:
     """The run's mixer, with the sources of weight 0 hidden from it where it would draw them.

@@ -24,8 +24,6 @@ from jaxmix.workflows.train.selection import compute_of, drawn_rows, known_pace,
 if TYPE_CHECKING:
     from jaxmix.mixers.base import Mixer
 
-__all__ = ["Memory", "Plan", "SourcePlan", "estimate_memory", "make_plan", "plan_lines", "plan_rows"]
-
 
 @dataclasses.dataclass(frozen=True)
 class SourcePlan:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from jaxmix.train.lm.signals import Reference
     from jaxmix.workflows.train.data import RunData
 
-__all__ = ["load_reference"]
-
 
 def load_reference(config: RunConfig, data: RunData, mesh: Mesh, *, pieces: int = 1) -> Reference | None:
     """What `config.reference` names, on the mesh; None where it names nothing.

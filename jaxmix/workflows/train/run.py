@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from jaxmix.train.lm.loop import RunResult
     from jaxmix.train.lm.programs import Programs
 
-__all__ = ["TrainOutcome", "check_continuation", "resolved", "run_train"]
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainOutcome:

@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from jaxmix.train.selection.cost import SelectionCost
     from jaxmix.train.selection.settings import SelectionSettings
 
-__all__ = [
-    "Compute",
-    "check_selection_config",
-    "compute_of",
-    "drawn_rows",
-    "known_pace",
-    "reference_kind",
-    "reference_settings",
-    "resolve_selection",
-]
-
 
 def resolve_selection(config: RunConfig, origin: Origin | None = None) -> SelectionSettings | None:
     """What the section says, None where it selects nothing.
