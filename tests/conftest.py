@@ -40,10 +40,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 sys.path.insert(0, str(Path(__file__).parent))
 install_import_hook("jaxmix", "strict_types.check")
 
-# CI judges a change, so it tries the same examples every time; a person's run looks for new ones.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# Every run tries the same examples, so that it fails for what was changed and for nothing else. New ones are looked for
+# on request: `pytest -m hypothesis --hypothesis-profile=search`.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", max_examples=300, deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -48,7 +48,7 @@ def test_a_non_finite_row_stays_in_its_domain(bad):
     np.testing.assert_array_equal(got, [1.0, np.nan, 3.0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(-3, 9), st.floats(-1e6, 1e6, width=32)), min_size=6, max_size=6))
 def test_property_domains_partition_the_total(rows):
     domain = np.asarray([k for k, _ in rows], np.int32)

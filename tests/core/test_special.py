@@ -201,7 +201,7 @@ class TestProperties:
     kappas = st.lists(st.floats(1e-4, 1e5), min_size=8, max_size=8, unique=True).map(sorted)
 
     @given(kappas, st.sampled_from([2, 64]))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_of_the_ratio(self, kappas, dim):
         with jax.enable_x64(True):
             kappa = np.asarray(kappas)
@@ -221,7 +221,7 @@ class TestProperties:
         np.testing.assert_array_less(np.abs(back / kappa - 1), 1e-12 + 4e-16 * kappa / dim)
 
     @given(st.lists(st.floats(0, 1, exclude_max=True), min_size=8, max_size=8), st.sampled_from([2, 64]))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_of_its_inverse(self, ratios, dim):
         with jax.enable_x64(True):
             ratio = jnp.asarray(ratios)

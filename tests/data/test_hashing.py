@@ -91,7 +91,7 @@ def test_it_equals_the_oracle(buckets, orders, seed):
     check(TEXTS, buckets, orders, seed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=()), max_size=20), max_size=5))
 def test_it_equals_the_oracle_on_any_text(texts):
     check(texts)

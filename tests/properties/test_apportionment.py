@@ -51,7 +51,7 @@ def test_first_block_agrees_with_the_rule_in_words(weights, rows):
     assert counts[weights == 0].sum() == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(np.array([0.025, 0.075, 0.075, 0.075, 0.25, 0.25, 0.25]), 2)  # three deadlines at one row
 @given(simplex, st.integers(1, 17))
 def test_constant_weights_are_never_a_row_off_at_any_row(weights, rows):
