@@ -105,8 +105,10 @@ def kl_project_capped_simplex(
     exactly, see `_project`.
 
     Args:
-        weights: f32[m] on the simplex. A weight of 0 stays 0 unless its floor is higher, or the other domains'
-            caps add to less than 1: then the weight-0 domains share the rest as evenly as their caps allow.
+        weights: f32[m] on the simplex. A weight of 0 (or subnormal, which XLA flushes to 0) stays 0 unless its floor
+            is higher: mass there makes the divergence infinite, while any positive weight, however small, keeps it
+            finite. Only where the other domains' caps add to less than 1 is there no such point: those domains are
+            then at their caps, and the weight-0 domains share the rest as evenly as their caps allow.
         caps: f32[m] or a number, ≥ floors. Values above 1 mean "no cap".
         floors: f32[m] or a number, ≥ 0.
 
@@ -114,9 +116,10 @@ def kl_project_capped_simplex(
         f32[m] on the simplex; bounds that cannot be kept are treated as in `project_capped_simplex`.
     """
     low, high = _bounds(weights, caps, floors)
-    is_zero = weights <= 0
+    is_zero = weights < jnp.finfo(weights.dtype).tiny
     needs_zeros = jnp.sum(jnp.where(is_zero, low, high)) < 1.0
-    weights = jnp.where(is_zero, jnp.where(needs_zeros, TINY, 0.0), jnp.maximum(weights, TINY))
+    low = jnp.where(needs_zeros & ~is_zero, high, low)
+    weights = jnp.where(is_zero, jnp.where(needs_zeros, 1.0, 0.0), weights)
     safe = jnp.where(weights > 0, weights, 1.0)
     leaves_low = jnp.where(weights > 0, low / safe, jnp.inf)
     reaches_high = jnp.where(weights > 0, high / safe, jnp.inf)
