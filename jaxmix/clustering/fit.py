@@ -16,11 +16,11 @@ from jaxmix.clustering.em.dual import Penalty
 from jaxmix.clustering.em.iteration import build_iteration, build_labels, kind_of
 from jaxmix.clustering.placement import Rows, place_rows, take_rows
 from jaxmix.clustering.seeding import STARTS, RowSampler, mean_cosine, sample_size, seed_directions
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import replicated
 from jaxmix.core.special import inverse_bessel_ratio
 from jaxmix.core.types import Array, PRNGKeyArray
+from jaxmix.core.validate import check_choice, check_count, check_number
 
 LABEL_CHANGES = 1e-4
 DEAD_SHARE = 0.01

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from jaxmix.clustering.base import Balance, Clusterer, registry
 from jaxmix.clustering.bundle import build_clusterer
-from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_choice, check_count
 
 PENALTIES = ("per_sample", "summed")
 E_STEPS = ("dual", "mirror")

@@ -11,10 +11,10 @@ import numpy as np
 from jaxmix.clustering.base import GemState
 from jaxmix.clustering.bundle import check_rows
 from jaxmix.clustering.em.block_sums import HIGHEST, as_rows, label_pass
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError, warn_renamed
 from jaxmix.core.special import log_vmf_normalizer
 from jaxmix.core.types import Array, Float, Int
+from jaxmix.core.validate import check_choice, check_count, check_number
 
 FORMS = ("literal", "standardized")
 MOST_NEIGHBORS_FROM = 50_000

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_count
 
 
 def cluster_sizes(labels: Any, num_clusters: int, sample_weight: Any = None) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxmix.clustering.base import Clusterer, registry
 from jaxmix.clustering.bundle import build_clusterer
-from jaxmix.core.arguments import check_count
+from jaxmix.core.validate import check_count
 
 _MAX_CONCENTRATION = 1e5
 

@@ -30,10 +30,10 @@ from jaxmix.clustering.fit import Progress, Sample, check_fit, first_state, pena
 from jaxmix.clustering.placement import place_rows
 from jaxmix.clustering.resume import StreamCheckpoint, fingerprint
 from jaxmix.clustering.seeding import RowSampler, sample_size
-from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array, PRNGKeyArray
+from jaxmix.core.validate import check_count
 
 
 def fit_stream(

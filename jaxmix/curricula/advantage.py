@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.curricula.base import Bandit, arm_sums, check_arms, draw, registry
 
 _EPSILON = 1e-6

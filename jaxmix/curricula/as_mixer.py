@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula.base import Bandit, first_visit_average, make, registry
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, is_present, require
 from jaxmix.mixers.base import registry as mixers

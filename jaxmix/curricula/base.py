@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
+from jaxmix.core.validate import check_count, check_number
 
 registry = Registry("bandit")
 """All bandits by name. Register a factory of your own with `@jaxmix.curricula.registry.register`."""

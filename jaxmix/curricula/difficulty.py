@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula.base import Bandit, arm_sums, check_arms, check_figures, draw, first_visit_average, registry
 
 

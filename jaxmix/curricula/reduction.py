@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula.kmeans import fit_kmeans
 
 _SAME = 1e-9  # squared distance below which two rows are copies; features have mean squares near 1

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.curricula.base import Bandit, arm_sums, check_arms, draw, first_visit_average, race, registry
 
 RULES = {

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int
+from jaxmix.core.validate import check_number
 from jaxmix.curricula.base import Bandit, arm_sums, check_arms, check_figures, draw, registry
 
 OVERSAMPLING = 3

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmix.core.arguments import check_count
+from jaxmix.core.validate import check_count
 
 _TABLE_SIZE = 0x30001  # the planes that hold scripts, and one entry for all beyond: letters without cases
 _CHARACTERS_PER_WORD = 16

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.core.pytree import from_nested, state_versions, to_nested
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula import Bandit, prompt_cursors, rescale_rewards
 
 Batch = dict[str, NDArray]

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Weights
+from jaxmix.core.validate import check_choice
 from jaxmix.mixers.base import GRADIENTS
 
 LARGEST = 1e30

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, require
 
 EVERY_STEP = Cadence()

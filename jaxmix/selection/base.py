@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float, Int
+from jaxmix.core.validate import check_count
 
 LOSSES = ("sigmoid", "softmax")
 SCORES = ("learnability", "easy_reference", "hard_learner")

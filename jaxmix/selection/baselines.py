@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.selection.base import SCORES, Selection, Selector, check_sizes, needs_of, score_from_losses
 from jaxmix.selection.gibbs import Interaction, Rules, no_interaction
 from jaxmix.selection.jest import check_contrastive, join_models, pick_by_embeddings

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.selection import pairs
 from jaxmix.selection.base import Selection, Selector, check_chunks, check_sizes
 from jaxmix.selection.draw import best

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.selection.base import LOSSES, SCORES, Embeddings, Selection, Selector, check_chunks, check_sizes, needs_of
 from jaxmix.selection.gibbs import Interaction, Rules
 from jaxmix.selection.picking import Criterion, pick

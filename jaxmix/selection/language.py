@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int
+from jaxmix.core.validate import check_choice
 from jaxmix.selection.base import SCORES, needs_of, score_from_losses
 from jaxmix.selection.pairs import compute_dtype
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmix.clustering.base import GemState
-from jaxmix.core.arguments import check_count, check_number
+from jaxmix.core.validate import check_count, check_number
 
 
 class Planted(NamedTuple):

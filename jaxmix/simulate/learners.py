@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula.base import Bandit
 
 LEVELS = (1.0, -0.5, -2.0, -3.5, -5.0)

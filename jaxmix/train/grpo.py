@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.curricula.uniform import live_groups
 
 AGGREGATES = ("token_mean", "sequence_mean", "constant")

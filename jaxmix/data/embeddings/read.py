@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.validate import check_count
 from jaxmix.data.embeddings.files import Shard, checksum, read_store_index, stored_dtype
 
 

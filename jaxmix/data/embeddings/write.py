@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.validate import check_choice, check_count
 from jaxmix.data.embeddings.files import DTYPES, FORMAT, INDEX, SETTINGS, Shard, read_json, stored_dtype
 from jaxmix.data.embeddings.files import write_json as _write_json
 from jaxmix.data.embeddings.read import EmbeddingStore, TextEncoder, open_embedding_store

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_count
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError, EnvironmentProblem
+from jaxmix.core.validate import check_choice, check_count
 from jaxmix.data.tasks.prompts import PromptSet
 from jaxmix.data.tasks.suites import PARTS, is_held_out
 from jaxmix.data.tasks.text import Question, text_prompts

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.registry import Registry
+from jaxmix.core.validate import check_choice, check_count
 from jaxmix.data.tasks.prompts import PromptSet, exact_match, left_padded, right_padded
 
 __all__ = [

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_count
 from jaxmix.data.tasks.prompts import PromptSet, left_padded, right_padded
 from jaxmix.data.tokenizers import Tokenizer
 

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.simplex import mix_with, normalize
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 from jaxmix.mixers.power_law import PowerLaw, fit_power_laws, predict
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.lmo import normalized_interaction
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Weights
+from jaxmix.core.validate import check_choice, check_number
 
 MODES = ("pretraining", "finetuning")
 _TEMPERATURE = {"pretraining": 5.0, "finetuning": 0.2}

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.alignment import (
     bounded,
     check_gradients,

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms, target_row, weigh_targets
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo

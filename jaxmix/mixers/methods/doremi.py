@@ -9,9 +9,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 from jaxmix.mixers.missing import fresh_mean

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import mix_with
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.missing import finite_or_nan, fresh_mean
 from jaxmix.mixers.per_domain import check_figures, figures_of

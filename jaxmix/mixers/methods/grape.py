@@ -10,10 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.alignment import bounded, check_gradients, is_measured, weigh_targets
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import finite_or_nan, hold, mean_for_unknown

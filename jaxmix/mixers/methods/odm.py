@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_choice
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 
 VARIANTS = ("paper", "repository")

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, running_scale, squared_norms
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo

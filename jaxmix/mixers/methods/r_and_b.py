@@ -11,9 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.mixers.alignment import bounded, check_gradients, squared_norms, target_row
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo

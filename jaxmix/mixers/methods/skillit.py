@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import TINY
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import LARGEST, finite_or_nan, hold

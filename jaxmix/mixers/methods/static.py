@@ -7,12 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.simplex import normalize
 from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.validate import check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, registry
 
 

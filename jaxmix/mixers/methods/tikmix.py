@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.arguments import check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Float, Weights
+from jaxmix.core.validate import check_number
 
 _ADDED = 1e-8  # to the normalizer, as in the paper
 _SLACK = 1e-7  # of a constraint, relative to the row's spread: gives the feasible set an interior

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_count
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_count
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import finite_or_nan, hold, mean_for_unknown

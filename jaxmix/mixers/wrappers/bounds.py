@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.arguments import check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.schedule import check_weights
 from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.validate import check_number
 from jaxmix.mixers import base
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 from jaxmix.mixers.wrappers.base import InnerState, lift, registry

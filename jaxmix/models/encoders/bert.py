@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmix.core.arguments import check_choice, check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float, Int
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.models.lm.attention import full_attention
 from jaxmix.models.lm.blocks import parameters
 from jaxmix.models.lm.layers import matrix

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmix.core.arguments import check_count
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.validate import check_count
 from jaxmix.data.files import write_whole
 from jaxmix.data.hashing import hashed_ngrams
 from jaxmix.models.encoders.load import BUILTIN, ENCODER_FILE, Encoder

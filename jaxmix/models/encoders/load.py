@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.validate import check_choice, check_count
 
 ENCODER_FILE = "encoder.json"
 BUILTIN = "builtin"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.core.validate import check_count, check_number
 
 _ONE = 0x3F800000  # the bits of 1.0; those of smaller floats are smaller, in the same order
 _LARGEST_ROW = 64

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmix.core.arguments import check_choice, check_count
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_choice, check_count
 
 RULES = ("random", "confidence", "center", "gis")
 

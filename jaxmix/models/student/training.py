@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_sharding, batch_spec, build_mesh, replicated, shard_map, sum_over
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.models.student.features import Features, StudentBatch, build_batch, hash_texts
 from jaxmix.models.student.model import Student, StudentConfig
 

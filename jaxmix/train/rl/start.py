@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmix.core.arguments import check_count, check_number
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_sharding, build_mesh, replicated, use_mesh
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula.base import check_figures
 from jaxmix.curricula.cursors import prompt_cursors
 from jaxmix.data.tasks.prompts import PromptSet, answer_length

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmix.core.arguments import check_count
+from jaxmix.core.validate import check_count
 
 _EXCERPT = 240
 
