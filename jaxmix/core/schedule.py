@@ -7,7 +7,6 @@ the last. At a point's position the weights are exactly that point's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +16,10 @@ import numpy as np
 from jaxmix.core.counter import Counter, counter, difference, is_at_least
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.types import Array, Float, Int, Weights
+from jaxmix.core.validate import check_choice, check_one_per_domain, check_simplex
 
 INTERPOLATIONS = ("step", "linear", "cosine")
 UNITS = ("steps", "tokens")
-_SUM_TOLERANCE = 0.01
 
 
 class MixtureSchedule(NamedTuple):
@@ -59,9 +58,8 @@ def mixture_schedule(
     Raises:
         ConfigError: names the point and the value that is wrong.
     """
-    for value, known, name in ((interpolation, INTERPOLATIONS, "interpolation"), (unit, UNITS, "unit")):
-        if value not in known:
-            raise ConfigError(f"unknown {name} {value!r}", where=f"{where}.{name}", fix=nearest(str(value), known))
+    check_choice(where, "interpolation", interpolation, INTERPOLATIONS)
+    check_choice(where, "unit", unit, UNITS)
     if not points:
         raise ConfigError("a schedule needs at least one point", where=where, fix="Give {at: 0, weights: [...]}.")
     at: list[int] = []
@@ -71,7 +69,7 @@ def mixture_schedule(
         _check_keys(point, place)
         at.append(_check_position(point["at"], at[-1] if at else None, f"{place}.at"))
         row = point["weights"]
-        rows.append(row if row in ("prior", "uniform") else check_weights(row, where=f"{place}.weights"))
+        rows.append(row if row in ("prior", "uniform") else check_simplex(row, f"{place}.weights"))
     lengths = {len(row): i for i, row in enumerate(rows) if not isinstance(row, str)}
     if len(lengths) > 1:
         raise ConfigError(
@@ -117,64 +115,6 @@ def schedule_weights(schedule: MixtureSchedule, position: Counter | int | Int[Ar
     return (1.0 - fraction) * table[index] + fraction * table[following]
 
 
-def check_weights(weights: Any, *, where: str) -> tuple[float, ...]:
-    """Checks that a list of numbers lies on the simplex and returns it, divided by its sum.
-
-    The sum may be off by 0.01, so that rounded decimals are accepted.
-
-    Raises:
-        ConfigError: not numbers, not finite, negative, or the sum is not 1.
-    """
-    try:
-        values = tuple(float(w) for w in weights)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"mixture weights must be a list of numbers, got {weights!r}", where=where, fix="Give one per source."
-        ) from None
-    for i, value in enumerate(values):
-        if not math.isfinite(value) or value < 0:
-            raise ConfigError(
-                f"mixture weights must be finite and ≥ 0: number {i} is {value:g}",
-                where=where,
-                fix="Use 0 for a source that is not to be drawn.",
-            )
-    total = math.fsum(values)
-    if not abs(total - 1) <= _SUM_TOLERANCE:
-        raise ConfigError(
-            f"mixture weights must add to 1, these add to {total:.6g}", where=where, fix="Divide each by their sum."
-        )
-    return tuple(value / total for value in values)
-
-
-def weights_in_order(
-    weights: Mapping[str, float] | Sequence[float], names: Sequence[str], *, where: str
-) -> list[float]:
-    """Puts weights that are given by name into the order of `names`; a list must have as many numbers as names.
-
-    Raises:
-        ConfigError: a name is unknown (the nearest is suggested) or missing, or the list has another length.
-    """
-    if isinstance(weights, Mapping):
-        for name in weights:
-            if name not in names:
-                raise ConfigError(f"unknown source {name!r}", where=where, fix=nearest(str(name), names))
-        missing = [name for name in names if name not in weights]
-        if missing:
-            raise ConfigError(
-                f"no weight for {', '.join(map(repr, missing))}",
-                where=where,
-                fix="Give every source one; 0 is allowed.",
-            )
-        return [weights[name] for name in names]
-    if len(weights) != len(names):
-        raise ConfigError(
-            f"{len(weights)} weights for {len(names)} sources",
-            where=where,
-            fix=f"Give one per source, in the order {', '.join(names)}; or a mapping by name.",
-        )
-    return list(weights)
-
-
 def _table(schedule: MixtureSchedule, prior: Weights) -> Float[Array, "r m"]:
     m = prior.shape[0]
     rows = []
@@ -183,13 +123,8 @@ def _table(schedule: MixtureSchedule, prior: Weights) -> Float[Array, "r m"]:
             rows.append(prior)
         elif row == "uniform":
             rows.append(jnp.full((m,), 1.0 / m, jnp.float32))
-        elif len(row) != m:
-            raise ConfigError(
-                f"the schedule has {len(row)} weights for {m} domains",
-                where=f"schedule.points[{i}].weights",
-                fix="Give one weight per source, in the order of the sources.",
-            )
         else:
+            check_one_per_domain(len(row), m, f"schedule.points[{i}].weights")
             rows.append(jnp.asarray(row, jnp.float32))
     return jnp.stack(rows)
 

@@ -24,8 +24,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem
 from jaxmix.core.rendezvous import wait_for_all
+from jaxmix.core.validate import MESH_AXES, check_mesh_shape
 
-AXES = ("data", "fsdp", "tensor")
 _ROW_AXES = ("data", "fsdp")
 
 
@@ -43,33 +43,23 @@ def build_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Seque
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     count = jax.device_count() if devices is None else len(devices)
-    for name, size in sizes.items():
-        if size < 1 and size != -1:
-            raise ConfigError(
-                f"a mesh axis must have at least 1 device, or -1 for all that are left: {name!r} has {size}",
-                where=f"mesh.{name}",
-                fix="Give a positive number or -1.",
-            )
-    free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1:
-        raise ConfigError(
-            f"only one mesh axis may be -1: {free} are", where="mesh", fix="Give numbers for all but one of them."
-        )
+    check_mesh_shape(sizes, "mesh")
+    has_free = -1 in sizes.values()
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if count % fixed or (not free and fixed != count):
+    if count % fixed or (not has_free and fixed != count):
         asked = " x ".join(f"{name}={size}" for name, size in sizes.items())
-        advice = f"Choose axes whose product is {count}" if not free else f"Choose axes whose product divides {count}"
         raise ConfigError(
             f"the mesh {asked} does not fit on {count} device{'s' if count != 1 else ''}",
             where="mesh",
-            fix=f"{advice}, or leave data at -1 to take all that are left.",
+            fix=f"Choose axes whose product {'divides' if has_free else 'is'} {count}, "
+            "or leave data at -1 to take all that are left.",
         )
     shape = tuple(count // fixed if size == -1 else size for size in sizes.values())
-    types = (AxisType.Auto,) * len(AXES)
+    types = (AxisType.Auto,) * len(MESH_AXES)
     if devices is None:
-        return jax.make_mesh(shape, AXES, axis_types=types)
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types)
     # An explicit list keeps its order: tests and two-process runs rely on who holds which rows.
-    return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES, axis_types=types)
+    return Mesh(np.asarray(devices, dtype=object).reshape(shape), MESH_AXES, axis_types=types)
 
 
 def proxy_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

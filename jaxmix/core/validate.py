@@ -1,26 +1,43 @@
-"""Checks of arguments that factories share: numbers, counts, named choices."""
+"""Checks that every part of the library shares: numbers, counts, named choices, weights, mesh shapes.
+
+They need no JAX, so that a configuration is checked before anything is loaded.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
 from jaxmix.core.errors import ConfigError, nearest
 
+MESH_AXES = ("data", "fsdp", "tensor")
+_SUM_TOLERANCE = 0.01
+
 
 def check_number(
-    name: str, argument: str, value: float, least: float, most: float = math.inf, *, is_open: bool = False
+    name: str,
+    argument: str,
+    value: float,
+    least: float,
+    most: float = math.inf,
+    *,
+    is_open: bool = False,
+    below: float = math.inf,
 ) -> None:
-    """Raises `ConfigError` unless `value` is finite and in [least, most] (above `least` if `is_open`)."""
+    """Raises `ConfigError` unless `value` is finite, in [least, most] (above `least` if `is_open`) and < `below`."""
     is_low = value <= least if is_open else value < least
-    if not math.isfinite(value) or is_low or value > most:
-        span = f"{'above' if is_open else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+    if not math.isfinite(value) or is_low or value > most or value >= below:
+        span = f"{'above' if is_open else 'at least'} {least:g}"
+        span += f" and at most {most:g}" if most < math.inf else ""
+        span += f" and below {below:g}" if below < math.inf else ""
         raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")
 
 
 def check_count(name: str, argument: str, value: int, least: int = 1) -> None:
     """Raises `ConfigError` unless `value` is a whole number ≥ `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{argument} must be a whole number ≥ {least}, got {value!r}", where=f"{name}({argument})")
 
 
@@ -28,3 +45,108 @@ def check_choice(name: str, argument: str, value: str, known: Sequence[str]) -> 
     """Raises `ConfigError` with the nearest known word unless `value` is one of them."""
     if value not in known:
         raise ConfigError(f"unknown {argument} {value!r}", where=f"{name}({argument})", fix=nearest(str(value), known))
+
+
+def check_one_per_domain(given: int, num_domains: int, where: str, what: str = "weights") -> None:
+    """Raises `ConfigError` unless `given`, the length of a list, is the number of domains."""
+    if given != num_domains:
+        raise ConfigError(
+            f"{given} {what} for {num_domains} domains", where=where, fix="Give one per source, in their order."
+        )
+
+
+def values_in_order(
+    values: Mapping[str, Any] | Sequence[Any], names: Sequence[str], where: str, what: str = "value"
+) -> list[Any]:
+    """Values by name, or in the order of `names` already, as a list in that order.
+
+    Raises:
+        ConfigError: a name is unknown (the nearest is suggested) or missing, or the list has another length.
+    """
+    if isinstance(values, Mapping):
+        for name in values:
+            if name not in names:
+                raise ConfigError(f"unknown source {name!r}", where=where, fix=nearest(str(name), names))
+        missing = [name for name in names if name not in values]
+        if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise ConfigError(
+                f"no {what} for source {missing[0]!r}{more}",
+                where=where,
+                fix="Give one for every source; a weight of 0 keeps a source for evaluation only.",
+            )
+        return [values[name] for name in names]
+    if len(values) != len(names):
+        raise ConfigError(
+            f"{len(values)} {what}s for {len(names)} sources",
+            where=where,
+            fix=f"Give one per source, in the order {', '.join(names)}; or a mapping by name.",
+        )
+    return list(values)
+
+
+def check_weights(
+    weights: Mapping[str, float] | Sequence[float], names: Sequence[str], where: str
+) -> tuple[float, ...]:
+    """Weights by name or in the order of `names`, as numbers in that order: finite, ≥ 0, not all 0, of any sum.
+
+    Raises:
+        ConfigError: names the source and its weight; see also `values_in_order`.
+    """
+    values = _check_parts(values_in_order(weights, names, where, "weight"), [repr(name) for name in names], where)
+    if not sum(values) > 0:
+        raise ConfigError("all mixture weights are 0", where=where, fix="Give at least one source a weight above 0.")
+    return values
+
+
+def check_simplex(weights: Any, where: str) -> tuple[float, ...]:
+    """Checks that a list of numbers lies on the simplex and returns it, divided by its sum.
+
+    The sum may be off by 0.01, so that rounded decimals are accepted.
+
+    Raises:
+        ConfigError: not numbers, not finite, negative, or the sum is not 1.
+    """
+    values = _check_parts(weights, None, where)
+    total = math.fsum(values)
+    if not abs(total - 1) <= _SUM_TOLERANCE:
+        raise ConfigError(
+            f"mixture weights must add to 1, these add to {total:.6g}", where=where, fix="Divide each by their sum."
+        )
+    return tuple(value / total for value in values)
+
+
+def _check_parts(weights: Any, labels: Sequence[str] | None, where: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"mixture weights must be a list of numbers, got {weights!r}", where=where, fix="Give one per source."
+        ) from None
+    for i, value in enumerate(values):
+        if not math.isfinite(value) or value < 0:
+            one = f"{labels[i]} has" if labels else f"number {i} is"
+            raise ConfigError(
+                f"mixture weights must be finite and ≥ 0: {one} {value:g}",
+                where=where,
+                fix="Remove the source, or set 0 to keep it for evaluation only.",
+            )
+    return values
+
+
+def check_mesh_shape(shape: Mapping[str, int], where: str) -> None:
+    """Raises `ConfigError` unless each of `MESH_AXES` that is named has ≥ 1 devices, or −1, and at most one has −1."""
+    for axis, size in shape.items():
+        if axis not in MESH_AXES:
+            raise ConfigError(f"unknown mesh axis {axis!r}", where=f"{where}.{axis}", fix=nearest(axis, MESH_AXES))
+        if size < 1 and size != -1:
+            raise ConfigError(
+                f"a mesh axis must have at least 1 device, or -1 for all that are left: {axis!r} has {size}",
+                where=f"{where}.{axis}",
+                fix="Give a positive number or -1.",
+            )
+    free = [axis for axis, size in shape.items() if size == -1]
+    if len(free) > 1:
+        raise ConfigError(
+            f"only one mesh axis may be -1: {' and '.join(free)} are", where=where, fix="Give numbers for the others."
+        )

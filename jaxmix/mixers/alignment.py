@@ -11,9 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Weights
-from jaxmix.core.validate import check_choice
+from jaxmix.core.validate import check_choice, check_simplex
 from jaxmix.mixers.base import GRADIENTS
 
 LARGEST = 1e30
@@ -67,7 +66,7 @@ def target_row(weights: Sequence[float] | None, like: Weights, where: str) -> We
         return jnp.full_like(like, 1.0 / like.shape[0])
     if len(weights) != like.shape[0]:
         raise ConfigError(f"got {len(weights)} weights for {like.shape[0]} domains", where=where)
-    row = jnp.asarray(check_weights(list(weights), where=where), like.dtype)
+    row = jnp.asarray(check_simplex(list(weights), where), like.dtype)
     return row / jnp.sum(row)
 
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.registry import Registry
-from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Bool, DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_simplex
 
 SIGNALS = (
     "loss_sum",
@@ -184,7 +184,7 @@ def initial_weights(num_domains: int, prior: Weights | None) -> Weights:
     if prior.shape != (num_domains,):
         raise ConfigError(f"the prior has shape {prior.shape}, expected ({num_domains},)", where="mixer.init")
     if not isinstance(prior, jax.core.Tracer):
-        check_weights(prior.tolist(), where="prior of mixer.init")
+        check_simplex(prior.tolist(), "prior of mixer.init")
     return prior / jnp.sum(prior)
 
 

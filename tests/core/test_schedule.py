@@ -9,7 +9,7 @@ import pytest
 
 from jaxmix.core.counter import counter
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.schedule import check_weights, mixture_schedule, schedule_weights, weights_in_order
+from jaxmix.core.schedule import mixture_schedule, schedule_weights
 
 PRIOR = jnp.asarray([0.5, 0.5])
 POINTS = [{"at": 10, "weights": [1, 0]}, {"at": 20, "weights": [0.5, 0.5]}, {"at": 60, "weights": [0.25, 0.75]}]
@@ -91,18 +91,3 @@ def test_errors_name_the_point(points, options, message):
 def test_wrong_number_of_domains():
     with pytest.raises(ConfigError, match="2 weights for 3 domains"):
         schedule_weights(mixture_schedule(POINTS), 0, jnp.full(3, 1 / 3))
-
-
-def test_rounded_decimals_are_accepted_and_made_exact():
-    assert sum(check_weights([0.333, 0.333, 0.333], where="w")) == pytest.approx(1, abs=1e-15)
-
-
-def test_weights_by_name():
-    assert weights_in_order({"b": 0.2, "a": 0.8}, ["a", "b"], where="w") == [0.8, 0.2]
-    assert weights_in_order([0.2, 0.8], ["a", "b"], where="w") == [0.2, 0.8]
-    with pytest.raises(ConfigError, match=r"unknown source 'cod' \(w\). Did you mean 'code'"):
-        weights_in_order({"cod": 1.0}, ["code", "web"], where="w")
-    with pytest.raises(ConfigError, match="no weight for 'web'"):
-        weights_in_order({"code": 1.0}, ["code", "web"], where="w")
-    with pytest.raises(ConfigError, match=r"1 weights for 2 sources.*code, web"):
-        weights_in_order([1.0], ["code", "web"], where="w")

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_choice, check_count, check_number, check_weights
 from jaxmix.data.mixture.plan import POLICIES, UNLIMITED
 
 UNITS = ("tokens", "documents", "rows")
@@ -25,32 +26,19 @@ def checked_weights(weights: Any, names: Sequence[str], lengths: Sequence[int]) 
     Raises:
         ConfigError: names the source and its weight.
     """
-    if isinstance(weights, Mapping):
-        for name in weights:
-            if name not in names:
-                raise ConfigError(f"weight for unknown source {name!r}", where="weights", fix=nearest(name, names))
-        missing = [name for name in names if name not in weights]
-        if missing:
-            raise ConfigError(f"no weight for source {missing[0]!r}", where="weights", fix="Give 0 not to draw it.")
-        weights = [weights[name] for name in names]
-    values = np.asarray(weights, np.float64)
-    if values.shape != (len(names),):
-        raise ConfigError(f"weights have shape {list(values.shape)}, there are {len(names)} sources", where="weights")
-    for name, value, rows in zip(names, values.tolist(), lengths, strict=True):
-        if not math.isfinite(value) or value < 0:
+    if not isinstance(weights, Mapping):
+        given = np.asarray(weights, np.float64)
+        if given.shape != (len(names),):
             raise ConfigError(
-                f"mixture weights must be finite and ≥ 0: {name!r} has {value}",
-                where="weights",
-                fix="Remove the source or set 0 to keep it for evaluation only.",
+                f"weights have shape {list(given.shape)}, there are {len(names)} sources", where="weights"
             )
+        weights = given.tolist()
+    values = np.asarray(check_weights(weights, names, "weights"))
+    for name, value, rows in zip(names, values.tolist(), lengths, strict=True):
         if value > 0 and rows == 0:
             raise ConfigError(
                 f"source {name!r} has weight {value} and no tokens", where="weights", fix="Give it weight 0."
             )
-    if not values.sum() > 0:
-        raise ConfigError(
-            "all mixture weights are 0", where="weights", fix="Give at least one source a weight above 0."
-        )
     return values / values.sum()
 
 
@@ -67,8 +55,7 @@ def check_arguments(
     """Raises `ConfigError` for what is out of range."""
     if not sources:
         raise ConfigError("there are no sources", where="MixtureStream", fix="Give at least one.")
-    if unit not in UNITS:
-        raise ConfigError(f"unknown unit {unit!r}", where="MixtureStream(unit)", fix=nearest(unit, UNITS))
+    check_choice("MixtureStream", "unit", unit, UNITS)
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("seq_len", seq_len, 1),
@@ -76,8 +63,7 @@ def check_arguments(
         ("prefetch", prefetch, 0),
         ("num_threads", num_threads, 1),
     ):
-        if value < least:
-            raise ConfigError(f"{name} must be at least {least}, got {value}", where=f"MixtureStream({name})")
+        check_count("MixtureStream", name, value, least)
     index, count = shard
     if not 0 <= index < count:
         raise ConfigError(
@@ -92,30 +78,20 @@ def check_arguments(
 
 
 def check_policies(names: Sequence[str], policies: Sequence[Any], epochs: Sequence[Any]) -> None:
-    """Raises `ConfigError` for an unknown policy or a bound on epochs that is none."""
+    """Raises `ConfigError` for an unknown policy, or a bound on epochs that is not above 0."""
     for name, policy, bound in zip(names, policies, epochs, strict=True):
-        if policy not in POLICIES:
-            raise ConfigError(
-                f"unknown policy {policy!r} for {name!r}",
-                where="MixtureStream(on_exhaust)",
-                fix=nearest(str(policy), POLICIES),
-            )
-        if bound is not None and not (math.isfinite(bound) and bound > 0):
-            raise ConfigError(
-                f"max_epochs must be finite and > 0: {name!r} has {bound}", where="MixtureStream(max_epochs)"
-            )
+        place = f"source {name!r}: MixtureStream"
+        check_choice(place, "on_exhaust", policy, POLICIES)
+        if bound is not None:
+            check_number(place, "max_epochs", bound, 0, is_open=True)
 
 
-def by_name(value: Any, names: Sequence[str], argument: str) -> list[Any]:
+def one_per_source(value: Any, names: Sequence[str], argument: str, default: Any) -> list[Any]:
     """One value per source, from one for all or from some by name."""
     if not isinstance(value, Mapping):
         return [value] * len(names)
     for name in value:
-        if name not in names:
-            raise ConfigError(
-                f"{argument} for unknown source {name!r}", where="MixtureStream", fix=nearest(name, names)
-            )
-    default = "repeat" if argument == "on_exhaust" else None
+        check_choice(f"MixtureStream({argument})", "source", name, names)
     return [value.get(name, default) for name in names]
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from jaxmix.core.errors import ConfigError, RunError, warn_renamed
 from jaxmix.data.mixture.arguments import (
     UNITS,
-    by_name,
     check_arguments,
     check_policies,
     checked_weights,
+    one_per_source,
     row_limit,
 )
 from jaxmix.data.mixture.ledger import Ledger
@@ -108,8 +108,8 @@ class MixtureStream:
         self.names: tuple[str, ...] = tuple(sources)
         self.batch_size, self.seq_len, self.unit, self.block = batch_size, seq_len, unit, block
         self._seed, self._shuffle, self._shard, self._prefetch = seed, shuffle, shard, prefetch
-        policies = by_name(on_exhaust, self.names, "on_exhaust")
-        epochs = by_name(max_epochs, self.names, "max_epochs")
+        policies = one_per_source(on_exhaust, self.names, "on_exhaust", default="repeat")
+        epochs = one_per_source(max_epochs, self.names, "max_epochs", default=None)
         check_policies(self.names, policies, epochs)
         packer = WholeRows if unit == "rows" else PackedRows
         self._rows: list[Rows] = [packer(source, seq_len, name=name) for name, source in sources.items()]

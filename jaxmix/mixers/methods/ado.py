@@ -16,11 +16,10 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
-from jaxmix.core.schedule import check_weights
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.simplex import mix_with, normalize
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_number
+from jaxmix.core.validate import check_choice, check_number, check_simplex
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 from jaxmix.mixers.power_law import PowerLaw, fit_power_laws, predict
 
@@ -229,7 +228,7 @@ def ado(
     check_number("ado", "min_irreducible", min_irreducible, -math.inf)
     check_number("ado", "tokens_per_example", tokens_per_example, 0.0, is_open=True)
     if natural is not None:
-        check_weights([float(share) for share in natural], where="ado(natural)")
+        check_simplex([float(share) for share in natural], "ado(natural)")
     needs = frozenset({"loss_sum", "token_count"})
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> AdoState:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
-from jaxmix.core.schedule import check_weights
 from jaxmix.core.simplex import normalize
 from jaxmix.core.types import PRNGKeyArray, Weights
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import check_number, check_simplex
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, registry
 
 
@@ -55,7 +54,7 @@ def static(weights: Sequence[float] | None = None, *, temperature: float = 1.0) 
         >>> mixer.weights(mixer.init(jax.random.key(0), 2)).tolist()
         [0.75, 0.25]
     """
-    fixed = None if weights is None else check_weights(weights, where="static(weights)")
+    fixed = None if weights is None else check_simplex(weights, "static(weights)")
     check_number("static", "temperature", temperature, 0.0, is_open=True)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> StaticState:

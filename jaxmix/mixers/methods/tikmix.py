@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.schedule import check_weights
 from jaxmix.core.types import Array, Float, Weights
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import check_number, check_simplex
 
 _ADDED = 1e-8  # to the normalizer, as in the paper
 _SLACK = 1e-7  # of a constraint, relative to the row's spread: gives the feasible set an interior
@@ -97,7 +96,7 @@ def tikmix_weights(
     for name, value in (("balance", balance), ("gain", gain), ("diversity", diversity)):
         check_number("tikmix_weights", name, value, 0.0)
     rows = np.asarray(influence, np.float64)
-    start = np.asarray(check_weights(prior, where="tikmix_weights(prior)"), np.float64)
+    start = np.asarray(check_simplex(prior, "tikmix_weights(prior)"), np.float64)
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != len(start) or not np.isfinite(rows).all():
         raise ConfigError(
             f"the influence must be finite numbers [evaluation groups, {len(start)} domains], got shape {rows.shape}",

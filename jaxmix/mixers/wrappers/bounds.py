@@ -14,10 +14,9 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
-from jaxmix.core.schedule import check_weights
 from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import PRNGKeyArray, Weights
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import check_number, check_simplex
 from jaxmix.mixers import base
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
 from jaxmix.mixers.wrappers.base import InnerState, lift, registry
@@ -99,7 +98,7 @@ def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = N
     """
     if not (np.isfinite(strength) and strength >= 0):
         raise ConfigError(f"strength must be finite and ≥ 0, got {strength}", where="kl_to_prior(strength)")
-    fixed = None if prior is None else check_weights(prior, where="kl_to_prior(prior)")
+    fixed = None if prior is None else check_simplex(prior, "kl_to_prior(prior)")
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> KlToPriorState:
         if fixed is not None and len(fixed) != num_domains:

@@ -196,13 +196,13 @@ def resolve_mixer(
 
 def _by_name(value: Any, names: Sequence[str] | None, where: str) -> Any:
     """Numbers given by source name as a list in the order of the sources: vectors, matrices, points of a schedule."""
-    from jaxmix.core.schedule import weights_in_order
+    from jaxmix.core.validate import values_in_order
 
     order = names if names is not None else tuple(value) if isinstance(value, Mapping) else ()
     if isinstance(value, Mapping) and value and all(isinstance(v, (int, float)) for v in value.values()):
-        return weights_in_order(value, order, where=where)
+        return values_in_order(value, order, where=where)
     if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
-        weights_in_order(dict.fromkeys(value, 0.0), order, where=where)  # every source once, and no other
+        values_in_order(dict.fromkeys(value, 0.0), order, where=where)  # every source once, and no other
         return [_by_name(value[name], order, where) for name in order]
     if isinstance(value, (list, tuple)):
         return [

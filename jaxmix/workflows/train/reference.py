@@ -33,12 +33,12 @@ def load_reference(config: RunConfig, data: RunData, mesh: Mesh, *, pieces: int 
     Raises:
         ConfigError: a source without a loss, no such run, or one with another tokenizer.
     """
-    from jaxmix.core.schedule import weights_in_order
+    from jaxmix.core.validate import values_in_order
     from jaxmix.train.lm.signals import reference_table
 
     names = tuple(data.train)
     if config.reference.losses is not None:
-        losses = weights_in_order(config.reference.losses, names, where="reference.losses")
+        losses = values_in_order(config.reference.losses, names, where="reference.losses")
         return reference_table(np.asarray(losses), mesh)
     if config.reference.run is None:
         return None
