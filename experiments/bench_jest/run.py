@@ -30,8 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from jaxmix.core.sharding import batch_sharding, build_mesh, replicated  # noqa: E402
 from jaxmix.selection import Embeddings, jest, selection_objective  # noqa: E402
-from jaxmix.selection.draw import draw  # noqa: E402
-from jaxmix.selection.rows import Rows  # noqa: E402
+from jaxmix.selection.candidates import Candidates  # noqa: E402
+from jaxmix.selection.sampling import sample  # noqa: E402
 
 STEP_FLOPS = 24.5e9 * 2 * 3
 """Per trained example: ViT-B/16 at 256 pixels with a short text tower, forward and backward."""
@@ -79,7 +79,7 @@ def chunk_loop(
         n, scale = turn
         own, shared = score(taken, scale)
         key = jax.random.fold_in(the_key(), n)
-        drawn = draw(key, own + shared, ~taken, Rows(count), size=size, gain=jnp.float32(1.0), greedy=False)
+        drawn = sample(key, own + shared, ~taken, Candidates(count), size=size, gain=jnp.float32(1.0), greedy=False)
         return taken.at[drawn].set(True), drawn
 
     turns = jnp.arange(num_chunks), ones

@@ -2,13 +2,13 @@
 
     selector(key, learner, reference, valid=None) -> Selection
 
-What a selector looks at are embeddings, losses, or scores and features; what it returns is the same for all.
+A selector reads embeddings, losses, or scores and features; what it returns is the same for all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxmix.core.errors import ConfigError
@@ -21,7 +21,7 @@ SCORES = ("learnability", "easy_reference", "hard_learner")
 
 
 class Embeddings(NamedTuple):
-    """What one two-tower model makes of a super-batch. A pytree; its rows may be sharded.
+    """A two-tower model's embeddings of a super-batch. A pytree; its rows may be sharded.
 
     Attributes:
         image: f[c, d], unit-norm rows; float32, bfloat16 (products are then accumulated in float32) or float64.
@@ -32,12 +32,12 @@ class Embeddings(NamedTuple):
 
     image: Float[Array, "c d"]
     text: Float[Array, "c d"]
-    temperature: Any
-    bias: Any = 0.0
+    temperature: Float[Array, ""] | float
+    bias: Float[Array, ""] | float = 0.0
 
 
 class SelectionInfo(NamedTuple):
-    """What a selection shows for diagnosis; logged and forgotten. Means run over the examples drawn.
+    """Diagnostics of a selection; logged and forgotten. Means run over the examples drawn.
 
     Every example has, at the moment it is drawn, a score: what it adds to the selection given the chunks drawn
     before. The score is the sum of two parts: the example's own (with a contrastive loss that of its positive pair),
@@ -50,7 +50,7 @@ class SelectionInfo(NamedTuple):
         negative: f[], mean of the shared part; 0 for selectors without interaction.
         chunk_score: f[j], mean score of each chunk.
         chunk_share: f[j], share of the shared part in each chunk, `Σ|shared| / (Σ|own| + Σ|shared|)`. Near 1, the
-            negative pairs outvote the positive ones: look at temperature and bias of both models.
+            negative pairs outweigh the positive ones: look at temperature and bias of both models.
         overlap: f[], share of the examples drawn that the b best by their own part alone would contain too.
         domain_count: i32[m], examples drawn from each domain; `None` without domains.
     """
@@ -92,7 +92,7 @@ class Selector:
         name: for logs and error messages.
         num_select: b.
         num_chunks: N; 1 for selectors without interaction.
-        needs: out of "learner" and "reference": whose figures it reads; the other may be passed as `None`.
+        needs: out of "learner" and "reference": whose values it reads; the other may be passed as `None`.
         compared_rows: `c -> rows`, with how many rows each of c candidates is multiplied in one selection, image by
             text and text by image, under each model it needs: what it costs, see `selection_products`.
     """
@@ -109,16 +109,21 @@ class Selector:
 
 
 def needs_of(score: str) -> frozenset[str]:
-    """Whose loss a score reads."""
+    """The models whose losses a score reads."""
     return frozenset({"learner", "reference"} - {{"easy_reference": "learner", "hard_learner": "reference"}.get(score)})
 
 
+def learner_less_reference(values: Mapping[str, Array]) -> Array:
+    """The learner's value less the reference's; of either alone, its value with that sign."""
+    if "reference" not in values:
+        return values["learner"]
+    return values["learner"] - values["reference"] if "learner" in values else -values["reference"]
+
+
 def score_from_losses(score: str, learner: Any, reference: Any) -> Any:
-    """What a score makes of the losses it reads: learner's, less the reference's. The other may be `None`."""
-    needs = needs_of(score)
-    if needs == {"learner", "reference"}:
-        return learner - reference
-    return learner if "learner" in needs else -reference
+    """The score of examples whose losses are given; a loss that it does not read may be `None`."""
+    losses = {"learner": learner, "reference": reference}
+    return learner_less_reference({role: losses[role] for role in needs_of(score)})
 
 
 def check_sizes(name: str, *, least: int = 1, **sizes: int | None) -> None:

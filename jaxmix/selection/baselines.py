@@ -6,6 +6,7 @@ arXiv 2206.07137.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,15 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
+from jaxmix.core.types import Array, PRNGKeyArray
 from jaxmix.core.validate import check_choice, check_number
-from jaxmix.selection.base import SCORES, Selection, Selector, check_sizes, needs_of, score_from_losses
-from jaxmix.selection.gibbs import Interaction, Rules, no_interaction
-from jaxmix.selection.jest import check_contrastive, join_models, pick_by_embeddings
-from jaxmix.selection.pairs import compute_dtype
-from jaxmix.selection.picking import pick
-from jaxmix.selection.rows import Rows
-from jaxmix.selection.scores import all_pairs, contrastive
+from jaxmix.selection.base import SCORES, Selector, check_sizes, learner_less_reference, needs_of
+from jaxmix.selection.candidates import Candidates
+from jaxmix.selection.gibbs import GibbsConfig, Interaction, build_select, no_interaction
+from jaxmix.selection.jest import check_contrastive
+from jaxmix.selection.pairwise import compute_dtype
+from jaxmix.selection.scores import all_pairs, check_embeddings, contrastive
 
 
 def independent(
@@ -86,26 +86,26 @@ def independent(
             where="independent(form)",
             fix="Use paper or self.",
         )
-    rules = Rules(num_select, greedy=greedy, num_domains=num_domains)
+    config = GibbsConfig(num_select, greedy=greedy, num_domains=num_domains)
 
-    def criterion(rows: Rows, key: PRNGKeyArray, per_row: Any, whole: Any, free: Array) -> Interaction:
+    def criterion(candidates: Candidates, key: PRNGKeyArray, data: Any, valid: Array) -> Interaction:
         del key
-        models = join_models(per_row, whole)
+        models, group = data
         if not context:
-            own = contrastive(models, rows, loss=loss, form=form).own
-            return no_interaction(own)
+            return no_interaction(contrastive(models, candidates, loss=loss, form=form).own)
         # What rows that are not valid hold must not reach the others, not even as 0 · nan.
-        clean = lambda x: jnp.where(free[:, None], x, jnp.zeros((), x.dtype))
-        models = [(sign, model._replace(image=clean(model.image), text=clean(model.text))) for sign, model in models]
-        pairwise = contrastive(models, rows, loss=loss, form=form, group=per_row["group"], row_block=row_block)
-        total = all_pairs(rows, pairwise, free, is_apart=True)
-        num_valid = jnp.sum(rows.gather(free).astype(pairwise.own.dtype))
+        clean = lambda x: jnp.where(valid[:, None], x, jnp.zeros((), x.dtype)) if x.ndim else x
+        models = jax.tree.map(clean, models)
+        pairwise = contrastive(models, candidates, loss=loss, form=form, group=group, row_block=row_block)
+        total = all_pairs(candidates, pairwise, valid, distinct=True)
+        num_valid = jnp.sum(candidates.gather(valid).astype(pairwise.own.dtype))
         share = num_select / jnp.maximum(num_valid, num_select)
         thin = (lambda x: share * x) if loss == "sigmoid" else (lambda x: jnp.log(share) + x)
         shared = pairwise.shared(jax.tree.map(thin, total), jnp.full((1, 1), -1, jnp.int32))
         return no_interaction(pairwise.own)._replace(shared=lambda total, chunks: shared)
 
-    select = pick_by_embeddings("independent", rules, criterion, score=score, gain=gain, mesh=mesh)
+    prepare = partial(check_embeddings, "independent", score)
+    select = build_select("independent", config, prepare, criterion, gain=gain, mesh=mesh)
     compared_rows = float if context else lambda candidates: 0.0
     return Selector(select, "independent", num_select, 1, needs_of(score), compared_rows)
 
@@ -155,21 +155,12 @@ def top_learnability(
     check_sizes(name, num_select=num_select, num_domains=num_domains)
     check_number(name, "gain", gain, 0)
     check_choice(name, "score", score, SCORES)
-    rules, default_gain, needs = Rules(num_select, greedy=greedy, num_domains=num_domains), gain, needs_of(score)
+    config, needs = GibbsConfig(num_select, greedy=greedy, num_domains=num_domains), needs_of(score)
 
-    def select(
-        key: PRNGKeyArray,
-        learner_loss: Array | None,
-        reference_loss: Array | None,
-        valid: Bool[Array, " c"] | None = None,
-        *,
-        domain: Int[Array, " c"] | None = None,
-        quota: Int[Array, " m"] | None = None,
-        gain: Any = None,
-    ) -> Selection:
-        losses, sizes = {"learner": learner_loss, "reference": reference_loss}, {}
+    def prepare(learner_loss: Array | None, reference_loss: Array | None) -> tuple[int, Array]:
+        losses = {}
         for role in sorted(needs):
-            value = losses[role]
+            value = {"learner": learner_loss, "reference": reference_loss}[role]
             if value is None or value.ndim != 1:
                 raise ConfigError(
                     f"the score needs the {role}'s loss of every candidate, got "
@@ -177,25 +168,14 @@ def top_learnability(
                     where=f"{name}: {role}_loss",
                     fix="Pass f[c]; see sequence_loss for losses per token.",
                 )
-            losses[role], sizes[role] = value.astype(compute_dtype(value)), value.shape[0]
-        if len(set(sizes.values())) > 1:
+            losses[role] = value.astype(compute_dtype(value))
+        sizes = [len(value) for value in losses.values()]
+        if len(set(sizes)) > 1:
             raise ConfigError(
-                f"learner and reference have losses of {sizes['learner']} and {sizes['reference']} candidates",
+                f"learner and reference have losses of {sizes[0]} and {sizes[1]} candidates",
                 where=f"{name}: reference_loss",
             )
-        total = score_from_losses(score, **losses)
-        return pick(
-            rules,
-            lambda rows, key, per_row, whole, free: no_interaction(per_row),
-            key,
-            total,
-            (),
-            name=name,
-            count=total.shape[0],
-            gain=default_gain if gain is None else gain,
-            valid=valid,
-            domain=domain,
-            quota=quota,
-        )
+        return sizes[0], learner_less_reference(losses)
 
-    return Selector(jax.jit(select), name, num_select, 1, needs)
+    criterion = lambda candidates, key, score, valid: no_interaction(score)
+    return Selector(build_select(name, config, prepare, criterion, gain=gain), name, num_select, 1, needs)

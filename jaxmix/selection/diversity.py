@@ -17,15 +17,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
+from jaxmix.core.types import Array, Bool, PRNGKeyArray
 from jaxmix.core.validate import check_choice, check_number
-from jaxmix.selection import pairs
+from jaxmix.selection import pairwise
 from jaxmix.selection.base import Selection, Selector, check_chunks, check_sizes
-from jaxmix.selection.draw import best
-from jaxmix.selection.gibbs import Interaction, Rules
+from jaxmix.selection.candidates import Candidates, by_row_blocks
+from jaxmix.selection.gibbs import GibbsConfig, Interaction, build_select
 from jaxmix.selection.jest import FIRST_CHUNKS
-from jaxmix.selection.picking import pick
-from jaxmix.selection.rows import Rows, by_row_blocks
+from jaxmix.selection.sampling import top_rows
 
 KERNELS = ("linear", "squared", "near_duplicate")
 
@@ -101,7 +100,7 @@ def diverse(
     """
     return _selector(
         "diverse",
-        Rules(num_select, num_chunks, sweeps, greedy, first_chunk, num_domains),
+        GibbsConfig(num_select, num_chunks, sweeps, greedy, first_chunk, num_domains),
         strength=strength,
         kernel=kernel,
         width=width,
@@ -157,7 +156,7 @@ def greats(
     check_number("greats", "step_size", step_size, 0, is_open=True)
     inner = _selector(
         "greats",
-        Rules(num_select, num_chunks, greedy=greedy),
+        GibbsConfig(num_select, num_chunks, greedy=greedy),
         strength=step_size**2,
         kernel="linear",
         width=1.0,
@@ -189,7 +188,7 @@ def greats(
 
 def _selector(
     name: str,
-    rules: Rules,
+    config: GibbsConfig,
     *,
     strength: float,
     kernel: str,
@@ -200,85 +199,64 @@ def _selector(
     row_block: int | None,
     mesh: Mesh | None,
 ) -> Selector:
-    check_chunks(name, rules.num_select, rules.num_chunks)
-    check_sizes(name, least=0, sweeps=rules.sweeps)
-    check_sizes(name, num_domains=rules.num_domains, row_block=row_block)
+    check_chunks(name, config.num_select, config.num_chunks)
+    check_sizes(name, least=0, sweeps=config.sweeps)
+    check_sizes(name, num_domains=config.num_domains, row_block=row_block)
     check_number(name, "strength", strength, 0)
     check_number(name, "width", width, 0, is_open=True)
     check_number(name, "gain", gain, 0)
     check_choice(name, "kernel", kernel, KERNELS)
-    check_choice(name, "first_chunk", rules.first_chunk, FIRST_CHUNKS)
-    default_gain = gain
+    check_choice(name, "first_chunk", config.first_chunk, FIRST_CHUNKS)
 
-    def criterion(rows: Rows, key: PRNGKeyArray, per_row: Any, whole: Any, free: Array) -> Interaction:
-        del whole
-        scores, features = per_row
+    def criterion(candidates: Candidates, key: PRNGKeyArray, data: Any, valid: Array) -> Interaction:
+        scores, features = data
         if normalize:
             features = _unit(features)
-        plain = _redundancy(features, rows, kernel, width, row_block)._replace(own=scores)
+        plain = _redundancy(features, candidates, kernel, width, row_block)._replace(own=scores)
         factor = jnp.asarray(strength, scores.dtype)
         if standardize:
-            plain = plain._replace(own=_standardized(scores, free, rows))
-            factor = factor * _balance(key, plain, free, rows, rules)
+            plain = plain._replace(own=_standardized(scores, valid, candidates))
+            factor = factor * _balance(key, plain, valid, candidates, config)
         return plain._replace(shared=lambda total, chunks: -factor * plain.shared(total, chunks))
 
-    def select(
-        key: PRNGKeyArray,
-        scores: Array,
-        features: Array,
-        valid: Bool[Array, " c"] | None = None,
-        *,
-        domain: Int[Array, " c"] | None = None,
-        quota: Int[Array, " m"] | None = None,
-        gain: Any = None,
-    ) -> Selection:
+    def prepare(scores: Array, features: Array) -> tuple[int, tuple[Array, Array]]:
         if features.ndim != 2 or scores.shape != features.shape[:1]:
             raise ConfigError(
                 f"scores of shape {scores.shape} and features of shape {features.shape}",
                 where=f"{name}: features",
                 fix="Pass f[c] and f[c, d].",
             )
-        dtype = pairs.compute_dtype(features)
-        return pick(
-            rules,
-            criterion,
-            key,
-            (scores.astype(dtype), features.astype(dtype)),
-            (),
-            name=name,
-            count=scores.shape[0],
-            gain=default_gain if gain is None else gain,
-            valid=valid,
-            domain=domain,
-            quota=quota,
-            mesh=mesh,
-        )
+        dtype = pairwise.compute_dtype(features)
+        return len(scores), (scores.astype(dtype), features.astype(dtype))
 
-    return Selector(jax.jit(select), name, rules.num_select, rules.num_chunks, frozenset({"learner"}))
+    select = build_select(name, config, prepare, criterion, gain=gain, mesh=mesh)
+    return Selector(select, name, config.num_select, config.num_chunks, frozenset({"learner"}))
 
 
-def _redundancy(features: Array, rows: Rows, kernel: str, width: float, row_block: int | None) -> Interaction:
+def _redundancy(
+    features: Array, candidates: Candidates, kernel: str, width: float, row_block: int | None
+) -> Interaction:
     """The interaction whose shared part is `Σ_{k chosen} k(z_i, z_k)`; its own part is 0."""
     none = jnp.zeros_like(features[:, 0])
     depth, highest = features.shape[1], jax.lax.Precision.HIGHEST
 
     def tile(indices: Array) -> Array:
-        members = rows.fetch(features, indices)
+        members = candidates.fetch(features, indices)
 
         def block(part: Array) -> Array:
-            near = jnp.exp((pairs.pair_products(members, part) - 1.0) / width)
+            near = jnp.exp((pairwise.pair_products(members, part) - 1.0) / width)
             return jnp.sum(jnp.where(indices[:, None] >= 0, near, 0.0), axis=0)
 
         return by_row_blocks(block, features, indices.shape[0], row_block)
 
     def second_moment(indices: Array) -> Array:
-        members = rows.fetch(features, indices)
+        members = candidates.fetch(features, indices)
         return jnp.einsum("kd,ke->de", members, members, precision=highest)
 
     nothing, contribute, shared = {
         "linear": (
             jnp.zeros((depth,), features.dtype),
-            lambda indices: jnp.sum(rows.fetch(features, indices), axis=0),
+            lambda indices: jnp.sum(candidates.fetch(features, indices), axis=0),
             lambda total: jnp.einsum("cd,d->c", features, total, precision=highest),
         ),
         "squared": (
@@ -302,34 +280,32 @@ def _unit(features: Array) -> Array:
     return features / jnp.where(norm > 0, norm, 1.0)
 
 
-def _moments(values: Array, counted: Array, rows: Rows) -> tuple[Array, Array]:
+def _moments(values: Array, counted: Array, candidates: Candidates) -> tuple[Array, Array]:
     """Mean and standard deviation over the rows that count and are finite."""
-    everything, counts = rows.gather(values), rows.gather(counted)
+    everything, counts = candidates.gather(values), candidates.gather(counted)
     counts = counts & jnp.isfinite(everything)
     everything, number = jnp.where(counts, everything, 0.0), jnp.maximum(jnp.sum(counts.astype(values.dtype)), 1.0)
     mean = jnp.sum(everything) / number
     return mean, jnp.sqrt(jnp.sum(jnp.where(counts, jnp.square(everything - mean), 0.0)) / number)
 
 
-def _standardized(scores: Array, free: Array, rows: Rows) -> Array:
-    mean, spread = _moments(scores, free, rows)
+def _standardized(scores: Array, valid: Array, candidates: Candidates) -> Array:
+    mean, spread = _moments(scores, valid, candidates)
     return (scores - mean) / jnp.where(spread > 0, spread, 1.0)
 
 
-def _balance(key: PRNGKeyArray, plain: Interaction, free: Array, rows: Rows, rules: Rules) -> Array:
+def _balance(key: PRNGKeyArray, plain: Interaction, valid: Array, candidates: Candidates, config: GibbsConfig) -> Array:
     """One over the standard deviation of what half a selection of random rows puts on the others; 0 if that is 0."""
-    half = max(1, rules.num_select // 2)
-    lot = jax.random.uniform(key, (rows.total,), plain.own.dtype)
-    chosen = best(jnp.where(rows.gather(free), lot, -jnp.inf), half)
-    size = max(1, rules.num_select // rules.num_chunks)
+    half = max(1, config.num_select // 2)
+    lot = jax.random.uniform(key, (candidates.total,), plain.own.dtype)
+    chosen = top_rows(jnp.where(candidates.gather(valid), lot, -jnp.inf), half)
+    size = max(1, config.num_select // config.num_chunks)
     padded = jnp.pad(chosen, (0, -half % size), constant_values=-1).reshape(-1, size)
-    total, _ = jax.lax.scan(lambda sums, part: (_add(sums, plain.contribute(part)), None), plain.nothing, padded)
+    total, _ = jax.lax.scan(
+        lambda sums, part: (jax.tree.map(jnp.add, sums, plain.contribute(part)), None), plain.nothing, padded
+    )
     penalty = plain.shared(total, padded)
-    mean, spread = _moments(penalty, rows.mark(free, chosen, False), rows)
+    mean, spread = _moments(penalty, candidates.mark(valid, chosen, False), candidates)
     # Rounding alone makes equal penalties differ by some parts in 10⁷.
     is_flat = spread <= 1e-5 * jnp.abs(mean)
     return jnp.where(is_flat, 0.0, 1.0 / jnp.where(is_flat, 1.0, spread))
-
-
-def _add(sums: Any, more: Any) -> Any:
-    return jax.tree.map(jnp.add, sums, more)

@@ -1,4 +1,4 @@
-"""The loop that all joint selectors share: draw a chunk, tell the other candidates of it, draw the next.
+"""The loop that all joint selectors share: draw a chunk, update the scores of the other candidates, draw the next.
 
 For a criterion F over sets, one pass is a chunked Gibbs sampler for `p(A) ∝ exp(gain · F(A))` over sets of b
 examples: a candidate's score is `F(S + i) − F(S)`, S being the chunks drawn so far.
@@ -11,33 +11,41 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
-from jaxmix.selection.base import Selection, SelectionInfo
-from jaxmix.selection.draw import best, count_by_domain, draw
-from jaxmix.selection.rows import Rows
+from jaxmix.selection.base import Selection, SelectionInfo, check_super_batch
+from jaxmix.selection.candidates import Candidates, over_candidates
+from jaxmix.selection.sampling import count_by_domain, sample, top_rows
+
+_CRITERION_KEY = 0x7FFFFFFF
+"""Folded into the key for the criterion; the loop folds in the number of the turn."""
 
 
 class Interaction(NamedTuple):
-    """How those already chosen change the score of the others. Arrays are of the rows held here.
+    """How the examples already chosen change the score of the others. Arrays are of the candidates on this device.
 
     Attributes:
-        own: f[c], the score of an example with no others chosen.
-        nothing: tree, what no chosen examples contribute.
-        contribute: `(indices i32[k]) -> tree`, what these rows contribute; −1 contributes nothing.
+        own: the score of an example when no others are chosen.
+        nothing: tree, the contribution of no examples.
+        contribute: `(indices i32[k]) -> tree`, the contribution of these rows; that of −1 is nothing.
         join: `(tree with a leading axis) -> tree`, several contributions as one.
-        shared: `(tree, chunks i32[j, k]) -> f[c]`, what the chosen add to `own`. `chunks` has −1 for what is not
-            drawn.
+        shared: `(tree, chunks i32[j, k]) -> f[c]`, what the chosen add to `own`. `chunks` is −1 where nothing is drawn.
     """
 
-    own: Array
+    own: Float[Array, " c"]
     nothing: Any
     contribute: Callable[..., Any]
     join: Callable[[Any], Any]
     shared: Callable[[Any, Array], Array]
 
 
-class Rules(NamedTuple):
+Criterion = Callable[[Candidates, PRNGKeyArray, Any, Array], Interaction]
+"""`(candidates, key, data, valid) -> Interaction`, of the candidates on this device."""
+
+
+class GibbsConfig(NamedTuple):
     """Static settings of the loop; see `jaxmix.selection.jest`."""
 
     num_select: int
@@ -49,7 +57,7 @@ class Rules(NamedTuple):
 
 
 def no_interaction(score: Float[Array, " c"]) -> Interaction:
-    """Examples that do not meet: F is the sum of their scores."""
+    """Examples that do not interact: F is the sum of their scores."""
     return Interaction(
         own=score,
         nothing=(),
@@ -59,12 +67,82 @@ def no_interaction(score: Float[Array, " c"]) -> Interaction:
     )
 
 
-def choose(
+def build_select(
+    name: str,
+    config: GibbsConfig,
+    prepare: Callable[..., tuple[int, Any]],
+    criterion: Criterion,
+    *,
+    gain: float,
+    mesh: Mesh | None = None,
+) -> Callable[..., Selection]:
+    """Builds the `select` of a `Selector`, called as `select(key, first, second, valid, …)`.
+
+    Args:
+        name: of the selector, for errors.
+        config: static settings of the loop.
+        prepare: `(first, second, **options) -> (number of candidates, data)`, which checks a selector's own arguments.
+            `data` is one pytree of scalars and of arrays with a row per candidate.
+        criterion: what is maximized.
+        gain: unless the call gives another.
+        mesh: see `over_candidates`.
+    """
+    default_gain = gain
+
+    def select(
+        key: PRNGKeyArray,
+        first: Any,
+        second: Any,
+        valid: Bool[Array, " c"] | None = None,
+        *,
+        domain: Int[Array, " c"] | None = None,
+        quota: Int[Array, " m"] | None = None,
+        gain: Any = None,
+        **options: Any,
+    ) -> Selection:
+        count, data = prepare(first, second, **options)
+        _check_call(name, config, count, valid, domain, quota)
+        split = {
+            "key": key,
+            "gain": jnp.asarray(default_gain if gain is None else gain),
+            "data": data,
+            "valid": jnp.ones((count,), bool) if valid is None else jnp.asarray(valid, bool),
+            "domain": None if domain is None else jnp.asarray(domain, jnp.int32),
+        }
+        quota = None if quota is None else jnp.asarray(quota, jnp.int32)
+        return over_candidates(run, mesh, count, *jax.lax.stop_gradient((split, quota)), name=name)
+
+    def run(candidates: Candidates, given: dict[str, Any], quota: Array | None) -> Selection:
+        key, valid = given["key"], given["valid"]
+        interaction = criterion(candidates, jax.random.fold_in(key, _CRITERION_KEY), given["data"], valid)
+        gain = given["gain"].astype(interaction.own.dtype)
+        return draw_chunks(key, interaction, candidates, valid, config, gain=gain, domain=given["domain"], quota=quota)
+
+    return jax.jit(select)
+
+
+def _check_call(name: str, config: GibbsConfig, count: int, valid: Any, domain: Any, quota: Any) -> None:
+    check_super_batch(name, config.num_select, count, valid=valid, domain=domain)
+    if quota is not None and (domain is None or jnp.ndim(quota) != 1):
+        raise ConfigError(
+            "a quota needs the domain of every row, and one number per domain",
+            where=f"{name}: quota",
+            fix="Pass domain i32[c] and quota i32[m].",
+        )
+    if domain is not None and quota is None and config.num_domains is None:
+        raise ConfigError(
+            "the number of domains is not known",
+            where=f"{name}: domain",
+            fix="Give the factory num_domains, or pass a quota for each domain.",
+        )
+
+
+def draw_chunks(
     key: PRNGKeyArray,
     interaction: Interaction,
-    rows: Rows,
-    free: Bool[Array, " c"],
-    rules: Rules,
+    candidates: Candidates,
+    valid: Bool[Array, " c"],
+    config: GibbsConfig,
     *,
     gain: Float[Array, ""],
     domain: Int[Array, " c"] | None = None,
@@ -75,16 +153,15 @@ def choose(
     Args:
         key: chunk n of pass p draws with `fold_in(key, p · num_chunks + n)`.
         interaction: the criterion.
-        rows: how candidates are held.
-        free: which of the rows held here may be drawn.
-        rules: static settings.
+        candidates: how they lie on devices.
+        valid: which of the candidates on this device may be drawn.
+        config: static settings.
         gain: factor on scores before the noise.
-        domain: of the rows held here.
+        domain: of the candidates on this device.
         quota: the largest number of examples of each domain.
     """
-    size, num_chunks = rules.num_select // rules.num_chunks, rules.num_chunks
-    all_domains = None if domain is None else rows.gather(domain)
-    anyone = free
+    size, num_chunks = config.num_select // config.num_chunks, config.num_chunks
+    all_domains = None if domain is None else candidates.gather(domain)
 
     def draw_chunk(turn: Array, total: Any, free: Array, chunks: Array) -> tuple[Array, Array]:
         """Rows of the chunk, and the two parts of their scores, f[k, 2]."""
@@ -92,73 +169,75 @@ def choose(
         room = None
         if quota is not None and all_domains is not None:
             room = quota - count_by_domain(all_domains, chunks.reshape(-1), quota.shape[0])
-        drawn = draw(
+        drawn = sample(
             jax.random.fold_in(key, turn),
             interaction.own + shared,
             free,
-            rows,
+            candidates,
             size=size,
             gain=gain,
-            greedy=rules.greedy,
-            is_uniform=turn == 0 if rules.first_chunk == "uniform" else False,
+            greedy=config.greedy,
+            uniform=turn == 0 if config.first_chunk == "uniform" else False,
             domain=all_domains,
             room=room,
         )
-        return drawn, rows.fetch(jnp.stack([interaction.own, shared], axis=1), drawn)
+        return drawn, candidates.fetch(jnp.stack([interaction.own, shared], axis=1), drawn)
 
     def first_pass(carry: Any, turn: Array) -> tuple[Any, Any]:
         total, free, chunks = carry
         drawn, parts = draw_chunk(turn, total, free, chunks)
         new = interaction.contribute(drawn)
         total = interaction.join(jax.tree.map(lambda x, y: jnp.stack([x, y]), total, new))
-        carry = total, rows.mark(free, drawn, False), chunks.at[turn].set(drawn)
-        return carry, (parts, new if rules.sweeps else ())
+        carry = total, candidates.mark(free, drawn, False), chunks.at[turn].set(drawn)
+        return carry, (parts, new if config.sweeps else ())
 
-    nobody = jnp.full((num_chunks, size), -1, jnp.int32)
-    turns = jnp.arange(num_chunks if rules.sweeps else num_chunks - 1, dtype=jnp.int32)
-    total, chunks, parts, kept = interaction.nothing, nobody, jnp.zeros((0, size, 2), interaction.own.dtype), ()
+    # Nothing is drawn after the last chunk of all, so its contribution is not computed.
+    turns = jnp.arange(num_chunks if config.sweeps else num_chunks - 1, dtype=jnp.int32)
+    carry = interaction.nothing, valid, jnp.full((num_chunks, size), -1, jnp.int32)
+    parts, contributions = jnp.zeros((0, size, 2), interaction.own.dtype), ()
     if turns.size:
-        (total, free, chunks), (parts, kept) = jax.lax.scan(first_pass, (total, free, chunks), turns)
-    if rules.sweeps == 0:
+        carry, (parts, contributions) = jax.lax.scan(first_pass, carry, turns)
+    total, free, chunks = carry
+    if config.sweeps == 0:
         drawn, last = draw_chunk(jnp.int32(num_chunks - 1), total, free, chunks)
         chunks, parts = chunks.at[num_chunks - 1].set(drawn), jnp.concatenate([parts, last[None]])
     else:
-        chunks, parts = _sweep(interaction, rows, draw_chunk, rules, (free, chunks, parts, kept))
-    return _result(interaction.own, rows, anyone, chunks, parts, rules, all_domains, quota)
+        chunks, parts = _sweep(interaction, candidates, draw_chunk, config, (free, chunks, parts, contributions))
+    return _result(interaction.own, candidates, valid, chunks, parts, config, all_domains, quota)
 
 
 def _sweep(
-    interaction: Interaction, rows: Rows, draw_chunk: Callable[..., Any], rules: Rules, carry: Any
+    interaction: Interaction, candidates: Candidates, draw_chunk: Callable[..., Any], config: GibbsConfig, carry: Any
 ) -> tuple[Array, Array]:
     """Redraws chunk after chunk. The contributions of all chunks are kept, so that taking one out is exact."""
     put = lambda stack, n, one: jax.tree.map(lambda x, y: x.at[n].set(y), stack, one)
 
     def redraw(i: Array, carry: Any) -> Any:
-        free, chunks, parts, kept = carry
-        n = i % rules.num_chunks
-        free = rows.mark(free, chunks[n], True)
-        chunks, kept = chunks.at[n].set(-1), put(kept, n, interaction.nothing)
-        drawn, part = draw_chunk(rules.num_chunks + i, interaction.join(kept), free, chunks)
-        return rows.mark(free, drawn, False), chunks.at[n].set(drawn), parts.at[n].set(part), kept
+        free, chunks, parts, contributions = carry
+        n = i % config.num_chunks
+        free = candidates.mark(free, chunks[n], True)
+        chunks, contributions = chunks.at[n].set(-1), put(contributions, n, interaction.nothing)
+        drawn, part = draw_chunk(config.num_chunks + i, interaction.join(contributions), free, chunks)
+        return candidates.mark(free, drawn, False), chunks.at[n].set(drawn), parts.at[n].set(part), contributions
 
-    def redraw_and_tell(i: Array, carry: Any) -> Any:
-        free, chunks, parts, kept = redraw(i, carry)
-        n = i % rules.num_chunks
-        return free, chunks, parts, put(kept, n, interaction.contribute(chunks[n]))
+    def redraw_and_contribute(i: Array, carry: Any) -> Any:
+        free, chunks, parts, contributions = redraw(i, carry)
+        n = i % config.num_chunks
+        return free, chunks, parts, put(contributions, n, interaction.contribute(chunks[n]))
 
-    turns = rules.sweeps * rules.num_chunks
-    carry = jax.lax.fori_loop(0, turns - 1, redraw_and_tell, carry)
+    turns = config.sweeps * config.num_chunks
+    carry = jax.lax.fori_loop(0, turns - 1, redraw_and_contribute, carry)
     _, chunks, parts, _ = redraw(jnp.int32(turns - 1), carry)
     return chunks, parts
 
 
 def _result(
     own: Array,
-    rows: Rows,
-    anyone: Array,
+    candidates: Candidates,
+    valid: Array,
     chunks: Array,
     parts: Array,
-    rules: Rules,
+    config: GibbsConfig,
     domain: Array | None,
     quota: Array | None,
 ) -> Selection:
@@ -171,10 +250,12 @@ def _result(
     positive, negative = jnp.sum(parts[..., 0]) / total, jnp.sum(parts[..., 1]) / total
     size = jnp.sum(jnp.abs(parts), axis=1)
     both = size[:, 0] + size[:, 1]
-    alone = best(rows.gather(jnp.where(anyone, _finite(own), -jnp.inf)), rules.num_select)
-    is_alone = jnp.zeros((rows.total,), bool).at[jnp.where(alone < 0, rows.total, alone)].set(True, mode="drop")
-    both_ways = jnp.sum((is_alone[jnp.maximum(indices, 0)] & is_drawn).astype(parts.dtype))
-    num_domains = rules.num_domains if quota is None else quota.shape[0]
+    finite = jnp.where(jnp.isfinite(own), own, jnp.finfo(own.dtype).min)
+    best = top_rows(candidates.gather(jnp.where(valid, finite, -jnp.inf)), config.num_select)
+    is_best = (
+        jnp.zeros((candidates.total,), bool).at[jnp.where(best < 0, candidates.total, best)].set(True, mode="drop")
+    )
+    num_domains = config.num_domains if quota is None else quota.shape[0]
     info = SelectionInfo(
         num_selected=count,
         score=positive + negative,
@@ -182,11 +263,7 @@ def _result(
         negative=negative,
         chunk_score=jnp.sum(parts, axis=(1, 2)) / jnp.maximum(per_chunk, 1.0),
         chunk_share=jnp.where(both > 0, size[:, 1] / jnp.where(both > 0, both, 1.0), 0.0),
-        overlap=both_ways / total,
+        overlap=jnp.sum((is_best[jnp.maximum(indices, 0)] & is_drawn).astype(parts.dtype)) / total,
         domain_count=None if domain is None or num_domains is None else count_by_domain(domain, indices, num_domains),
     )
     return Selection(indices, info)
-
-
-def _finite(score: Array) -> Array:
-    return jnp.where(jnp.isfinite(score), score, jnp.finfo(score.dtype).min)

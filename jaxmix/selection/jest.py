@@ -6,20 +6,18 @@ learning", arXiv 2406.17711.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.types import Array, Bool, Int, PRNGKeyArray
+from jaxmix.core.types import Array, PRNGKeyArray
 from jaxmix.core.validate import check_choice, check_number
-from jaxmix.selection.base import LOSSES, SCORES, Embeddings, Selection, Selector, check_chunks, check_sizes, needs_of
-from jaxmix.selection.gibbs import Interaction, Rules
-from jaxmix.selection.picking import Criterion, pick
-from jaxmix.selection.rows import Rows
-from jaxmix.selection.scores import contrastive, models_of
+from jaxmix.selection.base import LOSSES, SCORES, Selector, check_chunks, check_sizes, needs_of
+from jaxmix.selection.candidates import Candidates
+from jaxmix.selection.gibbs import GibbsConfig, Interaction, build_select
+from jaxmix.selection.scores import check_embeddings, contrastive
 
 FORMS = ("paper", "self", "marginal")
 FIRST_CHUNKS = ("self", "uniform")
@@ -115,84 +113,32 @@ def jest(
     check_chunks("jest", num_select, num_chunks)
     check_choice("jest", "first_chunk", first_chunk, FIRST_CHUNKS)
     check_sizes("jest", least=0, sweeps=sweeps)
-    rules = Rules(num_select, num_chunks, sweeps, greedy, first_chunk, num_domains)
+    config = GibbsConfig(num_select, num_chunks, sweeps, greedy, first_chunk, num_domains)
 
-    def criterion(rows: Rows, key: PRNGKeyArray, per_row: Any, whole: Any, free: Array) -> Interaction:
-        del key, free
-        models = join_models(per_row, whole)
-        return contrastive(models, rows, loss=loss, form=form, group=per_row["group"], row_block=row_block)
+    def criterion(candidates: Candidates, key: PRNGKeyArray, data: Any, valid: Array) -> Interaction:
+        del key, valid
+        models, group = data
+        return contrastive(models, candidates, loss=loss, form=form, group=group, row_block=row_block)
 
-    select = pick_by_embeddings("jest", rules, criterion, score=score, gain=gain, mesh=mesh)
-    rows = _compared_rows(rules, is_marginal=loss == "softmax" and form == "marginal")
+    select = build_select("jest", config, partial(check_embeddings, "jest", score), criterion, gain=gain, mesh=mesh)
+    rows = _compared_rows(config, marginal=loss == "softmax" and form == "marginal")
     return Selector(select, "jest", num_select, num_chunks, needs_of(score), lambda candidates: rows)
 
 
-def _compared_rows(rules: Rules, *, is_marginal: bool) -> float:
-    """Rows that a candidate is multiplied with: all but the last chunk drawn tell the others of themselves.
+def _compared_rows(config: GibbsConfig, *, marginal: bool) -> float:
+    """How many rows each candidate is multiplied with: those of every chunk drawn but the last.
 
-    The marginal score looks at the chunks there are again at each draw.
+    The marginal score multiplies by the rows of all earlier chunks again at each draw.
     """
-    number, sweeps = rules.num_chunks, rules.sweeps
-    chunks = number * (1 + sweeps) - 1 + (number * (number - 1) * (0.5 + sweeps) if is_marginal else 0)
-    return rules.num_select * chunks / number
-
-
-def pick_by_embeddings(
-    name: str, rules: Rules, criterion: Criterion, *, score: str, gain: float, mesh: Mesh | None
-) -> Any:
-    """`select` of a selector that reads embeddings; `criterion` gets what `join_models` takes, and the group."""
-    default_gain = gain
-
-    def select(
-        key: PRNGKeyArray,
-        learner: Embeddings | None,
-        reference: Embeddings | None,
-        valid: Bool[Array, " c"] | None = None,
-        *,
-        domain: Int[Array, " c"] | None = None,
-        quota: Int[Array, " m"] | None = None,
-        group: Int[Array, " c"] | None = None,
-        gain: Any = None,
-    ) -> Selection:
-        count = check_embeddings(name, {"learner": learner, "reference": reference}, needs_of(score), group)
-        models = models_of(learner, reference, score)
-        per_row = {
-            "models": [(model.image, model.text) for _, model in models],
-            "group": None if group is None else jnp.asarray(group, jnp.int32),
-        }
-        whole = {"models": [(model.temperature, model.bias) for _, model in models]}
-
-        def with_signs(rows: Rows, key: PRNGKeyArray, mine: Any, same: Any, free: Array) -> Interaction:
-            return criterion(rows, key, {**mine, "signs": [sign for sign, _ in models]}, same, free)
-
-        return pick(
-            rules,
-            with_signs,
-            key,
-            per_row,
-            whole,
-            name=name,
-            count=count,
-            gain=default_gain if gain is None else gain,
-            valid=valid,
-            domain=domain,
-            quota=quota,
-            mesh=mesh,
-        )
-
-    return jax.jit(select)
-
-
-def join_models(per_row: Any, whole: Any) -> list[tuple[int, Embeddings]]:
-    """The signed models from the parts that `pick_by_embeddings` took them to."""
-    parts = zip(per_row["signs"], per_row["models"], whole["models"], strict=True)
-    return [(sign, Embeddings(*towers, *scale)) for sign, towers, scale in parts]
+    number, sweeps = config.num_chunks, config.sweeps
+    chunks = number * (1 + sweeps) - 1 + (number * (number - 1) * (0.5 + sweeps) if marginal else 0)
+    return config.num_select * chunks / number
 
 
 def check_contrastive(
     name: str, loss: str, score: str, form: str, gain: float, num_domains: int | None, row_block: int | None
 ) -> None:
-    """Raises `ConfigError` for what selectors on embeddings do not take."""
+    """Raises `ConfigError` for arguments that selectors on embeddings do not take."""
     check_choice(name, "loss", loss, LOSSES)
     check_choice(name, "score", score, SCORES)
     check_choice(name, "form", form, FORMS)
@@ -204,31 +150,3 @@ def check_contrastive(
             where=f"{name}(form)",
             fix="Leave it out, or set loss to softmax.",
         )
-
-
-def check_embeddings(name: str, models: dict[str, Embeddings | None], needs: frozenset[str], group: Any) -> int:
-    """Number of candidates; `ConfigError` where an embedding is missing or shapes disagree."""
-    counts = {}
-    for role in sorted(needs):
-        model = models[role]
-        if model is None:
-            raise ConfigError(
-                f"the score needs the embeddings of the {role}", where=f"{name}: {role}", fix="Pass them."
-            )
-        if model.image.ndim != 2 or model.image.shape != model.text.shape:
-            raise ConfigError(
-                f"image and text embeddings have shapes {model.image.shape} and {model.text.shape}",
-                where=f"{name}: {role}",
-                fix="Both must be [candidates, width], row i of one belonging to row i of the other.",
-            )
-        counts[role] = model.image.shape[0]
-    if len(set(counts.values())) > 1:
-        raise ConfigError(
-            f"learner and reference embed {counts['learner']} and {counts['reference']} candidates",
-            where=f"{name}: reference",
-            fix="Both must see the same super-batch, in the same order.",
-        )
-    count = next(iter(counts.values()))
-    if group is not None and group.shape != (count,):
-        raise ConfigError(f"group has shape {group.shape}, expected ({count},)", where=f"{name}: group")
-    return count

@@ -17,13 +17,13 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int
 from jaxmix.core.validate import check_choice
 from jaxmix.selection.base import SCORES, needs_of, score_from_losses
-from jaxmix.selection.pairs import compute_dtype
+from jaxmix.selection.pairwise import compute_dtype
 
 REDUCTIONS = ("mean", "sum", "top")
 
 
 class DomainSums(NamedTuple):
-    """What one step shows of each domain; the names are those of the mixers' `Feedback`: `Feedback(**sums._asdict())`.
+    """Sums of one step by domain, named as in the mixers' `Feedback`: `Feedback(**sums._asdict())`.
 
     Attributes:
         loss_sum: f32[m], summed loss of the learner.

@@ -1,4 +1,4 @@
-"""What a selection is worth: the criterion itself, over the selected examples alone."""
+"""The value of a selection: the criterion itself, over the selected examples alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array, Float, Int
-from jaxmix.selection.base import Embeddings, check_sizes, needs_of
-from jaxmix.selection.jest import check_contrastive, check_embeddings
-from jaxmix.selection.rows import Rows
-from jaxmix.selection.scores import all_pairs, contrastive, models_of
+from jaxmix.selection.base import Embeddings, check_sizes
+from jaxmix.selection.candidates import Candidates
+from jaxmix.selection.jest import check_contrastive
+from jaxmix.selection.scores import all_pairs, check_embeddings, contrastive
 
 
 class SelectionObjective(NamedTuple):
@@ -43,7 +43,7 @@ def selection_objective(
         sigmoid:  F(S) = Σ_{i,j in S} s_ij
         softmax:  F(S) = |S| (InfoNCE^L(S) − InfoNCE^R(S))
 
-    The figure by which selections of one super-batch compare: a random one, an independent one, JEST's.
+    The metric by which selections from one super-batch compare: a random one, an independent one, JEST's.
 
     Args:
         learner: embeddings of the super-batch, or of the batch itself if there are no indices.
@@ -73,21 +73,17 @@ def selection_objective(
     """
     name = "selection_objective"
     check_contrastive(name, loss, score, "paper", 1.0, None, row_block)
-    count = check_embeddings(name, {"learner": learner, "reference": reference}, needs_of(score), group)
+    count, (models, group) = check_embeddings(name, score, learner, reference, group)
     if indices is None:
         indices = jnp.arange(count, dtype=jnp.int32)
     check_sizes(name, selected=indices.shape[0])
-    everyone, rows, is_drawn = Rows(count), Rows(indices.shape[0]), indices >= 0
-    fetch = lambda values: everyone.fetch(values, indices)
-    models = [
-        (sign, model._replace(image=fetch(model.image), text=fetch(model.text)))
-        for sign, model in models_of(learner, reference, score)
-    ]
-    group = None if group is None else fetch(jnp.asarray(group, jnp.int32))
-    interaction = contrastive(models, rows, loss=loss, form="paper", group=group, row_block=row_block)
+    selected, is_drawn = Candidates(indices.shape[0]), indices >= 0
+    fetch = lambda values: Candidates(count).fetch(values, indices) if values.ndim else values
+    models, group = jax.tree.map(fetch, (models, group))
+    interaction = contrastive(models, selected, loss=loss, form="paper", group=group, row_block=row_block)
     # In the sigmoid loss each pair of different examples counts once in each direction; the sum over rows and
     # columns has it twice. A softmax loss has each row's own logit in its denominators.
-    total: Any = all_pairs(rows, interaction, is_drawn, is_apart=loss == "sigmoid")
+    total: Any = all_pairs(selected, interaction, is_drawn, distinct=loss == "sigmoid")
     shared = interaction.shared(total, jnp.full((1, 1), -1, jnp.int32))
     number = jnp.maximum(jnp.sum(is_drawn.astype(shared.dtype)), 1.0)
     mean = lambda values: jnp.sum(jnp.where(is_drawn, values, 0.0)) / number

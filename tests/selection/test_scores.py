@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from dense import cast, conditional, fast, objective, random_models
 
-from jaxmix.selection.rows import Rows
-from jaxmix.selection.scores import contrastive, models_of
+from jaxmix.selection.candidates import Candidates
+from jaxmix.selection.scores import check_embeddings, contrastive
 
 KINDS = [("sigmoid", "paper"), ("softmax", "paper"), ("softmax", "self"), ("softmax", "marginal")]
 SCALES = {
@@ -25,9 +25,8 @@ BOTH = [*CHUNKS[0], *CHUNKS[1]]
 @functools.partial(fast, static_argnames=("loss", "form", "score", "row_block"))
 def scores_given(models, chunks, group=None, *, loss, form, score="learnability", row_block=None):
     """Own part, and shared part with nobody, the first chunk and both chunks chosen."""
-    interaction = contrastive(
-        models_of(*models, score), Rows(B), loss=loss, form=form, group=group, row_block=row_block
-    )
+    _, (embeddings, group) = check_embeddings("test", score, *models, group)
+    interaction = contrastive(embeddings, Candidates(B), loss=loss, form=form, group=group, row_block=row_block)
 
     def add(carry, n):
         total, chosen = carry

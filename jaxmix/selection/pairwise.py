@@ -1,4 +1,4 @@
-"""Sums over pairs of a candidate and the members of a chunk, from embeddings, without keeping any pair.
+"""Reductions over the pairs of a candidate with the members of a chunk, from embeddings, without keeping any pair.
 
 Tiles are [k, c]: members of the chunk in front, candidates behind. Every reduction then runs along the first axis,
 which vectorizes over candidates.
@@ -21,7 +21,7 @@ def compute_dtype(x: Array) -> jnp.dtype:
 
 
 def _precision(x: Array) -> jax.lax.Precision:
-    # A matrix unit would round float32 to TF32 or bfloat16. Who wants its speed hands over bfloat16.
+    # A matrix unit would round float32 to TF32 or bfloat16. Pass bfloat16 embeddings for its speed.
     return jax.lax.Precision.HIGHEST if x.dtype.itemsize >= 4 else jax.lax.Precision.DEFAULT
 
 
@@ -31,7 +31,7 @@ def pair_products(chunk: Float[Array, "k d"], rows: Float[Array, "c d"]) -> Floa
 
 
 def diagonal(
-    image: Float[Array, "c d"], text: Float[Array, "c d"], temperature: Float[Array, ""]
+    image: Float[Array, "c d"], text: Float[Array, "c d"], temperature: Float[Array, ""] | float
 ) -> Float[Array, " c"]:
     """`t ⟨image_i, text_i⟩`."""
     dtype = compute_dtype(image)
@@ -41,11 +41,11 @@ def diagonal(
 def logits(
     chunk: Float[Array, "k d"],
     rows: Float[Array, "c d"],
-    temperature: Float[Array, ""],
+    temperature: Float[Array, ""] | float,
     bias: Float[Array, " k"],
     hidden: Bool[Array, "k c"] | None = None,
 ) -> Float[Array, "k c"]:
-    """`t ⟨chunk_k, row_i⟩ + bias_k`; −inf for the pairs that are hidden. A bias of −inf leaves out a whole member."""
+    """`t ⟨chunk_k, row_i⟩ + bias_k`; −inf for the pairs that are hidden. A bias of −inf leaves out a member."""
     found = temperature * pair_products(chunk, rows) + bias[:, None]
     return found if hidden is None else jnp.where(hidden, -jnp.inf, found)
 

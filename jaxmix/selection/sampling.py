@@ -1,4 +1,4 @@
-"""Drawing some of the candidates by score: Gumbel top-c, or the best, within the room that each domain has left."""
+"""Sampling candidates by score: Gumbel top-k, or the best, within what each domain has left of its quota."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import jax
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
-from jaxmix.selection.rows import Rows
+from jaxmix.selection.candidates import Candidates
 
 
-def draw(
+def sample(
     key: PRNGKeyArray,
     score: Float[Array, " c"],
     free: Bool[Array, " c"],
-    rows: Rows,
+    candidates: Candidates,
     *,
     size: int,
     gain: Float[Array, ""],
     greedy: bool,
-    is_uniform: Bool[Array, ""] | bool = False,
+    uniform: Bool[Array, ""] | bool = False,
     domain: Int[Array, " n"] | None = None,
     room: Int[Array, " m"] | None = None,
 ) -> Int[Array, " k"]:
-    r"""Draws `size` of the free candidates without replacement, one after the other from `softmax(gain · score)`.
+    r"""Samples `size` of the free candidates without replacement, one after the other from `softmax(gain · score)`.
 
         indices = top-k of  gain · score_i + Gumbel_i   over the free rows
 
@@ -30,15 +30,15 @@ def draw(
     ties in random order: a prefix of the super-batch would be a bad batch.
 
     Args:
-        key: for the noise, or the ties. The noise is that of all candidates whatever device holds them.
-        score: of the rows held here. What is not finite counts as the lowest.
+        key: for the noise, or the ties. The noise does not depend on how candidates are split over devices.
+        score: of the candidates on this device. A score that is not finite counts as the lowest.
         free: which of these may be drawn.
-        rows: how candidates are held.
+        candidates: how they lie on devices.
         size: k.
         gain: factor on the score, ≥ 0.
         greedy: no noise.
-        is_uniform: draw without regard to the score.
-        domain: i32[count], of all candidates.
+        uniform: draw without regard to the score.
+        domain: i32[n], of all candidates.
         room: how many may still be drawn of each domain; rows of a domain outside [0, m) are not drawn.
 
     Returns:
@@ -46,28 +46,28 @@ def draw(
     """
     lowest, highest = jnp.finfo(score.dtype).min, jnp.finfo(score.dtype).max
     value = jnp.clip(gain * jnp.where(jnp.isfinite(score), score, lowest), lowest, highest)
-    value = jnp.where(is_uniform, jnp.zeros_like(value), value)
-    noisy = value + rows.local(jax.random.gumbel(key, (rows.total,), value.dtype))
-    value = jnp.where(free, jnp.where(is_uniform, noisy, value) if greedy else noisy, -jnp.inf)
+    value = jnp.where(uniform, jnp.zeros_like(value), value)
+    noisy = value + candidates.local_part(jax.random.gumbel(key, (candidates.total,), value.dtype))
+    value = jnp.where(free, jnp.where(uniform, noisy, value) if greedy else noisy, -jnp.inf)
     if greedy:
-        order = jax.random.permutation(jax.random.fold_in(key, 1), rows.total)
-        value = rows.gather(value)[order]
+        order = jax.random.permutation(jax.random.fold_in(key, 1), candidates.total)
+        value = candidates.gather(value)[order]
         if room is not None and domain is not None:
             value = _within_room(value, domain[order], room)
-        found = best(value, size)
+        found = top_rows(value, size)
         return jnp.where(found < 0, -1, order[found])
     if room is not None and domain is not None:
-        return best(_within_room(rows.gather(value), domain, room), size)
-    if rows.shards * min(size, rows.held) * 2 < rows.total:
+        return top_rows(_within_room(candidates.gather(value), domain, room), size)
+    if candidates.shards * min(size, candidates.local_count) * 2 < candidates.total:
         # Each device offers its best; the order of devices and the order within keep ties as they are.
-        top, at = jax.lax.top_k(value, min(size, rows.held))
-        top, at = rows.gather(top), rows.gather(rows.numbers()[at])
-        found = best(top, size)
+        top, at = jax.lax.top_k(value, min(size, candidates.local_count))
+        top, at = candidates.gather(top), candidates.gather(candidates.local_indices()[at])
+        found = top_rows(top, size)
         return jnp.where(found < 0, -1, at[found])
-    return best(rows.gather(value), size)
+    return top_rows(candidates.gather(value), size)
 
 
-def best(value: Float[Array, " c"], size: int) -> Int[Array, " k"]:
+def top_rows(value: Float[Array, " c"], size: int) -> Int[Array, " k"]:
     """The rows of the `size` largest values, −1 for those that are −inf."""
     top, index = jax.lax.top_k(value, size)
     return jnp.where(top > -jnp.inf, index, -1)
