@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.selection import Embeddings, independent, jest, pairs
+from jaxmix.selection import Embeddings, independent, jest, pairwise
 from jaxmix.train.selection.cost import (
     SelectionCost,
     cost_ratios,
@@ -97,8 +97,8 @@ def test_products_are_those_that_are_computed(make, monkeypatch):
         jax.debug.callback(lambda: computed.append(chunk.shape[0] * rows.shape[0]))
         return products(chunk, rows)
 
-    products = pairs.pair_products
-    monkeypatch.setattr(pairs, "pair_products", counted)
+    products = pairwise.pair_products
+    monkeypatch.setattr(pairwise, "pair_products", counted)
     candidates, width, selector = 48, 8, make()
     towers = jax.random.normal(jax.random.key(0), (4, candidates, width))
     learner, reference = Embeddings(towers[0], towers[1], 1.0, 0.0), Embeddings(towers[2], towers[3], 1.0, 0.0)
