@@ -39,7 +39,7 @@ from jaxmix.clustering.em.block_sums import (  # noqa: E402
     moment_pass,
     posterior_pass,
 )
-from jaxmix.clustering.em.iteration import build_iteration, kind_of  # noqa: E402
+from jaxmix.clustering.em.iteration import WeightedRows, Workspace, build_iteration, em_config  # noqa: E402
 from jaxmix.clustering.fit import penalty_of  # noqa: E402
 from jaxmix.clustering.placement import place_rows  # noqa: E402
 from jaxmix.core.sharding import batch_sharding, build_mesh, replicated  # noqa: E402
@@ -137,20 +137,20 @@ def gem_iterations(x: Any, k: int, strength: float, mesh: Any = None) -> dict[st
     rows = place_rows("bench", x, None, k, mesh)
     place = (lambda tree: tree) if mesh is None else lambda tree: jax.device_put(tree, replicated(mesh))
     penalty, _ = penalty_of(clusterer, rows.number, jnp.float32)
-    iterate = build_iteration(kind_of(clusterer), mesh)
+    iterate = build_iteration(em_config(clusterer), mesh)
     state = place(clusterer.init(jnp.asarray(np.asarray(x[:k])), 100.0))
     table = jnp.zeros((rows.x.shape[0], k))
     table = table if mesh is None else jax.device_put(table, batch_sharding(mesh))
-    factor, wants = place((jnp.zeros((k, k)), jnp.bool_(True)))
-    whole = place((penalty, jnp.float32(rows.total)))
+    penalty, total, factor, wants_gram = place((penalty, jnp.float32(rows.total), jnp.zeros((k, k)), jnp.bool_(True)))
+    data, workspace = WeightedRows(rows.x, rows.weight, total), Workspace(table, factor, wants_gram)
     seconds, evaluations, objective = [], [], []
     for _ in range(WARM + TIMED):
         began = time.perf_counter()
-        done = iterate(rows.x, rows.weight, table, state, factor, wants, *whole)
+        done = iterate(data, state, penalty, workspace)
         objective.append(float(done.objective))
         seconds.append(time.perf_counter() - began)
-        evaluations.append(int(done.evaluations))
-        state, table, factor, wants = done.state, done.table, done.factor, done.wants_gram
+        evaluations.append(int(done.e_step.evaluations))
+        state, workspace = done.state, done.e_step.workspace
     return {
         "seconds": min(seconds[WARM:]),
         "median_seconds": float(np.median(seconds[WARM:])),

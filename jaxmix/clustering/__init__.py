@@ -1,10 +1,11 @@
 """Clusters on the unit sphere: from embeddings of documents to the domains that a mixer weighs."""
 
 from jaxmix.clustering.base import Assignment, Clusterer, FitInfo, FitResult, GemState, Sums, registry
-from jaxmix.clustering.bundle import assign
+from jaxmix.clustering.build import assign
 from jaxmix.clustering.fit import fit
 from jaxmix.clustering.gem import gem
-from jaxmix.clustering.gis import geometric_influence
+from jaxmix.clustering.influence import geometric_influence
+from jaxmix.clustering.lloyd import KMeansFit, fit_kmeans
 from jaxmix.clustering.quality import (
     adjusted_rand_index,
     cluster_sizes,
@@ -24,11 +25,13 @@ __all__ = [
     "FitInfo",
     "FitResult",
     "GemState",
+    "KMeansFit",
     "Sums",
     "adjusted_rand_index",
     "assign",
     "cluster_sizes",
     "fit",
+    "fit_kmeans",
     "fit_stream",
     "gem",
     "geometric_influence",

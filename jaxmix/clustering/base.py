@@ -17,58 +17,60 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from jaxmix.core.pytree import state
 from jaxmix.core.registry import Registry
-from jaxmix.core.types import Array, Int
+from jaxmix.core.types import Array, Float, Int
 
 registry = Registry("clusterer")
 
 
 @state(version=1)
 class GemState:
-    """The model: what is stored, and all that a new row's label depends on. Leave no part of it out.
+    """The model: all that is stored, and all that a new row's label depends on. Keep every field.
 
     Attributes:
-        mean_directions: f[k, d], unit rows μ.
-        concentrations: f[k], κ ≥ 0. Under hard clusterers a common scale; see their docstrings.
-        biases: f[k], b: balance potentials of `gem`, `log(K α_k)` of a mixture with learned weights α.
+        mean_directions: unit rows μ.
+        concentrations: κ ≥ 0. Under hard clusterers a common scale; see their docstrings.
+        biases: b: balance potentials of `gem`, `log(K α_k)` of a mixture with learned weights α.
     """
 
-    mean_directions: Any
-    concentrations: Any
-    biases: Any
+    mean_directions: Float[Array, "k d"]
+    concentrations: Float[Array, " k"]
+    biases: Float[Array, " k"]
 
 
 class Assignment(NamedTuple):
     """Attributes:
-    labels: i32[n], the likeliest cluster of every row; of equals the first.
-    log_posterior: f[n, k], `log softmax_k(κ_k μ_k·x + g(κ_k) + b_k)`; `None` where it was not asked for.
+    labels: the likeliest cluster of every row; of equals the first.
+    log_posterior: `log softmax_k(κ_k μ_k·x + g(κ_k) + b_k)`; `None` where it was not asked for.
     """
 
     labels: Int[Array, " n"]
-    log_posterior: Any = None
+    log_posterior: Float[Array, "n k"] | None = None
 
 
 class Sums(NamedTuple):
     """Statistics of rows, additive over blocks, devices and processes. Weights w_i are as given, not normalized.
 
     Attributes:
-        count: f[], rows with a weight above 0.
-        weight: f[], `Σ w_i`.
-        value: f[], `Σ w_i logsumexp_k(logit_ik)`; for hard clusterers `Σ w_i max_k(score_ik)`.
-        mass: f[k], `Σ w_i γ_ik`.
-        resultant: f[k, d], `Σ w_i γ_ik x_i`.
-        gram: f[k, k], `Σ w_i γ_i γ_iᵀ`; zeros where it was not asked for.
+        count: rows with a weight above 0.
+        weight: `Σ w_i`.
+        value: `Σ w_i logsumexp_k(logit_ik)`; for hard clusterers `Σ w_i max_k(score_ik)`.
+        mass: `Σ w_i γ_ik`.
+        resultant: `Σ w_i γ_ik x_i`.
+        gram: `Σ w_i γ_i γ_iᵀ`; zeros where it was not asked for, `None` within a block.
     """
 
-    count: Any
-    weight: Any
-    value: Any
-    mass: Any
-    resultant: Any
-    gram: Any
+    count: Float[Array, ""]  # type: ignore[assignment]
+    weight: Float[Array, ""]
+    value: Float[Array, ""]
+    mass: Float[Array, " k"]
+    resultant: Float[Array, "k d"]
+    gram: Float[Array, "k k"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Clusterer:
         name: for logs and error messages.
         num_clusters: K.
         rule: "soft", "cosine" or "distance": posterior weights, or one cluster for each row.
-        has_learned_weights: the biases follow the masses.
+        has_learned_weights: whether the biases follow the masses.
         max_concentration: κ is clipped to it.
         balance: how the masses are held to a target; `None` for clusterers without.
     """
@@ -123,37 +125,37 @@ class FitInfo(NamedTuple):
     """How a fit went, an entry an iteration; NumPy arrays.
 
     Attributes:
-        gap: f[it], certificate of the E-step: how much F could still gain over the posterior weights (14).
-        evaluations: i32[it], passes over the log-likelihoods that the E-step took (a stream: over the rows).
-        reseeded: i32[it], clusters given a new start after the iteration; F may fall there.
-        largest_bias: f[it], `max |b|`. Near 0, the penalty does nothing.
+        gap: certificate of the E-step: how much F could still gain over the posterior weights (14).
+        evaluations: passes over the log-likelihoods that the E-step took (a stream: over the rows).
+        reseeded: clusters given a new start after the iteration; F may fall there.
+        largest_bias: `max |b|`. Near 0, the penalty does nothing.
         strength_per_sample: λ as it acts on F.
         strength_summed: the same on the scale of a likelihood summed over rows, N times as large.
         restart: which restart was the best, from 0.
-        restart_objectives: f[restarts], the best F of each.
+        restart_objectives: the best F of each restart.
     """
 
-    gap: Any
-    evaluations: Any
-    reseeded: Any
-    largest_bias: Any
+    gap: Float[np.ndarray, " it"]
+    evaluations: Int[np.ndarray, " it"]
+    reseeded: Int[np.ndarray, " it"]
+    largest_bias: Float[np.ndarray, " it"]
     strength_per_sample: float
     strength_summed: float
     restart: int
-    restart_objectives: Any
+    restart_objectives: Float[np.ndarray, " restarts"]
 
 
 class FitResult(NamedTuple):
     """Attributes:
     state: the state of the best F seen, with the biases of a last E-step.
-    objective: f64[it], NumPy: F after the M-step of every iteration (22).
+    objective: F after the M-step of every iteration (22).
     converged: whether F and the labels came to rest within `max_iters`.
     iterations: how many were run.
     info: see `FitInfo`.
     """
 
     state: GemState
-    objective: Any
+    objective: Float[np.ndarray, " it"]
     converged: bool
     iterations: int
     info: FitInfo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 
 from jaxmix.clustering.base import Clusterer, FitInfo, FitResult, GemState
 from jaxmix.clustering.em.dual import Penalty
-from jaxmix.clustering.em.iteration import build_iteration, build_labels, kind_of
-from jaxmix.clustering.placement import Rows, place_rows, take_rows
+from jaxmix.clustering.em.iteration import WeightedRows, Workspace, build_iteration, build_labels, em_config
+from jaxmix.clustering.placement import PlacedRows, place_rows, take_rows
 from jaxmix.clustering.seeding import STARTS, RowSampler, mean_cosine, sample_size, seed_directions
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import replicated
 from jaxmix.core.special import inverse_bessel_ratio
-from jaxmix.core.types import Array, PRNGKeyArray
+from jaxmix.core.types import Array, Float, PRNGKeyArray
 from jaxmix.core.validate import check_choice, check_count, check_number
 
 LABEL_CHANGES = 1e-4
@@ -84,14 +84,14 @@ def fit(
 
 
 class Sample(NamedTuple):
-    """Rows that starts and re-seeding look at, whole on every device."""
+    """The rows that starts and re-seeding look at, whole on every device."""
 
-    x: Array
-    weight: Array
+    x: Float[Array, "n d"]
+    weight: Float[Array, " n"]
 
 
 def check_fit(name: str, clusterer: Clusterer, max_iters: int, tol: float, init: Any) -> None:
-    """Checks the arguments that the ways to fit share."""
+    """Checks the arguments that `fit` and `fit_stream` share."""
     check_count(name, "max_iters", max_iters)
     check_number(name, "tol", tol, 0.0)
     if isinstance(init, str):
@@ -109,7 +109,7 @@ def check_fit(name: str, clusterer: Clusterer, max_iters: int, tol: float, init:
 
 
 def penalty_of(clusterer: Clusterer, count: float, dtype: Any) -> tuple[Penalty, float]:
-    """The penalty as arrays, and λ per sample."""
+    """The penalty as arrays, and λ per sample of `count` rows."""
     balance, k = clusterer.balance, clusterer.num_clusters
     strength = 0.0 if balance is None else balance.strength
     if balance is not None and balance.penalty == "summed":
@@ -121,7 +121,7 @@ def penalty_of(clusterer: Clusterer, count: float, dtype: Any) -> tuple[Penalty,
 
 
 def first_state(clusterer: Clusterer, sample: Sample, key: PRNGKeyArray, init: Any) -> GemState:
-    """The state that a fit begins with: directions, a shared concentration that fits them, no biases."""
+    """The state that a fit starts from: directions, a shared concentration that fits them, no biases."""
     if isinstance(init, str):
         directions = seed_directions(
             key,
@@ -147,7 +147,7 @@ def _shared_concentration(directions: Array, sample: Sample) -> Array:
     return jnp.minimum(inverse_bessel_ratio(jnp.clip(cosine, 0, 1), directions.shape[1]), 1e5)
 
 
-def _draw_sample(key: PRNGKeyArray, num_clusters: int, rows: Rows) -> Sample:
+def _draw_sample(key: PRNGKeyArray, num_clusters: int, rows: PlacedRows) -> Sample:
     weights = np.asarray(rows.weight[: rows.given]) if rows.weight.is_fully_addressable else np.ones(rows.given)
     kept, _ = RowSampler(key, sample_size(num_clusters)).choose(weights)
     x = take_rows(rows.x, kept, rows.mesh).astype(rows.weight.dtype)
@@ -155,34 +155,32 @@ def _draw_sample(key: PRNGKeyArray, num_clusters: int, rows: Rows) -> Sample:
     return Sample(x, take_rows(rows.weight, kept, rows.mesh))
 
 
-class Progress:
-    """What a fit remembers between iterations, on the host: the record, the best state, clusters that are dying."""
+class Tracker:
+    """What a fit keeps between iterations, on the host: a record, the best state, and which clusters are dying."""
 
     def __init__(self, clusterer: Clusterer, sample: Sample, key: PRNGKeyArray, tol: float, target: np.ndarray):
         self.clusterer, self.sample, self.key, self.tol, self.target = clusterer, sample, key, tol, target
-        self.record: dict[str, list[float]] = {
-            name: [] for name in ("objective", "gap", "evaluations", "reseeded", "bias")
-        }
-        self.best_objective, self.best_state = -math.inf, GemState(None, None, None)
+        names = ("objective", "gap", "evaluations", "reseeded", "largest_bias")
+        self.record: dict[str, list[float]] = {name: [] for name in names}
+        self.best_objective, self.best_state = -math.inf, cast(GemState, None)
         self.dying = np.zeros(clusterer.num_clusters, np.int64)
-        self.reseeds = 0
 
     @property
     def iterations(self) -> int:
         return len(self.record["objective"])
 
-    def note(
+    def add(
         self, state: GemState, objective: float, gap: float, evaluations: int, mass: np.ndarray
     ) -> tuple[GemState, bool]:
-        """Takes an iteration in; returns the state to go on from, and whether F came to rest."""
+        """Records an iteration; returns the state to go on from, and whether F came to rest."""
         if not math.isfinite(objective):
             raise ConfigError(
                 f"the objective is {objective} after {self.iterations} iterations",
                 where="fit(x)",
                 fix="Look for rows that are not finite.",
             )
-        previous = self.record["objective"][-1] if self.record["objective"] else -math.inf
-        was_reseeded = bool(self.record["reseeded"] and self.record["reseeded"][-1])
+        previous = self.record["objective"][-1] if self.iterations else -math.inf
+        was_reseeded = self.iterations and self.record["reseeded"][-1]
         is_resting = not was_reseeded and objective - previous <= self.tol * max(1.0, abs(objective))
         if objective > self.best_objective:
             self.best_objective, self.best_state = objective, state
@@ -190,94 +188,95 @@ class Progress:
         if self.clusterer.rule == "soft":
             is_dead |= np.asarray(state.concentrations) >= self.clusterer.max_concentration
         self.dying = np.where(is_dead, self.dying + 1, 0)
-        chosen = np.flatnonzero(self.dying >= 2)[: max(0, MAX_RESEEDS - self.reseeds)]
-        if len(chosen):
-            state = self._reseed(state, chosen)
-            self.dying[chosen] = 0
-            self.reseeds += len(chosen)
-        values = (objective, gap, evaluations, len(chosen), float(np.max(np.abs(np.asarray(state.biases)))))
+        reseeds = np.flatnonzero(self.dying >= 2)[: max(0, MAX_RESEEDS - int(sum(self.record["reseeded"])))]
+        if len(reseeds):
+            state = self._reseed(state, reseeds)
+            self.dying[reseeds] = 0
+        values = (objective, gap, evaluations, len(reseeds), float(np.max(np.abs(np.asarray(state.biases)))))
         for series, value in zip(self.record.values(), values, strict=True):
             series.append(value)
-        return state, is_resting and not len(chosen)
+        return state, is_resting and not len(reseeds)
 
-    def _reseed(self, state: GemState, chosen: np.ndarray) -> GemState:
+    def _reseed(self, state: GemState, clusters: np.ndarray) -> GemState:
         """New directions: rows of the sample whose nearest direction is farthest, one after another."""
-        directions = np.asarray(state.mean_directions).copy()
+        directions, kappa, biases = (np.asarray(leaf).copy() for leaf in jax.tree.leaves(state))
         rows = np.asarray(self.sample.x)
-        alive = np.setdiff1d(np.arange(len(directions)), chosen)
+        alive = np.setdiff1d(np.arange(len(directions)), clusters)
         nearest = np.full(len(rows), -1.0) if not len(alive) else (rows @ directions[alive].T).max(1)
-        for k in chosen:
-            row = rows[int(np.argmin(nearest))]
-            directions[k] = row
+        for k in clusters:
+            directions[k] = row = rows[int(np.argmin(nearest))]
             nearest = np.maximum(nearest, rows @ row)
-        shared = np.asarray(_shared_concentration(jnp.asarray(directions), self.sample))
-        kappa, biases = np.asarray(state.concentrations).copy(), np.asarray(state.biases).copy()
-        kappa[chosen], biases[chosen] = shared, 0
-        return GemState(*(jnp.asarray(value) for value in (directions, kappa, biases)))
+        kappa[clusters] = np.asarray(_shared_concentration(jnp.asarray(directions), self.sample))
+        biases[clusters] = 0
+        return GemState(jnp.asarray(directions), jnp.asarray(kappa), jnp.asarray(biases))
 
     def dump(self) -> dict[str, Any]:
-        """Arrays that `load` makes the same progress of."""
+        """Arrays from which `load` restores the tracker."""
         return {
-            **{name: np.asarray(series, np.float64) for name, series in self.record.items()},
+            "record": {name: np.asarray(series, np.float64) for name, series in self.record.items()},
             "best_objective": np.asarray(self.best_objective),
             "dying": self.dying,
-            "reseeds": np.asarray(self.reseeds),
-            "best": self.best_state,
+            "best_state": self.best_state,
         }
 
     def load(self, saved: dict[str, Any]) -> None:
-        self.record = {name: saved[name].tolist() for name in self.record}
+        self.record = {name: saved["record"][name].tolist() for name in self.record}
         self.best_objective, self.dying = float(saved["best_objective"]), saved["dying"]
-        self.reseeds = int(saved["reseeds"])
-        if "best" in saved:
-            self.best_state = GemState(**{name: jnp.asarray(value) for name, value in saved["best"].items()})
+        if "best_state" in saved:
+            self.best_state = GemState(**{name: jnp.asarray(value) for name, value in saved["best_state"].items()})
 
     def result(self, state: GemState, converged: bool, strength: float, count: float) -> FitResult:
         """The result with one restart."""
-        record = self.record
+        record = {name: np.asarray(series) for name, series in self.record.items()}
         info = FitInfo(
-            gap=np.asarray(record["gap"]),
-            evaluations=np.asarray(record["evaluations"], np.int32),
-            reseeded=np.asarray(record["reseeded"], np.int32),
-            largest_bias=np.asarray(record["bias"]),
+            gap=record["gap"],
+            evaluations=record["evaluations"].astype(np.int32),
+            reseeded=record["reseeded"].astype(np.int32),
+            largest_bias=record["largest_bias"],
             strength_per_sample=strength,
             strength_summed=strength * count,
             restart=0,
             restart_objectives=np.asarray([self.best_objective]),
         )
-        return FitResult(state, np.asarray(record["objective"]), converged, self.iterations, info)
+        return FitResult(state, record["objective"], converged, self.iterations, info)
 
 
 def _fit_once(
-    clusterer: Clusterer, rows: Rows, sample: Sample, key: PRNGKeyArray, init: Any, max_iters: int, tol: float
+    clusterer: Clusterer, rows: PlacedRows, sample: Sample, key: PRNGKeyArray, init: Any, max_iters: int, tol: float
 ) -> FitResult:
     dtype, k = rows.weight.dtype, clusterer.num_clusters
     penalty, strength = penalty_of(clusterer, rows.number, dtype)
-    kind = kind_of(clusterer)
-    iterate = build_iteration(kind, rows.mesh)
+    config = em_config(clusterer)
     place = functools.partial(_replicate, rows.mesh)
-    progress = Progress(clusterer, sample, key, tol, np.asarray(penalty.target))
+    tracker = Tracker(clusterer, sample, key, tol, np.asarray(penalty.target))
     state = first_state(clusterer, sample, key, init)
-    table = _table(kind.e_step, state, rows)
-    factor, wants = place((jnp.zeros((k, k), dtype), jnp.bool_(True)))
-    whole = place((penalty, jnp.asarray(rows.total, dtype)))
+    penalty, total = place((penalty, jnp.asarray(rows.total, dtype)))
+    data = WeightedRows(rows.x, rows.weight, total)
+    factor, wants_gram = place((jnp.zeros((k, k), dtype), jnp.bool_(True)))
+    workspace = Workspace(_table(config.e_step, state, rows), factor, wants_gram)
+    iterate, label = build_iteration(config, rows.mesh), build_labels(rows.mesh)
     labels, converged = None, False
-    while progress.iterations < max_iters and not converged:
-        done = iterate(rows.x, rows.weight, table, place(state), factor, wants, *whole)
-        table, factor, wants = done.table, done.factor, done.wants_gram
-        objective, gap, evaluations, mass = jax.device_get((done.objective, done.gap, done.evaluations, done.mass))
-        state, is_resting = progress.note(done.state, float(objective), float(gap), int(evaluations), mass)
+    while tracker.iterations < max_iters and not converged:
+        done = iterate(data, place(state), penalty, workspace)
+        workspace = done.e_step.workspace
+        objective, gap, evaluations, mass = jax.device_get(
+            (done.objective, done.e_step.gap, done.e_step.evaluations, done.e_step.sums.mass)
+        )
+        state, is_resting = tracker.add(
+            done.state, float(objective), float(gap), int(evaluations), mass / mass.dtype.type(rows.total)
+        )
         if is_resting:
-            new = build_labels(rows.mesh)(place(state), rows.x)[0]
+            new = label(place(state), rows.x)[0]
             converged = labels is not None and float(_changes(labels, new, rows.weight)) <= LABEL_CHANGES * rows.number
             labels = new
         else:
             labels = None
-    state = progress.best_state
-    if kind.e_step != "none":
-        last = build_iteration(kind._replace(e_step="dual"), rows.mesh)
-        state = last(rows.x, rows.weight, table, place(state), factor, place(jnp.bool_(True)), *whole).solved
-    return progress.result(state, converged, strength, rows.number)
+    state = tracker.best_state
+    if config.e_step != "none":
+        last = build_iteration(config._replace(e_step="dual"), rows.mesh)
+        workspace = workspace._replace(wants_gram=place(jnp.bool_(True)))
+        state = last(data, place(state), penalty, workspace).e_step.state
+    return tracker.result(state, converged, strength, rows.number)
 
 
 def _replicate(mesh: Mesh | None, tree: Any) -> Any:
@@ -289,12 +288,12 @@ def _changes(old: Array, new: Array, weight: Array) -> Array:
     return jnp.sum((old != new) & (weight > 0), dtype=weight.dtype)
 
 
-def _table(e_step: str, state: GemState, rows: Rows) -> Any:
+def _table(e_step: str, state: GemState, rows: PlacedRows) -> Any:
     """Scratch of the E-step; "mirror" begins with the posterior without biases."""
     if e_step == "none":
         return None
     if e_step == "mirror":
-        return build_labels(rows.mesh, has_posterior=True)(state, rows.x)[1]
+        return build_labels(rows.mesh, with_posterior=True)(state, rows.x)[1]
     sharding = None if rows.mesh is None else rows.weight.sharding
     return _zeros((rows.x.shape[0], state.biases.shape[0]), rows.weight.dtype, sharding)()
 

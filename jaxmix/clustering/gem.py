@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from jaxmix.clustering.base import Balance, Clusterer, registry
-from jaxmix.clustering.bundle import build_clusterer
+from jaxmix.clustering.build import build_clusterer
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.validate import check_choice, check_count
 
@@ -103,7 +103,7 @@ def gem(
         arXiv 2605.26121, equation 3; Banerjee et al. 2005; Sra 2012. Equation numbers are those of this project's
         specification of GEM.
     """
-    _check("gem", num_clusters, max_concentration)
+    check_mixture("gem", num_clusters, max_concentration)
     check_choice("gem", "penalty", penalty, PENALTIES)
     check_choice("gem", "e_step", e_step, E_STEPS)
     check_count("gem", "mirror_steps", mirror_steps)
@@ -124,7 +124,7 @@ def gem(
     )
 
 
-def _check(name: str, num_clusters: int, max_concentration: float) -> None:
+def check_mixture(name: str, num_clusters: int, max_concentration: float) -> None:
     check_count(name, "num_clusters", num_clusters)
     if not 0 < max_concentration < math.inf:
         raise ConfigError(

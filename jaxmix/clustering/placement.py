@@ -13,23 +13,25 @@ from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_sharding, batch_spec, replicated
-from jaxmix.core.types import Array
+from jaxmix.core.types import Array, Float
 
 _TOLERANCE = {2: 2e-2, 4: 1e-3, 8: 1e-3}
 
 
-class Rows(NamedTuple):
-    """Attributes:
-    x: [n, d]; over a mesh padded with zero rows to a multiple of its data axes.
-    weight: f[n], 0 for padding.
-    number: rows with a weight above 0.
-    total: their weight.
-    given: rows without padding.
-    mesh: or `None` for one device.
+class PlacedRows(NamedTuple):
+    """Rows where the passes want them, with their weights.
+
+    Attributes:
+        x: over a mesh padded with zero rows to a multiple of its data axes.
+        weight: 0 for padding.
+        number: rows with a weight above 0.
+        total: their weight.
+        given: rows without padding.
+        mesh: or `None` for one device.
     """
 
-    x: Array
-    weight: Array
+    x: Float[Array, "n d"]
+    weight: Float[Array, " n"]
     number: float
     total: float
     given: int
@@ -37,15 +39,15 @@ class Rows(NamedTuple):
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many shares `mesh` divides rows."""
+    """The number of shares into which `mesh` divides rows."""
     (axes,) = batch_spec()
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def place_rows(
-    name: str, x: Any, sample_weight: Any, num_clusters: int, mesh: Mesh | None, *, is_checked: bool = True
-) -> Rows:
-    """Puts rows and weights where the passes want them, and checks them there unless it was done before.
+    name: str, x: Any, sample_weight: Any, num_clusters: int, mesh: Mesh | None, *, checked: bool = True
+) -> PlacedRows:
+    """Puts rows and weights on the devices, and checks them there unless that was done before.
 
     Raises:
         ConfigError: `x` is not a matrix of floats, a row is not of length 1, weights are negative or not finite or of
@@ -76,8 +78,8 @@ def place_rows(
             x = host.pad(x, ((0, pad), (0, 0)))
         x = jax.device_put(x, sharding)
         weight = jax.device_put(jnp.pad(jnp.asarray(weight, dtype), (0, pad)), sharding)
-    if not is_checked:
-        return Rows(x, weight, math.nan, math.nan, given, mesh)
+    if not checked:
+        return PlacedRows(x, weight, math.nan, math.nan, given, mesh)
     # One pass of row lengths; under plain `jit` each device looks at its own rows.
     length, count, total, is_fine = jax.device_get(_inspect(x, weight))
     if not is_fine or (num_clusters and not total > 0):
@@ -94,7 +96,7 @@ def place_rows(
         raise ConfigError(
             f"{int(count)} rows are fewer than {num_clusters} clusters", where=f"{name}(x)", fix="Lower num_clusters."
         )
-    return Rows(x, weight, float(count), float(total), given, mesh)
+    return PlacedRows(x, weight, float(count), float(total), given, mesh)
 
 
 @jax.jit

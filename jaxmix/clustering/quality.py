@@ -1,4 +1,4 @@
-"""Figures of a clustering: how large its clusters are, and how far it agrees with given classes. On the host."""
+"""Metrics of a clustering: the sizes of its clusters, and its agreement with given classes. On the host."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def cluster_sizes(labels: Any, num_clusters: int, sample_weight: Any = None) -> 
             where="cluster_sizes(labels)",
             fix="Give one label below num_clusters, and one weight, a row.",
         )
-    held = found >= 0
-    sums = np.bincount(found[held], weights[held], minlength=num_clusters)
+    counted = found >= 0
+    sums = np.bincount(found[counted], weights[counted], minlength=num_clusters)
     if not sums.sum() > 0:
-        raise ConfigError("no row counts", where="cluster_sizes(labels)", fix="Give at least one label ≥ 0.")
+        raise ConfigError("no row has a label", where="cluster_sizes(labels)", fix="Give at least one label ≥ 0.")
     return np.asarray(sums / sums.sum())
 
 
 def size_entropy(sizes: Any) -> float:
-    """Entropy of the shares over log K: 1 for equal sizes, 0 for one cluster that holds everything.
+    """Entropy of the shares over log K: 1 for equal sizes, 0 if one cluster has every row.
 
     Example:
         >>> size_entropy([0.5, 0.5]), size_entropy([1.0, 0.0])

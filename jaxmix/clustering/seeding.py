@@ -11,6 +11,7 @@ cost of a union is what the likelihood loses when two clusters share one directi
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.clustering.base import GemState, Sums
-from jaxmix.clustering.em.block_sums import HIGHEST, fused_pass
+from jaxmix.clustering.em.block_sums import HIGHEST, LinearRule, linear_pass
 from jaxmix.clustering.em.m_step import maximize
 from jaxmix.core.special import inverse_bessel_ratio, log_vmf_normalizer
-from jaxmix.core.types import Array, Float, PRNGKeyArray
+from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 
 STARTS = ("overseed", "kmeans++", "random")
 OVERSEED = 5
@@ -58,9 +59,9 @@ class RowSampler:
         kept = np.flatnonzero(every < np.inf)
         if len(kept) > self._size:
             kept = np.sort(kept[np.argpartition(every[kept], self._size - 1)[: self._size]])
-        held = len(self._rank)
+        before = len(self._rank)
         self._rank, self._order = every[kept], np.concatenate([self._order, order])[kept]
-        return kept[kept >= held] - held, kept[kept < held]
+        return kept[kept >= before] - before, kept[kept < before]
 
 
 def _words(key: PRNGKeyArray) -> list[int]:
@@ -79,11 +80,11 @@ def seed_directions(
     """K mean directions from rows; see the module. With fewer rows than seeds, as many seeds as rows."""
     if start == "overseed":
         seeds = min(OVERSEED * num_clusters, x.shape[0])
-        directions = _lloyd(_plus_plus(key, x, sample_weight, seeds), x, sample_weight)
-        sums = _hard_sums(directions, x, sample_weight)
+        directions = _lloyd(kmeans_plus_plus(key, x, sample_weight, seeds), x, sample_weight)
+        sums = _cosine_sums(directions, x, sample_weight)
         return merge_clusters(sums.mass, sums.resultant, num_clusters, max_concentration)
     if start == "kmeans++":
-        return _lloyd(_plus_plus(key, x, sample_weight, num_clusters), x, sample_weight)
+        return _lloyd(kmeans_plus_plus(key, x, sample_weight, num_clusters), x, sample_weight)
     rows = jax.random.choice(key, x.shape[0], (num_clusters,), replace=False, p=sample_weight / jnp.sum(sample_weight))
     return x[rows]
 
@@ -91,60 +92,66 @@ def seed_directions(
 @jax.jit
 def mean_cosine(directions: Float[Array, "k d"], x: Float[Array, "n d"], sample_weight: Float[Array, " n"]) -> Array:
     """`Σ w_i max_k μ_k·x_i / Σ w_i`, from which the shared first concentration follows."""
-    sums = fused_pass(_flat_state(directions), x, sample_weight, is_hard=True)
+    sums = _cosine_sums(directions, x, sample_weight)
     return sums.value / sums.weight
 
 
-def _flat_state(directions: Array) -> GemState:
-    """A state whose logits are cosines, but for a constant that is taken away."""
-    k, d = directions.shape
-    one = jnp.ones((k,), directions.dtype)
-    return GemState(directions, one, -log_vmf_normalizer(one, d))
-
-
 @jax.jit
-def _hard_sums(directions: Array, x: Array, sample_weight: Array) -> Sums:
-    return fused_pass(_flat_state(directions), x, sample_weight, is_hard=True)
+def _cosine_sums(directions: Array, x: Array, sample_weight: Array) -> Sums:
+    """The sums of every row's nearest direction."""
+    return linear_pass(LinearRule(directions, jnp.zeros_like(directions[:, 0])), x, sample_weight, hard=True)
 
 
 @jax.jit
 def _lloyd(directions: Array, x: Array, sample_weight: Array) -> Array:
     def step(_: Any, directions: Array) -> Array:
-        state = _flat_state(directions)
-        found = maximize(state, fused_pass(state, x, sample_weight, is_hard=True), 1.0, rule="cosine")
-        return found.mean_directions
+        flat = jnp.ones_like(directions[:, 0])
+        sums = _cosine_sums(directions, x, sample_weight)
+        return maximize(GemState(directions, flat, flat), sums, 1.0, rule="cosine").mean_directions
 
     return jax.lax.fori_loop(0, LLOYD_STEPS, step, directions)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _plus_plus(key: PRNGKeyArray, x: Array, sample_weight: Array, num_seeds: int) -> Float[Array, "s d"]:
-    """Seeds in at most 128 rounds, those of a round drawn at once in proportion to 1 − cos to those before."""
+def cosine_distance(x: Float[Array, "n d"], seeds: Float[Array, "s d"]) -> Float[Array, " n"]:
+    """1 − cos of every row to the nearest seed, for rows of length 1."""
+    return 1 - jnp.max(jnp.matmul(x, seeds.T, precision=HIGHEST), axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def kmeans_plus_plus(
+    key: PRNGKeyArray,
+    x: Float[Array, "n d"],
+    sample_weight: Float[Array, " n"],
+    num_seeds: int,
+    distance: Callable[[Array, Array], Array] = cosine_distance,
+) -> Float[Array, "s d"]:
+    """k-means++ in at most 128 rounds: the seeds of a round are drawn at once, in proportion to the weight of a row
+    and to its `distance(x, seeds)` from the nearest seed before."""
     width = -(-num_seeds // _ROUNDS)
     rounds = -(-num_seeds // width)
     log_weight = jnp.where(sample_weight > 0, jnp.log(sample_weight), -jnp.inf)
 
-    def draw(carry: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+    def draw(nearest: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         noise = jax.random.gumbel(key, x.shape[:1], x.dtype)
-        # Rows that equal a seed keep a trace of a chance, for when there are no others.
-        chance = log_weight + jnp.log(jnp.maximum(1 - carry, 1e-9))
-        rows = x[jax.lax.top_k(chance + noise, width)[1]]
-        return jnp.maximum(carry, jnp.max(jnp.matmul(x, rows.T, precision=HIGHEST), axis=1)), rows
+        # Rows that equal a seed keep a tiny chance, for when there are no others.
+        chance = log_weight + jnp.log(jnp.maximum(nearest, 1e-9))
+        seeds = x[jax.lax.top_k(chance + noise, width)[1]]
+        return jnp.minimum(nearest, distance(x, seeds)), seeds
 
-    start = jnp.full(x.shape[:1], -1, x.dtype)
+    start = jnp.full(x.shape[:1], 2, x.dtype)
     return jax.lax.scan(draw, start, jax.random.split(key, rounds))[1].reshape(-1, x.shape[1])[:num_seeds]
 
 
 class _Merging(NamedTuple):
-    mass: Any
-    resultant: Any
-    products: Any  # [s, s] of resultants
-    own: Any  # n h(R)
-    best: Any  # cheapest union with another one; of a stale one a lower bound
-    partner: Any
-    is_stale: Any
-    is_alive: Any
-    alive: Any
+    mass: Float[Array, " s"]
+    resultant: Float[Array, "s d"]
+    products: Float[Array, "s s"]  # of resultants
+    own: Float[Array, " s"]  # n h(R)
+    best: Float[Array, " s"]  # cheapest union with another one; of a stale one a lower bound
+    partner: Int[Array, " s"]
+    is_stale: Bool[Array, " s"]
+    is_alive: Bool[Array, " s"]
+    num_alive: Int[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -167,7 +174,7 @@ def merge_clusters(
         return mass * (kappa * ratio + log_vmf_normalizer(kappa, dim))
 
     def unite(now: _Merging, a: Array) -> _Merging:
-        """Puts the partner of `a` into `a`; who had either as a partner has to look again."""
+        """Merges the partner of `a` into `a`; the partners of clusters that had either are out of date."""
         b = now.partner[a]
         row = now.products[a] + now.products[b]
         row = row.at[a].set(row[a] + row[b])
@@ -177,11 +184,11 @@ def merge_clusters(
             products=now.products.at[a].set(row).at[:, a].set(row),
             is_alive=now.is_alive.at[b].set(False),
             is_stale=now.is_stale | (now.partner == a) | (now.partner == b),
-            alive=now.alive - 1,
+            num_alive=now.num_alive - 1,
         )
 
     def step(now: _Merging) -> _Merging:
-        """The pair that costs least is united, unless that cost is out of date; then the first one looks again."""
+        """Unites the pair that costs least, unless that cost is out of date; then looks up the partner again."""
         a = jnp.argmin(jnp.where(now.is_alive, now.best, jnp.inf)).astype(jnp.int32)
         now = jax.lax.cond(now.is_stale[a], lambda now, a: now, unite, now, a)
         square = now.products[a, a] + jnp.diagonal(now.products) + 2 * now.products[a]
@@ -200,19 +207,19 @@ def merge_clusters(
         )
 
     products = jnp.matmul(resultant, resultant.T, precision=HIGHEST)
-    everybody = jnp.ones((seeds,), jnp.bool_)
+    every = jnp.ones((seeds,), jnp.bool_)
     now = _Merging(
         mass=mass,
         resultant=resultant,
         products=products,
         own=value(mass, jnp.sqrt(jnp.diagonal(products))),
-        best=jnp.full((seeds,), -jnp.inf, mass.dtype),  # nobody has looked yet
+        best=jnp.full((seeds,), -jnp.inf, mass.dtype),  # not looked up yet
         partner=jnp.zeros((seeds,), jnp.int32),
-        is_stale=everybody,
-        is_alive=everybody,
-        alive=jnp.int32(seeds),
+        is_stale=every,
+        is_alive=every,
+        num_alive=jnp.int32(seeds),
     )
-    now = jax.lax.while_loop(lambda now: now.alive > num_clusters, step, now)
+    now = jax.lax.while_loop(lambda now: now.num_alive > num_clusters, step, now)
     kept = now.resultant[jnp.nonzero(now.is_alive, size=num_clusters)[0]]
     norm = jnp.sqrt(jnp.sum(kept**2, axis=1, keepdims=True))
     # Clusters of no row at all have no direction: any will do, and the first iteration re-seeds them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxmix.clustering.base import Clusterer, registry
-from jaxmix.clustering.bundle import build_clusterer
+from jaxmix.clustering.build import build_clusterer
 from jaxmix.core.validate import check_count
 
 _MAX_CONCENTRATION = 1e5

@@ -15,7 +15,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,15 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxmix.clustering.base import Clusterer, FitResult, GemState, Sums
+from jaxmix.clustering.checkpoint import StreamCheckpoint, fingerprint
 from jaxmix.clustering.em.block_sums import fused_pass
-from jaxmix.clustering.em.dual import DualSearch, Penalty, start_search, tell
-from jaxmix.clustering.em.iteration import Kind, improve, kind_of, objective_of, search_tolerance
-from jaxmix.clustering.fit import Progress, Sample, check_fit, first_state, penalty_of
+from jaxmix.clustering.em.dual import DualSearch, Evaluation, Penalty, start_search, update_search
+from jaxmix.clustering.em.iteration import EmConfig, em_config, improve, objective_of, search_tolerance
+from jaxmix.clustering.fit import Sample, Tracker, check_fit, first_state, penalty_of
 from jaxmix.clustering.placement import place_rows
-from jaxmix.clustering.resume import StreamCheckpoint, fingerprint
 from jaxmix.clustering.seeding import RowSampler, sample_size
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.pytree import from_nested
 from jaxmix.core.sharding import batch_spec, shard_map, sum_over
 from jaxmix.core.types import Array, PRNGKeyArray
 from jaxmix.core.validate import check_count
@@ -89,10 +90,34 @@ def fit_stream(
         )
     settings = fingerprint(clusterer, key, tol, init)
     files = None if checkpoint is None else StreamCheckpoint(Path(checkpoint), settings, checkpoint_every)
-    return _Run(clusterer, blocks, key, max_iters, tol, init, mesh, files).run()
+    return _StreamFit(clusterer, blocks, key, max_iters, tol, init, mesh, files).run()
 
 
-class _Run:
+class _Position(NamedTuple):
+    """Where a fit is: all that changes from block to block. What a checkpoint keeps, with the tracker.
+
+    Attributes:
+        phase: "fit", "final" (a last E-step) or "done".
+        block: blocks of the current pass that are summed.
+        rests: iterations running in which F rose too little.
+        start_value: value of the first evaluation of `search`; later ones are counted from it.
+        state: before the current E-step.
+        search: of the current E-step.
+        accepted: sums at the search's best biases.
+        partial: sums of the blocks so far.
+    """
+
+    phase: Any
+    block: Any
+    rests: Any
+    start_value: Any
+    state: GemState
+    search: DualSearch
+    accepted: Sums
+    partial: Sums
+
+
+class _StreamFit:
     """One fit: the survey, then passes until F rests or the iterations are used up, then a last E-step."""
 
     def __init__(
@@ -115,86 +140,85 @@ class _Run:
         self.rows, self.total = float(survey["rows"]), float(survey["total"])
         sample = Sample(jnp.asarray(survey["x"]), jnp.asarray(survey["weight"]))
         self.dtype = sample.x.dtype
-        self.kind = kind_of(clusterer)
+        self.config = em_config(clusterer)
         self.penalty, self.strength = penalty_of(clusterer, self.rows, self.dtype)
         start_key = jax.random.fold_in(key, 1)
-        self.progress = Progress(clusterer, sample, start_key, tol, np.asarray(self.penalty.target))
-        self.phase, self.rests = "fit", 0
+        self.tracker = Tracker(clusterer, sample, start_key, tol, np.asarray(self.penalty.target))
         saved = None if files is None else files.read()
         if saved is None:
-            self.state = first_state(clusterer, sample, start_key, init)
-            self.search = self._new_search()
-            self.start_value, self.accepted = 0.0, _no_sums(self.state)
-            self.partial, self.position = _no_sums(self.state), 0
+            self.at = self._start(first_state(clusterer, sample, start_key, init))
         else:
-            self._restore(saved)
+            at = from_nested(self._start(clusterer.init(sample.x[: clusterer.num_clusters], 0.0)), saved["position"])
+            self.at = at._replace(**jax.tree.map(jnp.asarray, {"state": at.state, "search": at.search}))
+            self.tracker.load(saved["tracker"])
 
     def run(self) -> FitResult:
-        while self.phase != "done":
-            has_more = self.phase == "fit" and self.progress.iterations < self.max_iters and self.rests < 2
-            if self.phase == "fit" and not has_more:
-                self.state = self.progress.best_state
-                self.phase = "final" if self.kind.e_step == "dual" else "done"
-                self.search = self._new_search()
-            if self.phase != "done":
+        while self.at.phase != "done":
+            if self.at.phase == "fit" and (self.tracker.iterations >= self.max_iters or self.at.rests >= 2):
+                state, phase = self.tracker.best_state, "final" if self.config.e_step == "dual" else "done"
+                self._move(phase=phase, state=state, search=self._new_search(state))
+            if self.at.phase != "done":
                 self._advance(self._sum_blocks())
-                self._save(0)
-        return self.progress.result(self.state, self.rests >= 2, self.strength, self.rows)
+                self._save()
+        return self.tracker.result(self.at.state, bool(self.at.rests >= 2), self.strength, self.rows)
 
-    def _new_search(self) -> DualSearch:
+    def _start(self, state: GemState) -> _Position:
+        zero, no_sums = np.asarray(0), _no_sums(state)
+        return _Position(np.asarray("fit"), zero, zero, zero * 0.0, state, self._new_search(state), no_sums, no_sums)
+
+    def _move(self, **changes: Any) -> None:
+        self.at = self.at._replace(**changes)
+
+    def _new_search(self, state: GemState) -> DualSearch:
         k = self.clusterer.num_clusters
-        return start_search(self.state.biases, jnp.zeros((k, k), self.dtype), jnp.bool_(True))
+        return start_search(state.biases, jnp.zeros((k, k), self.dtype), jnp.bool_(True))
 
     def _advance(self, sums: Sums) -> None:
-        """What follows from the sums of one pass: other biases, or an M-step."""
-        value = float(sums.value) / self.total
+        """Uses the sums of one pass: other biases to try, or an M-step."""
+        at, value = self.at, float(sums.value) / self.total
         sums = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), sums)
-        if self.kind.e_step != "dual":
-            objective, gap, evaluations = value - np.log(self.clusterer.num_clusters), 0.0, 1
-        else:
-            if int(self.search.evaluations) == 0:
-                self.start_value = value
-            trial = np.asarray(self.search.trial)
-            is_first = int(self.search.evaluations) == 0
-            given = jnp.asarray(value if is_first else value - self.start_value, self.dtype)
-            self.search = _tell(
-                self.search, self.penalty, given, sums.mass, sums.gram, jnp.asarray(self.total, self.dtype)
-            )
-            if np.array_equal(np.asarray(self.search.change), trial):
-                self.accepted = sums
-            if not bool(self.search.is_done):
+        state, gap, evaluations = at.state, 0.0, 1
+        if self.config.e_step == "dual":
+            is_first = int(at.search.evaluations) == 0
+            start = value if is_first else float(at.start_value)
+            given = jnp.asarray(value if is_first else value - start, self.dtype)
+            search = _update(at.search, self.penalty, given, sums.mass, sums.gram, jnp.asarray(self.total, self.dtype))
+            is_best = np.array_equal(np.asarray(search.change), np.asarray(at.search.trial))
+            sums = sums if is_best else at.accepted
+            self._move(search=search, accepted=sums, start_value=np.asarray(start))
+            if not bool(search.is_done):
                 return
-            sums = self.accepted
-            biases = self.search.base + self.search.change
-            self.state = GemState(self.state.mean_directions, self.state.concentrations, biases)
-            objective, gap = float(objective_of(self.search, self.penalty)), float(self.search.gap)
-            evaluations = int(self.search.evaluations)
-        if self.phase == "final":
-            self.phase = "done"
+            state = GemState(state.mean_directions, state.concentrations, search.base + search.change)
+            objective, gap = float(objective_of(search, self.penalty)), float(search.gap)
+            evaluations = int(search.evaluations)
+        else:
+            objective = value - np.log(self.clusterer.num_clusters)
+        if at.phase == "final":
+            self._move(phase="done", state=state)
             return
-        new, after = _improve(self.kind, self.state, sums, jnp.asarray(objective, self.dtype))
-        mass = np.asarray(sums.mass) / self.total
-        self.state, is_resting = self.progress.note(new, float(after), gap, evaluations, mass)
-        self.rests = self.rests + 1 if is_resting else 0
-        self.search = self._new_search()
+        new, after = _improve(self.config, state, sums, jnp.asarray(objective, self.dtype))
+        new, is_resting = self.tracker.add(new, float(after), gap, evaluations, np.asarray(sums.mass) / self.total)
+        self._move(state=new, rests=at.rests + 1 if is_resting else np.asarray(0), search=self._new_search(new))
 
     def _sum_blocks(self) -> Sums:
         """The sums of a pass in float64 on the host. A block is read while the device works on the one before."""
-        biases = self.search.base + self.search.trial
-        state = GemState(self.state.mean_directions, self.state.concentrations, biases)
-        compute = _build_sums(self.kind.rule != "soft", self.kind.e_step == "dual", self.mesh)
-        pending = None
-        rows = itertools.islice(_read(self.blocks, self.clusterer, self.mesh), self.position, None)
-        for number, (x, weight) in enumerate(rows, self.position + 1):
+        at = self.at
+        state = GemState(at.state.mean_directions, at.state.concentrations, at.search.base + at.search.trial)
+        compute = _build_sums(self.config.rule != "soft", self.config.e_step == "dual", self.mesh)
+        in_flight = None
+        rows = itertools.islice(_read(self.blocks, self.mesh), int(at.block), None)
+        for number, (x, weight) in enumerate(rows, int(at.block) + 1):
             found = compute(state, x, weight)
-            self._take(pending)
-            pending = found
+            self._add(in_flight)
+            in_flight = found
             if self.files is not None and number % self.files.every == 0:
-                self._take(pending)
-                pending = None
-                self._save(number)
-        self._take(pending)
-        sums, self.partial, self.position = self.partial, _no_sums(self.state), 0
+                self._add(in_flight)
+                in_flight = None
+                self._move(block=np.asarray(number))
+                self._save()
+        self._add(in_flight)
+        sums = self.at.partial
+        self._move(partial=_no_sums(state), block=np.asarray(0))
         if abs(float(sums.count) - self.rows) > 1e-6 * self.rows:
             raise ConfigError(
                 f"a pass saw {float(sums.count):.0f} rows, the first one {self.rows:.0f}",
@@ -203,45 +227,21 @@ class _Run:
             )
         return sums
 
-    def _take(self, found: Sums | None) -> None:
+    def _add(self, found: Sums | None) -> None:
         if found is not None:
             add = lambda old, new: old + np.asarray(new, np.float64)
-            self.partial = jax.tree.map(add, self.partial, jax.device_get(found))
+            self._move(partial=jax.tree.map(add, self.at.partial, jax.device_get(found)))
 
-    def _save(self, position: int) -> None:
-        if self.files is None:
-            return
-        self.files.write(
-            {
-                "phase": np.asarray(self.phase),
-                "position": np.asarray(position),
-                "rests": np.asarray(self.rests),
-                "start_value": np.asarray(self.start_value),
-                "state": self.state,
-                "search": self.search,
-                "accepted": self.accepted,
-                "partial": self.partial,
-                "progress": self.progress.dump(),
-            }
-        )
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        self.phase, self.position, self.rests = str(saved["phase"]), int(saved["position"]), int(saved["rests"])
-        self.start_value = float(saved["start_value"])
-        to_device = lambda fields: {name: jnp.asarray(value) for name, value in fields.items()}
-        self.state = GemState(**to_device(saved["state"]))
-        self.search = DualSearch(**to_device(saved["search"]))
-        self.accepted, self.partial = Sums(**saved["accepted"]), Sums(**saved["partial"])
-        self.progress.load(saved["progress"])
+    def _save(self) -> None:
+        if self.files is not None:
+            self.files.write({"position": self.at, "tracker": self.tracker.dump()})
 
 
-def _read(
-    blocks: Callable[[], Iterable[Any]], clusterer: Clusterer, mesh: Mesh | None
-) -> Iterator[tuple[Array, Array]]:
+def _read(blocks: Callable[[], Iterable[Any]], mesh: Mesh | None) -> Iterator[tuple[Array, Array]]:
     """Blocks on the devices, with weights; not checked again."""
     for block in blocks():
         x, weight = block if isinstance(block, tuple) else (block, None)
-        rows = place_rows("fit_stream", x, weight, 0, mesh, is_checked=False)
+        rows = place_rows("fit_stream", x, weight, 0, mesh, checked=False)
         yield rows.x, rows.weight
 
 
@@ -249,39 +249,39 @@ def _survey(clusterer: Clusterer, blocks: Callable[[], Iterable[Any]], key: PRNG
     """Checks every row and weight, and draws the sample."""
     sampler = RowSampler(key, sample_size(clusterer.num_clusters))
     rows = total = 0.0
-    held: tuple[np.ndarray, np.ndarray] | None = None
+    sample: tuple[np.ndarray, np.ndarray] | None = None
     for block in blocks():
         x, weight = block if isinstance(block, tuple) else (block, None)
         placed = place_rows("fit_stream", x, weight, 0, None)
         rows, total = rows + placed.number, total + placed.total
         weights = np.asarray(placed.weight)
         new, old = sampler.choose(weights)
-        # Taken on the host: every block has another number of them, and a device would compile anew for each.
+        # On the host: every block has another number of them, and a device would compile anew for each.
         fresh = np.asarray(placed.x)[new].astype(weights.dtype)
         fresh = fresh / np.linalg.norm(fresh, axis=1, keepdims=True)
-        first = (fresh, weights[new])
-        if held is None:
-            held = first
+        if sample is None:
+            sample = fresh, weights[new]
         else:
-            held = np.concatenate([held[0][old], first[0]]), np.concatenate([held[1][old], first[1]])
-    if held is None or rows < clusterer.num_clusters:
+            sample = np.concatenate([sample[0][old], fresh]), np.concatenate([sample[1][old], weights[new]])
+    if sample is None or rows < clusterer.num_clusters:
         raise ConfigError(
             f"{rows:.0f} rows are fewer than {clusterer.num_clusters} clusters",
             where="fit_stream(blocks)",
             fix="`blocks` must return a new iterable at every call.",
         )
-    return {"rows": np.asarray(rows), "total": np.asarray(total), "x": held[0], "weight": held[1]}
+    return {"rows": np.asarray(rows), "total": np.asarray(total), "x": sample[0], "weight": sample[1]}
 
 
 def _no_sums(state: GemState) -> Sums:
     k, d = state.mean_directions.shape
-    return Sums(np.zeros(()), np.zeros(()), np.zeros(()), np.zeros(k), np.zeros((k, d)), np.zeros((k, k)))
+    zeros: Any = np.zeros
+    return Sums(zeros(()), zeros(()), zeros(()), zeros(k), zeros((k, d)), zeros((k, k)))
 
 
 @functools.cache
-def _build_sums(is_hard: bool, has_gram: bool, mesh: Mesh | None) -> Any:
+def _build_sums(hard: bool, gram: bool, mesh: Mesh | None) -> Any:
     """Compiles `(state, x, weight) -> Sums` of a block."""
-    local = functools.partial(fused_pass, is_hard=is_hard, has_gram=has_gram)
+    local = functools.partial(fused_pass, hard=hard, gram=gram)
     if mesh is None:
         return jax.jit(local)
     summed = lambda state, x, weight: sum_over(local(state, x, weight))
@@ -290,18 +290,11 @@ def _build_sums(is_hard: bool, has_gram: bool, mesh: Mesh | None) -> Any:
 
 
 @jax.jit
-def _tell(search: DualSearch, penalty: Penalty, value: Any, mass: Any, gram: Any, total: Any) -> DualSearch:
+def _update(search: DualSearch, penalty: Penalty, value: Any, mass: Any, gram: Any, total: Any) -> DualSearch:
     level = jnp.where(search.evaluations == 0, value, search.level)
-    return tell(
-        search,
-        penalty,
-        value,
-        mass / total,
-        gram / total,
-        always_gram=True,
-        tolerance=search_tolerance(mass.dtype, mass.shape[0]),
-        noise=1 + jnp.abs(level),
-    )
+    tolerance = search_tolerance(mass.dtype, mass.shape[0])
+    found = Evaluation(value, mass / total, gram / total)
+    return update_search(search, penalty, found, always_gram=True, tolerance=tolerance, noise=1 + jnp.abs(level))
 
 
-_improve: Callable[[Kind, GemState, Sums, Array], tuple[GemState, Array]] = jax.jit(improve, static_argnums=0)
+_improve: Callable[[EmConfig, GemState, Sums, Array], tuple[GemState, Array]] = jax.jit(improve, static_argnums=0)

@@ -1,10 +1,10 @@
-"""The mixture of von Mises–Fisher densities with learned weights: what `gem` is compared with."""
+"""The mixture of von Mises–Fisher densities with learned weights, the baseline of `gem`."""
 
 from __future__ import annotations
 
 from jaxmix.clustering.base import Clusterer, registry
-from jaxmix.clustering.bundle import build_clusterer
-from jaxmix.clustering.gem import _check
+from jaxmix.clustering.build import build_clusterer
+from jaxmix.clustering.gem import check_mixture
 
 
 @registry.register
@@ -28,7 +28,7 @@ def vmf_mixture(num_clusters: int, *, max_concentration: float = 1e5) -> Cluster
         Banerjee, Dhillon, Ghosh, Sra: "Clustering on the unit hypersphere using von Mises-Fisher distributions",
         JMLR 6, 2005.
     """
-    _check("vmf_mixture", num_clusters, max_concentration)
+    check_mixture("vmf_mixture", num_clusters, max_concentration)
     return build_clusterer(
-        "vmf_mixture", num_clusters, rule="soft", has_learned_weights=True, max_concentration=max_concentration
+        "vmf_mixture", num_clusters, rule="soft", learned_weights=True, max_concentration=max_concentration
     )

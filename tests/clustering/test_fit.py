@@ -102,7 +102,7 @@ def test_blocks_change_nothing(tile, monkeypatch):
     np.testing.assert_array_equal(found.labels, np.argmax(table, axis=1))
     np.testing.assert_allclose(found.log_posterior, log_posterior, atol=1e-4)
     weight = jnp.asarray(np.random.default_rng(0).uniform(0, 2, N), jnp.float32).at[5].set(0)
-    sums = jax.jit(block_sums.fused_pass, static_argnames="has_gram")(state, rows(), weight, has_gram=True)
+    sums = jax.jit(block_sums.fused_pass, static_argnames="gram")(state, rows(), weight, gram=True)
     gamma, w = np.exp(log_posterior), np.asarray(weight, np.float64)
     assert float(sums.count) == N - 1
     np.testing.assert_allclose(sums.weight, w.sum(), rtol=1e-6)
@@ -123,7 +123,7 @@ def test_the_passes_of_the_dual_are_the_fused_pass_at_other_biases():
     anchor = jnp.zeros(K)
     for shift in (NEAR, FAR, FAR + NEAR):
         moved = GemState(state.mean_directions, state.concentrations, state.biases + shift)
-        expected = block_sums.fused_pass(moved, rows(), weight, has_gram=True)
+        expected = block_sums.fused_pass(moved, rows(), weight, gram=True)
         if block_sums.is_near(shift - anchor):
             change, mass = block_sums.dual_pass(table, weight, shift - anchor)
         else:

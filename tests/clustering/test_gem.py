@@ -21,7 +21,7 @@ from jaxmix.clustering import (
     vmf_mixture,
 )
 from jaxmix.clustering.em.block_sums import is_near
-from jaxmix.clustering.em.iteration import build_iteration, kind_of
+from jaxmix.clustering.em.iteration import WeightedRows, Workspace, build_iteration, em_config
 from jaxmix.clustering.fit import penalty_of
 from jaxmix.core.errors import ConfigError
 from jaxmix.simulate.clusters import planted_mixture
@@ -45,11 +45,14 @@ def one_step(clusterer, state, x, w, *, table=None):
     """One iteration in the precision of the weights."""
     n, k = len(x), clusterer.num_clusters
     penalty, _ = penalty_of(clusterer, n, w.dtype)
-    kind = kind_of(clusterer)
+    config = em_config(clusterer)
     table = jnp.zeros((n, k), w.dtype) if table is None else table
-    iterate = build_iteration(kind, None)
-    table = None if kind.e_step == "none" else table
-    return iterate(x, w, table, state, jnp.zeros((k, k)), jnp.bool_(True), penalty, jnp.sum(w))
+    workspace = Workspace(None if config.e_step == "none" else table, jnp.zeros((k, k)), jnp.bool_(True))
+    return build_iteration(config, None)(WeightedRows(x, w, jnp.sum(w)), state, penalty, workspace)
+
+
+def mass_of(done):
+    return np.asarray(done.e_step.sums.mass / done.e_step.sums.weight)
 
 
 def small_problem():
@@ -70,9 +73,9 @@ def test_the_e_step_finds_what_a_generic_optimizer_finds(strength):
         clusterer = gem(3, balance=strength, target=tuple(10 * target))
         state = GemState(jnp.asarray(mu), jnp.asarray(kappa), jnp.zeros(3))
         done = one_step(clusterer, state, jnp.asarray(x), jnp.asarray(w))
-        posterior = np.exp(assign(clusterer, done.solved, jnp.asarray(x)).log_posterior)
-        mass, biases, gap = np.asarray(done.mass), np.asarray(done.solved.biases), float(done.gap)
-        found = float(done.solved_objective)
+        posterior = np.exp(assign(clusterer, done.e_step.state, jnp.asarray(x)).log_posterior)
+        mass, biases, gap = mass_of(done), np.asarray(done.e_step.state.biases), float(done.e_step.gap)
+        found = float(done.e_step.objective)
     assert found >= value - 1e-9
     np.testing.assert_allclose(found, value, rtol=0, atol=1e-6 if np.isinf(strength) else 1e-9)
     np.testing.assert_allclose(posterior, gamma, atol=2e-4)
@@ -93,12 +96,12 @@ def test_the_e_step_finds_its_way_from_far_away(bits):
         clusterer = gem(3, balance=50.0, target=tuple(10 * target))
         state = GemState(*(jnp.asarray(a, f"float{bits}") for a in (mu, kappa, [far, 0.0, -far])))
         done = one_step(clusterer, state, jnp.asarray(x, f"float{bits}"), jnp.asarray(w, f"float{bits}"))
-        assert not is_near(state.biases - done.solved.biases)
+        assert not is_near(state.biases - done.e_step.state.biases)
         # F is counted from D where the search began, 300 and 20,000 here.
-        np.testing.assert_allclose(done.solved_objective, value, atol=1e-4 if bits == 32 else 1e-10)
-        assert 0 <= float(done.gap) <= (1e-6 if bits == 32 else 1e-10)
-        posterior = np.exp(assign(clusterer, done.solved, jnp.asarray(x, f"float{bits}")).log_posterior)
-        np.testing.assert_allclose(done.mass, w @ posterior / w.sum(), atol=1e-5 if bits == 32 else 1e-12)
+        np.testing.assert_allclose(done.e_step.objective, value, atol=1e-4 if bits == 32 else 1e-10)
+        assert 0 <= float(done.e_step.gap) <= (1e-6 if bits == 32 else 1e-10)
+        posterior = np.exp(assign(clusterer, done.e_step.state, jnp.asarray(x, f"float{bits}")).log_posterior)
+        np.testing.assert_allclose(mass_of(done), w @ posterior / w.sum(), atol=1e-5 if bits == 32 else 1e-12)
 
 
 def test_an_iteration_is_the_oracles_e_step_and_m_step():
@@ -108,11 +111,11 @@ def test_an_iteration_is_the_oracles_e_step_and_m_step():
         clusterer = gem(3, balance=strength)
         state = GemState(jnp.asarray(mu), jnp.asarray(kappa), jnp.zeros(3))
         done = one_step(clusterer, state, jnp.asarray(x), jnp.asarray(w))
-        gamma = np.exp(np.asarray(assign(clusterer, done.solved, jnp.asarray(x)).log_posterior))
+        gamma = np.exp(np.asarray(assign(clusterer, done.e_step.state, jnp.asarray(x)).log_posterior))
         new_mu, new_kappa, mass = oracle.m_step(gamma, x, w, 1e5)
         np.testing.assert_allclose(done.state.mean_directions, new_mu, atol=1e-12)
         np.testing.assert_allclose(done.state.concentrations, new_kappa, rtol=1e-9)
-        np.testing.assert_allclose(done.mass, mass, atol=1e-12)
+        np.testing.assert_allclose(mass_of(done), mass, atol=1e-12)
         # F from sums alone, (15) and (22), against F written out.
         direct = oracle.objective(oracle.logits(new_mu, new_kappa, x), gamma, w, strength, target)
         np.testing.assert_allclose(done.objective, direct, rtol=1e-11)
@@ -281,9 +284,9 @@ def test_mirror_steps_are_those_of_the_oracle():
         state = GemState(jnp.asarray(mu), jnp.asarray(kappa), jnp.zeros(3))
         clusterer = gem(3, balance=strength, e_step="mirror")
         done = one_step(clusterer, state, jnp.asarray(x), jnp.asarray(w), table=jnp.log(start))
-        np.testing.assert_allclose(np.exp(done.table), gamma, atol=1e-13)
+        np.testing.assert_allclose(np.exp(done.e_step.workspace.table), gamma, atol=1e-13)
         direct = oracle.objective(table, gamma, w, strength, target)
-        np.testing.assert_allclose(done.solved_objective, direct, rtol=1e-12)
+        np.testing.assert_allclose(done.e_step.objective, direct, rtol=1e-12)
 
 
 @pytest.mark.slow

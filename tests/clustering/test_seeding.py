@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from clustering import oracle
 
-from jaxmix.clustering.seeding import RowSampler, _plus_plus, merge_clusters, seed_directions
+from jaxmix.clustering.seeding import RowSampler, kmeans_plus_plus, merge_clusters, seed_directions
 from jaxmix.simulate.clusters import planted_mixture, sample_vmf, zipf_sizes
 
 KEY = jax.random.key(0)
@@ -51,11 +51,11 @@ def test_merging_is_greedy(seed):
 
 def test_seeds_are_rows_that_differ():
     x = jnp.asarray(np.repeat(np.eye(6, 8), [100, 1, 1, 1, 1, 1], axis=0), jnp.float32)
-    seeds = _plus_plus(KEY, x, jnp.ones(105), 6)
+    seeds = kmeans_plus_plus(KEY, x, jnp.ones(105), 6)
     assert sorted(np.argmax(seeds, axis=1)) == list(range(6))
     # More seeds than different rows, and rows without weight.
     weight = jnp.ones(105).at[100:].set(0)
-    np.testing.assert_array_equal(np.argmax(_plus_plus(KEY, x, weight, 6), axis=1), np.zeros(6))
+    np.testing.assert_array_equal(np.argmax(kmeans_plus_plus(KEY, x, weight, 6), axis=1), np.zeros(6))
 
 
 def test_a_cluster_of_no_row_still_has_a_direction():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmix.clustering import fit, fit_stream, gem, spherical_kmeans
-from jaxmix.clustering.resume import StreamCheckpoint
+from jaxmix.clustering.checkpoint import StreamCheckpoint
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.simulate.clusters import planted_mixture
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmix.clustering import assign, fit, fit_stream, gem, spherical_kmeans
-from jaxmix.clustering.em.iteration import build_iteration, kind_of
+from jaxmix.clustering.em.iteration import WeightedRows, Workspace, build_iteration, em_config
 from jaxmix.clustering.fit import penalty_of
 from jaxmix.clustering.placement import place_rows
 from jaxmix.core.sharding import batch_sharding, build_mesh, replicated
@@ -80,14 +80,15 @@ def test_rows_stay_where_they_are():
     assert placed.x.shape[0] == 608
     penalty, _ = penalty_of(BALANCED, N, jnp.float32)
     table = jax.device_put(jnp.zeros((608, K)), batch_sharding(mesh))
-    whole = (BALANCED.init(x[:K], 10.0), jnp.zeros((K, K)), jnp.bool_(True), penalty, jnp.float32(weight.sum()))
-    whole = jax.device_put(whole, replicated(mesh))
-    program = build_iteration(kind_of(BALANCED), mesh).lower(placed.x, placed.weight, table, *whole).compile()
+    whole = BALANCED.init(x[:K], 10.0), jnp.zeros((K, K)), jnp.bool_(True), penalty, jnp.float32(weight.sum())
+    state, factor, wants_gram, penalty, total = jax.device_put(whole, replicated(mesh))
+    given = WeightedRows(placed.x, placed.weight, total), state, penalty, Workspace(table, factor, wants_gram)
+    program = build_iteration(em_config(BALANCED), mesh).lower(*given).compile()
     text = program.as_text()
     assert "all-reduce" in text
     assert not [word for word in ("all-gather", "all-to-all", "collective-permute") if word in text]
-    done = program(placed.x, placed.weight, table, *whole)
-    assert done.table.sharding.is_equivalent_to(batch_sharding(mesh), 2)
+    done = program(*given)
+    assert done.e_step.workspace.table.sharding.is_equivalent_to(batch_sharding(mesh), 2)
 
 
 def test_labels_of_rows_on_several_devices():

@@ -1,8 +1,8 @@
-"""Passes over rows, a block at a time: what is N × K is never made larger than the rows of one device.
+"""Sums over rows, a block at a time: an N × K array is never larger than the rows of one device.
 
-Three kinds. `fused_pass` reads the rows once and returns every sum. A balanced fit in memory splits it:
-`posterior_pass` writes the posterior P at the biases it starts from, `dual_pass` evaluates other biases on P alone,
-`gram_pass` makes what a Hessian needs, and `moment_pass` reads the rows a second time for their means. With δ the
+`fused_pass` reads the rows once and returns every sum. A balanced fit in memory splits it: `posterior_pass` writes the
+posterior P at the biases it starts from, `dual_pass` evaluates other biases on P alone, `gram_pass` makes the matrix of
+a Hessian, and `moment_pass` reads the rows a second time for their means. With δ the
 change of the biases since P was made,
 
     γ_ik = P_ik exp(δ_k) / Σ_j P_ij exp(δ_j),     lse_i(b + δ) − lse_i(b) = log Σ_k P_ik exp(δ_k)
@@ -11,21 +11,21 @@ so an evaluation is two products of P with vectors, without an exponential per e
 differences per row that keeps its digits in float32.
 
 The last block overlaps the one before when blocks do not divide the rows, with weight 0 for what was counted:
-a slice that is padded or reshaped instead copies all rows. Totals carry their rounding error along.
+padding or reshaping the rows instead would copy them all. Totals carry their rounding error along.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmix.clustering.base import GemState, Sums
 from jaxmix.core.special import log_vmf_normalizer
-from jaxmix.core.types import Array
+from jaxmix.core.types import Array, Float
 
 HIGHEST = jax.lax.Precision.HIGHEST
 _TILE = {"cpu": 13 << 17}
@@ -39,16 +39,22 @@ def block_rows(rows: int, width: int) -> int:
     return min(rows, 1 << max(6, (tile // width).bit_length() - 1))
 
 
-def linear_rule(state: GemState) -> tuple[Array, Array]:
-    """(κ μ [k, d], g(κ) + b [k]): logits are rows times the first plus the second."""
+class LinearRule(NamedTuple):
+    """Logits are rows times `slopes` plus `offsets`."""
+
+    slopes: Float[Array, "k d"]
+    offsets: Float[Array, " k"]
+
+
+def linear_rule(state: GemState) -> LinearRule:
+    """`κ μ` and `g(κ) + b`."""
     kappa = state.concentrations
-    return kappa[:, None] * state.mean_directions, log_vmf_normalizer(kappa, state.mean_directions.shape[1]) + (
-        state.biases
-    )
+    normalizer = log_vmf_normalizer(kappa, state.mean_directions.shape[1])
+    return LinearRule(kappa[:, None] * state.mean_directions, normalizer + state.biases)
 
 
 def as_rows(block: Array, dtype: Any) -> Array:
-    """A block in the precision it is computed in. What was stored in half precision is brought back to length 1."""
+    """A block in the precision of the computation. Rows stored in half precision are brought back to length 1."""
     if block.dtype == dtype:
         return block
     rows = block.astype(dtype)
@@ -56,7 +62,7 @@ def as_rows(block: Array, dtype: Any) -> Array:
 
 
 def varying_zero(x: Array, dtype: Any) -> Array:
-    """0 that counts as different on every device that holds other rows of `x`, as `shard_map` wants of carries."""
+    """0 that varies over the devices as the rows of `x` do, which `shard_map` requires of the carry of a loop."""
     return jnp.sum(x[:0], dtype=dtype)
 
 
@@ -112,11 +118,14 @@ def _add(total: Any, error: Any, part: Any) -> tuple[Any, Any]:
     return new, jax.tree.map(lost, total, part, new, error)
 
 
-def fused_pass(
-    state: GemState, x: Array, sample_weight: Array, *, is_hard: bool = False, has_gram: bool = False
-) -> Sums:
+def fused_pass(state: GemState, x: Array, sample_weight: Array, *, hard: bool = False, gram: bool = False) -> Sums:
     """Every sum at the biases of `state`, rows read once."""
-    slopes, offsets = linear_rule(state)
+    return linear_pass(linear_rule(state), x, sample_weight, hard=hard, gram=gram)
+
+
+def linear_pass(rule: LinearRule, x: Array, sample_weight: Array, *, hard: bool = False, gram: bool = False) -> Sums:
+    """`fused_pass` of any linear rule."""
+    slopes, offsets = rule
     k, d = slopes.shape
     dtype = slopes.dtype
 
@@ -124,8 +133,8 @@ def fused_pass(
         # Clusters in front: sums and maxima over them are vectorized over the rows, and no table is transposed.
         rows = as_rows(x, dtype)
         logits = jnp.matmul(slopes, rows.T, precision=HIGHEST) + offsets[:, None]
-        gram = None
-        if is_hard:
+        products = None
+        if hard:
             value, labels = _largest(logits)
             shares, weight_of = jax.nn.one_hot(labels, k, dtype=dtype, axis=0), weights
         else:
@@ -134,21 +143,24 @@ def fused_pass(
             total = jnp.sum(shares, axis=0)
             value, weight_of = jnp.log(total) + top, weights / total
         weighted = shares * weight_of[None, :]
-        if has_gram and not is_hard:
+        if gram and not hard:
             # Not `weights / total²` on one side: a small total has no square in float32.
-            gram = jnp.matmul(weighted, (shares * (1 / total)[None, :]).T, precision=HIGHEST)
+            products = jnp.matmul(weighted, (shares * (1 / total)[None, :]).T, precision=HIGHEST)
         return Sums(
             count=jnp.sum(weights > 0, dtype=dtype),
             weight=jnp.sum(weights),
             value=jnp.sum(weights * value),
             mass=jnp.matmul(shares, weight_of, precision=HIGHEST),
             resultant=jnp.matmul(weighted, rows, precision=HIGHEST),
-            gram=gram,
+            gram=products,
         ), None
 
-    sums: Sums = by_blocks(block, (x,), sample_weight, None, _zero_sums(k, d, dtype, has_gram), scratch=k)[0]
+    zero = jnp.zeros((), dtype)
+    matrix = jnp.zeros((k, k), dtype) if gram else None
+    zeros = Sums(zero, zero, zero, jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype), matrix)
+    sums: Sums = by_blocks(block, (x,), sample_weight, None, zeros, scratch=k)[0]
     # Zeros that lie on the same devices as the rest. Within the loop K² of them would be added up for every block.
-    return sums if has_gram else sums._replace(gram=jnp.zeros((k, k), dtype) + 0 * sums.weight)
+    return sums if gram else sums._replace(gram=jnp.zeros((k, k), dtype) + 0 * sums.weight)
 
 
 def is_near(shift: Array) -> Array:
@@ -234,12 +246,17 @@ def moment_pass(table: Array, x: Array, sample_weight: Array, shift: Array) -> t
 
 def label_pass(state: GemState, x: Array, *, with_posterior: bool) -> tuple[Array, Array | None]:
     """(labels i32[n], log posterior [n, k] or `None`)."""
-    slopes, offsets = linear_rule(state)
+    return linear_labels(linear_rule(state), x, with_posterior=with_posterior)
+
+
+def linear_labels(rule: LinearRule, x: Array, *, with_posterior: bool = False) -> tuple[Array, Array | None]:
+    """`label_pass` of any linear rule."""
+    slopes, offsets = rule
     k = slopes.shape[0]
     dtype, n = slopes.dtype, x.shape[0]
 
     def block(_: Array, x: Array) -> tuple[tuple[()], Any]:
-        # Clusters in front: what is looked for along them is then vectorized over the rows.
+        # Clusters in front, as in `linear_pass`.
         logits = jnp.matmul(slopes, as_rows(x, dtype).T, precision=HIGHEST) + offsets[:, None]
         labels = _largest(logits)[1]
         return (), (labels, jax.nn.log_softmax(logits, axis=0).T) if with_posterior else (labels,)
@@ -264,8 +281,3 @@ def _largest(logits: Array) -> tuple[Array, Array]:
 def _row_sums(powers: Array) -> Array:
     """A product with ones: few columns are summed faster so."""
     return jnp.matmul(powers, jnp.ones((powers.shape[1],), powers.dtype), precision=HIGHEST)
-
-
-def _zero_sums(k: int, d: int, dtype: Any, has_gram: bool) -> Sums:
-    zero, gram = jnp.zeros((), dtype), jnp.zeros((k, k), dtype) if has_gram else None
-    return Sums(zero, zero, zero, jnp.zeros((k,), dtype), jnp.zeros((k, d), dtype), gram)

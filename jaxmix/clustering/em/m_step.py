@@ -16,9 +16,9 @@ _SHORT = 1e-12
 """A resultant shorter than this has no direction."""
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "has_learned_weights"))
+@functools.partial(jax.jit, static_argnames=("rule", "learned_weights"))
 def maximize(
-    state: GemState, sums: Sums, max_concentration: Any, *, rule: str, has_learned_weights: bool = False
+    state: GemState, sums: Sums, max_concentration: Any, *, rule: str, learned_weights: bool = False
 ) -> GemState:
     r"""The M-step (16)–(21).
 
@@ -43,7 +43,7 @@ def maximize(
     if rule == "soft":
         kappa = clip(inverse_bessel_ratio(ratio, d))
         learned = jnp.log(jnp.maximum(k * mass, jnp.finfo(dtype).tiny))
-        return GemState(directions, kappa, learned if has_learned_weights else state.biases)
+        return GemState(directions, kappa, learned if learned_weights else state.biases)
     if rule == "cosine":
         shared = clip(inverse_bessel_ratio(jnp.minimum(jnp.sum(length), 1), d))
         return GemState(directions, jnp.full((k,), shared), jnp.zeros((k,), dtype))
@@ -53,10 +53,10 @@ def maximize(
     return GemState(directions, kappa, -0.5 * scale * reach**2 - log_vmf_normalizer(kappa, d))
 
 
-def expected_value(state: GemState, sums: Sums, *, has_learned_weights: bool) -> Array:
-    """What of F depends on the state at fixed posterior: `Σ_k κ_k μ_k·S1_k + S0_k (g(κ_k) + log K α_k)` (22)."""
+def expected_value(state: GemState, sums: Sums, *, learned_weights: bool) -> Array:
+    """The part of F that depends on the state: `Σ_k κ_k μ_k·S1_k + S0_k (g(κ_k) + log K α_k)` (22)."""
     normalizer = log_vmf_normalizer(state.concentrations, state.mean_directions.shape[1])
-    if has_learned_weights:
+    if learned_weights:
         normalizer = normalizer + state.biases
     along = state.concentrations * jnp.sum(state.mean_directions * sums.resultant, axis=1)
     return jnp.sum(along + sums.mass * normalizer) / sums.weight

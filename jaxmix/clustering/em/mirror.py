@@ -1,4 +1,4 @@
-r"""The E-step that the sources describe: majorization and mirror ascent (4)–(8), kept for comparison.
+r"""The E-step that the paper's sources describe: majorization and mirror ascent (4)–(8), kept for comparison.
 
 Around γ^t the penalty is at least a separable function of the rows (Jensen on |Σ w_i (γ_i − γ_i^t)|²), so each row has
 
@@ -27,7 +27,7 @@ def mirror_pass(
     state: GemState,
     x: Array,
     sample_weight: Array,
-    table: Array,
+    table: Any,
     penalty: Penalty,
     total: Array,
     add: Callable[[Any], Any],

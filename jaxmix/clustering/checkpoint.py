@@ -1,4 +1,4 @@
-"""Files of a streamed fit: written whole, so that a kill at any moment leaves the old ones or the new ones."""
+"""Checkpoints of a streamed fit, written whole: a kill at any moment leaves the old files or the new ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.pytree import to_nested
 from jaxmix.core.types import PRNGKeyArray
 
-FORMAT = 1
+FORMAT = 2
 
 
 def fingerprint(clusterer: Clusterer, key: PRNGKeyArray, tol: float, init: Any) -> dict[str, Any]:
-    """What a run must have in common with the one that wrote a checkpoint."""
+    """The settings that a run must share with the one that wrote a checkpoint."""
     start = init if isinstance(init, str) else hashlib.sha256(np.asarray(init).tobytes()).hexdigest()
     return {
         "format": FORMAT,
@@ -36,7 +36,7 @@ def fingerprint(clusterer: Clusterer, key: PRNGKeyArray, tol: float, init: Any) 
 
 
 class StreamCheckpoint:
-    """Two files in one folder: what the first pass found, and how far the fit is.
+    """Two files in one folder: the survey of the first pass, and the position of the fit.
 
     Args:
         folder: made when missing.

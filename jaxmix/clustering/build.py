@@ -1,4 +1,4 @@
-"""From a rule and its settings to the four functions of a clusterer."""
+"""Builds the four functions of a clusterer from its rule and settings; assignment of rows to clusters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import shard_map
 from jaxmix.core.types import Array
 
-_accumulate = jax.jit(fused_pass, static_argnames=("is_hard", "has_gram"))
+_accumulate = jax.jit(fused_pass, static_argnames=("hard", "gram"))
 _label = jax.jit(label_pass, static_argnames="with_posterior")
 
 
@@ -26,12 +26,12 @@ def build_clusterer(
     num_clusters: int,
     *,
     rule: str,
-    has_learned_weights: bool = False,
+    learned_weights: bool = False,
     max_concentration: float,
     balance: Balance | None = None,
 ) -> Clusterer:
-    """The bundle; equal settings give the same object, so that what is compiled for one serves the next."""
-    has_gram = balance is not None and balance.strength > 0
+    """The clusterer; equal settings give the same object, so that programs compiled for one serve the next."""
+    gram = balance is not None and balance.strength > 0
 
     def init(mean_directions: Any, concentration: Any) -> GemState:
         directions = jnp.asarray(mean_directions)
@@ -41,31 +41,31 @@ def build_clusterer(
     def accumulate(state: GemState, x: Array, sample_weight: Array | None = None) -> Sums:
         check_rows(name, state, x)
         weights = jnp.ones(x.shape[:1], state.concentrations.dtype) if sample_weight is None else sample_weight
-        return _accumulate(state, x, weights, is_hard=rule != "soft", has_gram=has_gram)
+        return _accumulate(state, x, weights, hard=rule != "soft", gram=gram)
 
     def step(state: GemState, sums: Sums) -> GemState:
-        return maximize(state, sums, max_concentration, rule=rule, has_learned_weights=has_learned_weights)
+        return maximize(state, sums, max_concentration, rule=rule, learned_weights=learned_weights)
 
     def label(state: GemState, x: Array, *, with_posterior: bool = True) -> Assignment:
         check_rows(name, state, x)
         return Assignment(*_label_rows(x)(state, x, with_posterior=with_posterior))
 
     return Clusterer(
-        init, accumulate, step, label, name, num_clusters, rule, has_learned_weights, max_concentration, balance
+        init, accumulate, step, label, name, num_clusters, rule, learned_weights, max_concentration, balance
     )
 
 
 def assign(clusterer: Clusterer, state: GemState, x: Array, *, with_posterior: bool = True) -> Assignment:
     """The cluster of every row, by `argmax_k κ_k μ_k·x + g(κ_k) + b_k`. Blocks of rows; pure, for `jit` and shards.
 
-        Args:
-            clusterer: that fitted `state`; static under `jit`.
-            state: of a fit.
-            x: f[n, d] rows of length 1, any n; half precision is computed in float32. Rows may be sharded.
-            with_posterior: also return f[n, k]; leave it out where n is large. Static under `jit`.
+    Args:
+        clusterer: that fitted `state`; static under `jit`.
+        state: of a fit.
+        x: f[n, d] rows of length 1, any n; half precision is computed in float32. Rows may be sharded.
+        with_posterior: also return f[n, k]; leave it out where n is large. Static under `jit`.
 
-        Raises:
-            ConfigError: rows of another width than the state's.
+    Raises:
+        ConfigError: rows of another width than the state's.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,7 +78,7 @@ def assign(clusterer: Clusterer, state: GemState, x: Array, *, with_posterior: b
 
 
 def _label_rows(x: Any) -> Any:
-    """The labeling of rows where they lie: each device its own, when they are split over a mesh."""
+    """Compiled labeling: each device labels its own rows when they are split over a mesh."""
     sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
     if isinstance(sharding, NamedSharding) and len(sharding.spec) and sharding.spec[0] is not None:
         return _label_shards(sharding.mesh, PartitionSpec(sharding.spec[0]))

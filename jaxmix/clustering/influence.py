@@ -1,4 +1,4 @@
-"""Geometric influence: which documents of a cluster stand for it."""
+"""Geometric influence: which documents of a cluster represent it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.clustering.base import GemState
-from jaxmix.clustering.bundle import check_rows
+from jaxmix.clustering.build import check_rows
 from jaxmix.clustering.em.block_sums import HIGHEST, as_rows, label_pass
 from jaxmix.core.errors import ConfigError, warn_renamed
 from jaxmix.core.special import log_vmf_normalizer
