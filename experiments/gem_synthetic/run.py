@@ -31,6 +31,7 @@ from jaxmix.clustering import (  # noqa: E402
     assign,
     cluster_sizes,
     fit,
+    fit_kmeans,
     gem,
     kmeans,
     normalized_mutual_information,
@@ -39,7 +40,6 @@ from jaxmix.clustering import (  # noqa: E402
     vmf_mixture,
 )
 from jaxmix.clustering.quality import coverage  # noqa: E402
-from jaxmix.curricula.kmeans import fit_kmeans  # noqa: E402
 from jaxmix.simulate.clusters import Planted, planted_mixture  # noqa: E402
 
 STRENGTHS = (0, 1, 10, 100, 1000, 5000)
@@ -83,7 +83,7 @@ def raw_norms(planted: Planted, seed: int, k: int) -> dict[str, Any]:
     """k-means on rows whose lengths were never normalized: log-normal with deviation 0.3."""
     rng = np.random.default_rng(seed + 1000)
     rows = planted.x * np.exp(0.3 * rng.normal(size=(len(planted.x), 1)))
-    found = fit_kmeans(jax.random.key(seed), jnp.asarray(rows, jnp.float32), num_clusters=k, restarts=1)
+    found = fit_kmeans(jax.random.key(seed), jnp.asarray(rows, jnp.float32), k, restarts=1)
     return figures(np.asarray(found.labels), planted.classes, k)
 
 

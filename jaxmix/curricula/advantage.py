@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import sum_by_domain
-from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.core.validate import check_choice, check_count, check_number
-from jaxmix.curricula.base import Bandit, arm_sums, check_arms, draw, registry
+from jaxmix.curricula.base import Bandit, arm_sums, check_arms, counted, independent_slots, no_counts, registry
 
 _EPSILON = 1e-6
 
@@ -19,33 +17,33 @@ _EPSILON = 1e-6
 @state(version=1)
 class DumpState:
     """Attributes:
-    window: f32[k, w], the sizes of an arm's latest advantages, a ring.
-    rollouts: i32[k], rollouts so far; the next one is written at this number modulo w.
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    window: the sizes of an arm's latest advantages, a ring.
+    rollouts: rollouts so far; the next one is written at this number modulo w.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    window: Any
-    rollouts: Any
-    pulls: Any
-    step: Any
+    window: Float[Array, "k w"]
+    rollouts: Int[Array, " k"]
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 @state(version=1)
 class SecState:
     """Attributes:
-    quality: f32[k], averaged objective Q.
-    reward: f32[k], mean reward at an arm's last visit.
-    is_seen: bool[k], arms that had a slot.
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    quality: averaged objective Q.
+    reward: mean reward at an arm's last visit.
+    is_seen: arms that had a slot.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    quality: Any
-    reward: Any
-    is_seen: Any
-    pulls: Any
-    step: Any
+    quality: Float[Array, " k"]
+    reward: Float[Array, " k"]
+    is_seen: Bool[Array, " k"]
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 def advantages(rewards: Float[Array, "b g"]) -> Float[Array, "b g"]:
@@ -92,8 +90,7 @@ def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandi
         return DumpState(
             window=jnp.zeros((num_arms, window), jnp.float32),
             rollouts=jnp.zeros((num_arms,), jnp.int32),
-            pulls=jnp.zeros((num_arms,), jnp.int32),
-            step=jnp.int32(0),
+            **no_counts(num_arms),
         )
 
     def scores(state: DumpState) -> dict[str, Array]:
@@ -104,9 +101,6 @@ def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandi
 
     def probabilities(state: DumpState) -> Float[Array, " k"]:
         return jax.nn.softmax(scores(state)["score"] / temperature)
-
-    def sample(key: PRNGKeyArray, state: DumpState, batch: int) -> Int[Array, " b"]:
-        return draw(key, probabilities(state), batch)
 
     def update(state: DumpState, arms: Array, rewards: Array, valid: Array | None = None) -> DumpState:
         sums = arm_sums(arms, rewards, valid, num_arms)
@@ -123,11 +117,10 @@ def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandi
         return DumpState(
             window=state.window.at[row, column].set(size, mode="drop"),
             rollouts=state.rollouts + sums.pulls * per_slot,
-            pulls=state.pulls + sums.pulls,
-            step=state.step + 1,
+            **counted(state, sums),
         )
 
-    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="dump")
+    return Bandit(init, independent_slots(probabilities), update, probabilities, scores, num_arms=num_arms, name="dump")
 
 
 @registry.register
@@ -180,15 +173,11 @@ def sec(
             quality=zeros,
             reward=zeros,
             is_seen=jnp.zeros((num_arms,), jnp.bool_),
-            pulls=jnp.zeros((num_arms,), jnp.int32),
-            step=jnp.int32(0),
+            **no_counts(num_arms),
         )
 
     def probabilities(state: SecState) -> Float[Array, " k"]:
         return jax.nn.softmax(state.quality / temperature)
-
-    def sample(key: PRNGKeyArray, state: SecState, batch: int) -> Int[Array, " b"]:
-        return draw(key, probabilities(state), batch)
 
     def update(state: SecState, arms: Array, rewards: Array, valid: Array | None = None) -> SecState:
         sums = arm_sums(arms, rewards, valid, num_arms)
@@ -205,13 +194,12 @@ def sec(
             quality=quality,
             reward=jnp.where(sums.is_drawn, sums.solve_rate, state.reward),
             is_seen=state.is_seen | sums.is_drawn,
-            pulls=state.pulls + sums.pulls,
-            step=state.step + 1,
+            **counted(state, sums),
         )
 
     return Bandit(
         init,
-        sample,
+        independent_slots(probabilities),
         update,
         probabilities,
         scores=lambda state: {"score": state.quality},

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
-from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
+from jaxmix.core.types import Array, Bool, DomainVector, Float, PRNGKeyArray, Weights
 from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula.base import Bandit, first_visit_average, make, registry
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, is_present, require
@@ -25,21 +25,21 @@ _LEAST_LOSS = 1e-30
 class CurriculumState:
     """Attributes:
     bandit: the bandit's own state.
-    prior: f32[m], what its probabilities are multiplied by.
-    weights: f32[m], what the next block is drawn by.
-    first: f32[m], loss at a domain's first visit.
-    fast: f32[m], fast average of the loss.
-    slow: f32[m], slow average of the loss.
-    is_seen: bool[m], domains that were visited.
+    prior: what its probabilities are multiplied by.
+    weights: what the next block is drawn by.
+    first: loss at a domain's first visit.
+    fast: fast average of the loss.
+    slow: slow average of the loss.
+    is_seen: domains that were visited.
     """
 
     bandit: Any
-    prior: Any
-    weights: Any
-    first: Any
-    fast: Any
-    slow: Any
-    is_seen: Any
+    prior: Float[Array, " m"]
+    weights: Float[Array, " m"]
+    first: Float[Array, " m"]
+    fast: Float[Array, " m"]
+    slow: Float[Array, " m"]
+    is_seen: Bool[Array, " m"]
 
 
 def improvement_rewards(first: DomainVector, fast: DomainVector, slow: DomainVector) -> Float[Array, "m g"]:

@@ -1,7 +1,7 @@
 """What a bandit over prompts is: pure functions that say which arm each slot of the next batch comes from.
 
-    arms  = bandit.sample(key, state, batch)          which arm each of `batch` slots takes
-    state = bandit.update(state, arms, rewards)       what the rollouts of those slots earned
+    arms  = bandit.sample(key, state, batch)          the arm of each of `batch` slots
+    state = bandit.update(state, arms, rewards)       after the rewards of those slots' rollouts
 
 An arm is whatever prompts are grouped by: a cluster, a difficulty level, a data source, or a single prompt.
 """
@@ -44,10 +44,10 @@ class Bandit(NamedTuple):
         update: `(state, arms i32[b], rewards f32[b, g], valid bool[b] = None) -> state`. Rewards are those of the g
             rollouts of a slot's prompt, in [0, 1] (`rescale_rewards` brings other ranges there). A slot counts only if
             it is valid, its arm is in [0, k), and all its rewards are in [0, 1]: padding, evaluation prompts (arm −1)
-            and rollouts whose verifier failed (nan) leave no trace. The order of the slots has no influence.
+            and rollouts whose verifier failed (nan) change nothing. The order of the slots has no influence.
         probabilities: `(state) -> f32[k]` on the simplex, how the first slot of the next batch is distributed; for
             rules that draw slots independently that is every slot.
-        scores: `(state) -> {name: f32[k]}`, what the rule thinks of each arm; for logs.
+        scores: `(state) -> {name: f32[k]}`, the statistics by which the rule ranks arms; for logs.
         keep: `(rewards, valid=None) -> bool[b]`, which groups the rule trains on; `None` for all.
         num_arms: k.
         name: for logs and error messages.
@@ -64,13 +64,13 @@ class Bandit(NamedTuple):
 
 
 class ArmSums(NamedTuple):
-    """What a batch says about each arm, over the slots that count.
+    """Sums of a batch per arm, over the slots that count.
 
     Attributes:
-        slots: f32[k], how many there were.
-        solve: f32[k], summed group solve rate `q_b = mean_g r_bg`.
-        signal: f32[k], summed group signal `s_b = 2 std_g r_bg`, see `signal_of`.
-        arm: i32[b], the arm of each slot, −1 for slots that do not count.
+        slots: how many there were.
+        solve: summed group solve rate `q_b = mean_g r_bg`.
+        signal: summed group signal `s_b = 2 std_g r_bg`, see `signal_of`.
+        arm: the arm of each slot, −1 for slots that do not count.
     """
 
     slots: Float[Array, " k"]
@@ -134,9 +134,26 @@ def first_visit_average(old: Array, new: Array, rate: float, is_seen: Array, is_
     return jnp.where(is_drawn, jnp.where(is_seen, old + rate * (new - old), new), old)
 
 
-def draw(key: PRNGKeyArray, probabilities: Float[Array, " k"], batch: int) -> Int[Array, " b"]:
+def sample_arms(key: PRNGKeyArray, probabilities: Float[Array, " k"], batch: int) -> Int[Array, " b"]:
     """`batch` independent arms."""
     return jax.random.categorical(key, jnp.log(probabilities), shape=(batch,)).astype(jnp.int32)
+
+
+def independent_slots(
+    probabilities: Callable[[Any], Float[Array, " k"]],
+) -> Callable[[PRNGKeyArray, Any, int], Int[Array, " b"]]:
+    """The `sample` of a rule that draws slots independently."""
+    return lambda key, state, batch: sample_arms(key, probabilities(state), batch)
+
+
+def no_counts(num_arms: int) -> dict[str, Any]:
+    """The fields `pulls` and `step` of a first state."""
+    return {"pulls": jnp.zeros((num_arms,), jnp.int32), "step": jnp.int32(0)}
+
+
+def counted(state: Any, sums: ArmSums) -> dict[str, Any]:
+    """The fields `pulls` and `step` after a batch."""
+    return {"pulls": state.pulls + sums.pulls, "step": state.step + 1}
 
 
 def race(distribution: Float[Array, "k x"], presence: float = 1.0) -> Float[Array, " k"]:
@@ -173,7 +190,7 @@ def check_arms(name: str, num_arms: int) -> None:
     check_count(name, "num_arms", num_arms)
 
 
-def check_figures(
+def check_per_arm(
     name: str, argument: str, values: Any, num_arms: int, least: float, most: float = math.inf
 ) -> tuple[float, ...]:
     """One number per arm as a tuple; `ConfigError` if there are not `num_arms` of them in [least, most]."""

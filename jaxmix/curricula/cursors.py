@@ -19,11 +19,11 @@ _ROUNDS = 6
 class CursorState:
     """Attributes:
     key: the typed key that all orders come from.
-    drawn: i32[k], prompts taken from each arm so far: `drawn // size` is its epoch, `drawn % size` its cursor.
+    drawn: prompts taken from each arm so far: `drawn // size` is its epoch, `drawn % size` its cursor.
     """
 
-    key: Any
-    drawn: Any
+    key: PRNGKeyArray
+    drawn: Int[Array, " k"]
 
 
 class PromptCursors(NamedTuple):
@@ -31,12 +31,12 @@ class PromptCursors(NamedTuple):
     init: `(key) -> CursorState`.
     take: `(state, arms i32[b]) -> (prompts i32[b], state)`, the next prompt of each slot's arm. Slots of the same arm
         take successive ones. A slot whose arm is −1 or has no prompts gets −1 and moves nothing.
-    sizes: i32[k], prompts per arm.
+    sizes: prompts per arm.
     """
 
     init: Callable[[PRNGKeyArray], CursorState]
     take: Callable[[CursorState, Int[Array, " b"]], tuple[Int[Array, " b"], CursorState]]
-    sizes: Any
+    sizes: Int[Array, " k"]
 
 
 def prompt_cursors(kept: Any) -> PromptCursors:

@@ -3,61 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
-from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import check_count, check_number
-from jaxmix.curricula.base import Bandit, arm_sums, check_arms, check_figures, draw, first_visit_average, registry
+from jaxmix.curricula.base import (
+    Bandit,
+    arm_sums,
+    check_arms,
+    check_per_arm,
+    counted,
+    first_visit_average,
+    no_counts,
+    registry,
+    sample_arms,
+)
 
 
 @state(version=1)
 class StagedState:
     """Attributes:
-    stage: i32[], place in the order of the arm that is trained now.
-    accuracy: f32[], its running solve rate.
-    is_seen: bool[], whether it had a slot since its stage began.
-    stage_updates: i32[], updates since then.
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    stage: place in the order of the arm that is trained now.
+    accuracy: its running solve rate.
+    is_seen: whether it had a slot since its stage began.
+    stage_updates: updates since then.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    stage: Any
-    accuracy: Any
-    is_seen: Any
-    stage_updates: Any
-    pulls: Any
-    step: Any
+    stage: Int[Array, ""]
+    accuracy: Float[Array, ""]
+    is_seen: Bool[Array, ""]
+    stage_updates: Int[Array, ""]
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 @state(version=1)
 class AdarftState:
     """Attributes:
-    target: f32[], the difficulty that is asked for now.
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    target: the difficulty that is asked for now.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    target: Any
-    pulls: Any
-    step: Any
+    target: Float[Array, ""]
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 @state(version=1)
 class DotsState:
     """Attributes:
-    difficulty: f32[k], failure rate of each arm: predicted, and measured once it was drawn.
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    difficulty: failure rate of each arm: predicted, and measured once it was drawn.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    difficulty: Any
-    pulls: Any
-    step: Any
+    difficulty: Float[Array, " k"]
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 @registry.register
@@ -108,8 +117,7 @@ def staged(
             accuracy=jnp.float32(0.0),
             is_seen=jnp.bool_(False),
             stage_updates=jnp.int32(0),
-            pulls=jnp.zeros((num_arms,), jnp.int32),
-            step=jnp.int32(0),
+            **no_counts(num_arms),
         )
 
     def current(state: StagedState) -> Int[Array, ""]:
@@ -133,8 +141,7 @@ def staged(
             accuracy=jnp.where(moves, 0.0, accuracy),
             is_seen=is_seen & ~moves,
             stage_updates=jnp.where(moves, 0, updates),
-            pulls=state.pulls + sums.pulls,
-            step=state.step + 1,
+            **counted(state, sums),
         )
 
     return Bandit(
@@ -195,9 +202,7 @@ def adarft(
     labels = _labels("adarft", difficulty, num_arms, 100.0)
 
     def init() -> AdarftState:
-        return AdarftState(
-            target=jnp.float32(initial_target), pulls=jnp.zeros((num_arms,), jnp.int32), step=jnp.int32(0)
-        )
+        return AdarftState(target=jnp.float32(initial_target), **no_counts(num_arms))
 
     def nearest_first(state: AdarftState) -> Int[Array, " k"]:
         distance = jnp.abs(jnp.asarray(labels, jnp.float32) - state.target)
@@ -213,7 +218,7 @@ def adarft(
         reward = jnp.sum(sums.solve) / jnp.maximum(slots, 1.0)
         moved = jnp.clip(state.target + step_size * jnp.tanh(sensitivity * (reward - target_reward)), 0.0, 100.0)
         target = jnp.where(slots > 0, moved, state.target)
-        return AdarftState(target=target, pulls=state.pulls + sums.pulls, step=state.step + 1)
+        return AdarftState(target=target, **counted(state, sums))
 
     return Bandit(
         init,
@@ -233,7 +238,7 @@ def dots(
     difficulty: Sequence[float] | None = None,
     temperature: float = 0.001,
     target: float = 0.5,
-    is_distinct: bool = True,
+    distinct: bool = True,
 ) -> Bandit:
     """DOTS' rule: prompts whose predicted failure rate is near one half.
 
@@ -244,7 +249,7 @@ def dots(
         difficulty: d_i in [0, 1] of each arm, as predicted; `None`: 0.5 for all.
         temperature: > 0.
         target: in [0, 1].
-        is_distinct: True draws each arm at most once per batch (a batch larger than K repeats the order);
+        distinct: True draws each arm at most once per batch (a batch larger than K repeats the order);
             False draws slots independently, for arms that hold many prompts.
 
     Returns:
@@ -267,9 +272,7 @@ def dots(
     labels = (0.5,) * num_arms if difficulty is None else _labels("dots", difficulty, num_arms, 1.0)
 
     def init() -> DotsState:
-        return DotsState(
-            difficulty=jnp.asarray(labels, jnp.float32), pulls=jnp.zeros((num_arms,), jnp.int32), step=jnp.int32(0)
-        )
+        return DotsState(difficulty=jnp.asarray(labels, jnp.float32), **no_counts(num_arms))
 
     def logits(state: DotsState) -> Float[Array, " k"]:
         return -jnp.abs(state.difficulty - target) / temperature
@@ -278,8 +281,8 @@ def dots(
         return jax.nn.softmax(logits(state))
 
     def sample(key: PRNGKeyArray, state: DotsState, batch: int) -> Int[Array, " b"]:
-        if not is_distinct:
-            return draw(key, probabilities(state), batch)
+        if not distinct:
+            return sample_arms(key, probabilities(state), batch)
         # The order of log P plus Gumbel noise is that of draws without replacement.
         order = jnp.argsort(-(logits(state) + jax.random.gumbel(key, (num_arms,), jnp.float32)))
         return order[jnp.arange(batch) % num_arms].astype(jnp.int32)
@@ -287,7 +290,7 @@ def dots(
     def update(state: DotsState, arms: Array, rewards: Array, valid: Array | None = None) -> DotsState:
         sums = arm_sums(arms, rewards, valid, num_arms)
         measured = jnp.where(sums.is_drawn, 1.0 - sums.solve_rate, state.difficulty)
-        return DotsState(difficulty=measured, pulls=state.pulls + sums.pulls, step=state.step + 1)
+        return DotsState(difficulty=measured, **counted(state, sums))
 
     return Bandit(
         init,
@@ -303,4 +306,4 @@ def dots(
 def _labels(name: str, difficulty: Sequence[float] | None, num_arms: int, most: float) -> tuple[float, ...]:
     if difficulty is None:
         return tuple(most * arm / max(num_arms - 1, 1) for arm in range(num_arms))
-    return check_figures(name, "difficulty", difficulty, num_arms, 0.0, most)
+    return check_per_arm(name, "difficulty", difficulty, num_arms, 0.0, most)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,18 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import check_count, check_number
-from jaxmix.curricula.base import ArmSums, Bandit, arm_sums, check_arms, check_figures, draw, race, registry
+from jaxmix.curricula.base import (
+    ArmSums,
+    Bandit,
+    arm_sums,
+    check_arms,
+    check_per_arm,
+    counted,
+    independent_slots,
+    no_counts,
+    race,
+    registry,
+)
 
 _CELLS = 256  # of the integral over the distance to the target
 
@@ -20,16 +30,16 @@ _CELLS = 256  # of the integral over the distance to the target
 @state(version=1)
 class BetaState:
     """Attributes:
-    solved: f32[k], α: solved rollouts, with the prior's.
-    failed: f32[k], β: failed rollouts, with the prior's.
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    solved: α: solved rollouts, with the prior's.
+    failed: β: failed rollouts, with the prior's.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    solved: Any
-    failed: Any
-    pulls: Any
-    step: Any
+    solved: Float[Array, " k"]
+    failed: Float[Array, " k"]
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 @registry.register
@@ -132,7 +142,7 @@ def bots(
     _check_posterior("bots", kept, prior, target, candidates, num_arms)
     check_number("bots", "interpolated", interpolated, 0.0, 1.0)
     check_number("bots", "bandwidth", bandwidth, 0.0, is_open=True)
-    labels = (0.0,) * num_arms if difficulty is None else check_figures("bots", "difficulty", difficulty, num_arms, 0.0)
+    labels = (0.0,) * num_arms if difficulty is None else check_per_arm("bots", "difficulty", difficulty, num_arms, 0.0)
 
     def learn(state: BetaState, sums: ArmSums, rollouts: int) -> tuple[Array, Array]:
         d = jnp.asarray(labels, jnp.float32)
@@ -189,7 +199,7 @@ def lilo(num_arms: int, *, kept: float = 0.5, prior: float = 1.0) -> Bandit:
         return value / jnp.sum(value)
 
     return base._replace(
-        sample=lambda key, state, batch: draw(key, probabilities(state), batch),
+        sample=independent_slots(probabilities),
         probabilities=probabilities,
         scores=scores,
         name="lilo",
@@ -226,8 +236,7 @@ def _nearest_draw(
         return BetaState(
             solved=jnp.full((num_arms,), prior, jnp.float32),
             failed=jnp.full((num_arms,), prior, jnp.float32),
-            pulls=jnp.zeros((num_arms,), jnp.int32),
-            step=jnp.int32(0),
+            **no_counts(num_arms),
         )
 
     def sample(key: PRNGKeyArray, state: BetaState, batch: int) -> Int[Array, " b"]:
@@ -257,7 +266,7 @@ def _nearest_draw(
     def update(state: BetaState, arms: Array, rewards: Array, valid: Array | None = None) -> BetaState:
         sums = arm_sums(arms, rewards, valid, num_arms)
         solved, failed = learn(state, sums, rewards.shape[1])
-        return BetaState(solved=solved, failed=failed, pulls=state.pulls + sums.pulls, step=state.step + 1)
+        return BetaState(solved=solved, failed=failed, **counted(state, sums))
 
     return Bandit(
         init,

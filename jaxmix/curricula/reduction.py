@@ -11,22 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.clustering import fit_kmeans
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import check_count, check_number
-from jaxmix.curricula.kmeans import fit_kmeans
 
 _SAME = 1e-9  # squared distance below which two rows are copies; features have mean squares near 1
 
 
 class Reduction(NamedTuple):
     """Attributes:
-    labels: i32[n], the cluster of every prompt of the pool, copies included.
-    kept: i32[k, l], numbers of the prompts that stay, in the order they were picked, padded with −1.
-    valid: bool[k, l], where `kept` has a prompt.
-    features: f32[n, p + 1], what was clustered.
-    centroids: f32[k, p + 1].
-    inertia: f32[], sum of squared distances of the different prompts from their centroids.
+    labels: the cluster of every prompt of the pool, copies included.
+    kept: numbers of the prompts that stay, in the order they were picked, padded with −1.
+    valid: where `kept` has a prompt.
+    features: what was clustered.
+    centroids:
+    inertia: sum of squared distances of the different prompts from their centroids.
     """
 
     labels: Int[Array, " n"]
@@ -69,8 +69,8 @@ def reduce(
         difficulty_weight: w ≥ 0.
         num_iters: Lloyd steps.
         restarts: k-means fits, of which the best stays.
-        texts: the prompts. Those equal to an earlier one but for case, white space and Unicode form have no say and are
-            not kept. Without it, only rows with equal features count as copies.
+        texts: the prompts. Those equal to an earlier one but for case, white space and Unicode form have no influence
+            and are not kept. Without it, only rows with equal features count as copies.
 
     Returns:
         See `Reduction`. Clusters are in order of mean difficulty, easiest first, so that arms have readable numbers.
@@ -182,7 +182,7 @@ def first_of_each(texts: Sequence[str]) -> np.ndarray:
 def principal_coordinates(x: Float[Array, "n d"], counts: Bool[Array, " n"], components: int) -> Float[Array, "n p"]:
     """Coordinates of `x − mean x` along the `components` directions of most variance, most first.
 
-    Rows that do not count have coordinates and no say.
+    Rows that do not count have coordinates but no influence.
     """
     weight = counts.astype(x.dtype)[:, None]
     centered = x - jnp.sum(weight * x, axis=0, keepdims=True) / jnp.sum(weight)
@@ -259,9 +259,10 @@ def _reduce(
     restarts: int,
 ) -> Reduction:
     features = prompt_features(x, difficulty, counts, weight, components)
-    fit = fit_kmeans(key, features, num_clusters=num_clusters, num_iters=num_iters, restarts=restarts, counts=counts)
+    own = counts.astype(x.dtype)
+    fit = fit_kmeans(key, features, num_clusters, sample_weight=own, num_iters=num_iters, restarts=restarts)
     # Easiest cluster first. The last column would do, but not at weight 0.
-    member = jax.nn.one_hot(fit.labels, num_clusters, dtype=x.dtype) * counts.astype(x.dtype)[:, None]
+    member = jax.nn.one_hot(fit.labels, num_clusters, dtype=x.dtype) * own[:, None]
     mean = jnp.sum(member * difficulty[:, None], axis=0) / jnp.maximum(jnp.sum(member, axis=0), 1.0)
     order = jnp.argsort(mean, stable=True)
     labels = jnp.argsort(order).astype(jnp.int32)[fit.labels]

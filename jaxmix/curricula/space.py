@@ -6,15 +6,23 @@ Learning", arXiv 2508.05015 (version 1: SPaRFT).
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
-from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
+from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import check_choice, check_number
-from jaxmix.curricula.base import Bandit, arm_sums, check_arms, draw, first_visit_average, race, registry
+from jaxmix.curricula.base import (
+    Bandit,
+    arm_sums,
+    check_arms,
+    counted,
+    first_visit_average,
+    no_counts,
+    race,
+    registry,
+    sample_arms,
+)
 
 RULES = {
     "proportional": {"signal_power": 1.0, "hardness_power": 0.25, "progress_weight": 0.0},
@@ -30,37 +38,37 @@ _GRID = 4096  # about so many points for all arms together
 @state(version=1)
 class SpaceState:
     """Attributes:
-    count: f32[k], discounted number of slots n.
-    solve: f32[k], discounted sum of group solve rates m.
-    signal: f32[k], discounted sum of group signals h.
-    fast: f32[k], fast average of the solve rate.
-    slow: f32[k], slow average of the solve rate.
-    is_seen: bool[k], arms that had a slot.
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    count: discounted number of slots n.
+    solve: discounted sum of group solve rates m.
+    signal: discounted sum of group signals h.
+    fast: fast average of the solve rate.
+    slow: slow average of the solve rate.
+    is_seen: arms that had a slot.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    count: Any
-    solve: Any
-    signal: Any
-    fast: Any
-    slow: Any
-    is_seen: Any
-    pulls: Any
-    step: Any
+    count: Float[Array, " k"]
+    solve: Float[Array, " k"]
+    signal: Float[Array, " k"]
+    fast: Float[Array, " k"]
+    slow: Float[Array, " k"]
+    is_seen: Bool[Array, " k"]
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 @state(version=1)
 class SparftState:
     """Attributes:
-    mean: f32[k], mean solve rate over all history; 0 for arms without a slot.
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    mean: mean solve rate over all history; 0 for arms without a slot.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    mean: Any
-    pulls: Any
-    step: Any
+    mean: Float[Array, " k"]
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 def gaussian_argmax(mean: Float[Array, " k"], deviation: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -179,8 +187,7 @@ def space(
             fast=zeros,
             slow=zeros,
             is_seen=jnp.zeros((num_arms,), jnp.bool_),
-            pulls=jnp.zeros((num_arms,), jnp.int32),
-            step=jnp.int32(0),
+            **no_counts(num_arms),
         )
 
     def scores(state: SpaceState) -> dict[str, Array]:
@@ -209,7 +216,7 @@ def space(
 
     def sample(key: PRNGKeyArray, state: SpaceState, batch: int) -> Int[Array, " b"]:
         if rule == "proportional":
-            return draw(key, proportional(state), batch)
+            return sample_arms(key, proportional(state), batch)
         noise_key, uniform_key, arm_key = jax.random.split(key, 3)
         best = _argmax_draw(noise_key, scores(state)["score"], deviation(state), batch)
         is_uniform = jax.random.bernoulli(uniform_key, floor, (batch,))
@@ -226,8 +233,7 @@ def space(
             fast=average(state.fast, fast_rate),
             slow=average(state.slow, slow_rate),
             is_seen=state.is_seen | sums.is_drawn,
-            pulls=state.pulls + sums.pulls,
-            step=state.step + 1,
+            **counted(state, sums),
         )
 
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name=f"space({rule})")
@@ -264,9 +270,7 @@ def sparft_v1(num_arms: int) -> Bandit:
     check_arms("sparft_v1", num_arms)
 
     def init() -> SparftState:
-        return SparftState(
-            mean=jnp.zeros((num_arms,), jnp.float32), pulls=jnp.zeros((num_arms,), jnp.int32), step=jnp.int32(0)
-        )
+        return SparftState(mean=jnp.zeros((num_arms,), jnp.float32), **no_counts(num_arms))
 
     def deviation(state: SparftState) -> Float[Array, " k"]:
         return 1.0 / jnp.sqrt(state.pulls.astype(jnp.float32) + 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -11,7 +10,16 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.core.validate import check_number
-from jaxmix.curricula.base import Bandit, arm_sums, check_arms, check_figures, draw, registry
+from jaxmix.curricula.base import (
+    Bandit,
+    arm_sums,
+    check_arms,
+    check_per_arm,
+    counted,
+    independent_slots,
+    no_counts,
+    registry,
+)
 
 OVERSAMPLING = 3
 """DAPO generates batches of so many times the training batch, "gen_prompt_bsz" in its recipe, …"""
@@ -22,12 +30,12 @@ MAX_REFILLS = 10
 @state(version=1)
 class CountState:
     """Attributes:
-    pulls: i32[k], slots so far.
-    step: i32[], updates so far.
+    pulls: slots so far.
+    step: updates so far.
     """
 
-    pulls: Any
-    step: Any
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
 
 
 @registry.register
@@ -86,24 +94,21 @@ def live_groups(rewards: Float[Array, "b g"], valid: Bool[Array, " b"] | None = 
 
 def _counting(num_arms: int, sizes: Sequence[float] | None, name: str) -> Bandit:
     check_arms(name, num_arms)
-    weights = (1.0,) * num_arms if sizes is None else check_figures(name, "sizes", sizes, num_arms, 0.0)
+    weights = (1.0,) * num_arms if sizes is None else check_per_arm(name, "sizes", sizes, num_arms, 0.0)
     total = sum(weights)
     if total <= 0:
         raise ConfigError("all sizes are 0", where=f"{name}(sizes)", fix="Give the number of prompts of each arm.")
     shares = tuple(weight / total for weight in weights)
 
     def init() -> CountState:
-        return CountState(pulls=jnp.zeros((num_arms,), jnp.int32), step=jnp.int32(0))
+        return CountState(**no_counts(num_arms))
 
     def probabilities(state: CountState) -> Float[Array, " k"]:
         del state
         return jnp.asarray(shares, jnp.float32)
 
-    def sample(key: Any, state: CountState, batch: int) -> Int[Array, " b"]:
-        return draw(key, probabilities(state), batch)
-
     def update(state: CountState, arms: Array, rewards: Array, valid: Array | None = None) -> CountState:
         sums = arm_sums(arms, rewards, valid, num_arms)
-        return CountState(pulls=state.pulls + sums.pulls, step=state.step + 1)
+        return CountState(**counted(state, sums))
 
-    return Bandit(init, sample, update, probabilities, num_arms=num_arms, name=name)
+    return Bandit(init, independent_slots(probabilities), update, probabilities, num_arms=num_arms, name=name)

@@ -24,10 +24,10 @@ class Embeddings(NamedTuple):
     """A two-tower model's embeddings of a super-batch. A pytree; its rows may be sharded.
 
     Attributes:
-        image: f[c, d], unit-norm rows; float32, bfloat16 (products are then accumulated in float32) or float64.
-        text: f[c, d], the same; row i belongs to row i of `image`.
-        temperature: f[], the factor t of the logits `t ⟨image_i, text_j⟩ + bias`, already exponentiated, > 0.
-        bias: f[], added to the logits of the sigmoid loss; without effect in the softmax loss.
+        image: unit-norm rows; float32, bfloat16 (products are then accumulated in float32) or float64.
+        text: the same; row i belongs to row i of `image`.
+        temperature: the factor t of the logits `t ⟨image_i, text_j⟩ + bias`, already exponentiated, > 0.
+        bias: added to the logits of the sigmoid loss; without effect in the softmax loss.
     """
 
     image: Float[Array, "c d"]
@@ -44,15 +44,15 @@ class SelectionInfo(NamedTuple):
     and what it shares with those already drawn (its negative pairs).
 
     Attributes:
-        num_selected: i32[], how many examples were drawn; less than b only where candidates run out.
-        score: f[], mean score.
-        positive: f[], mean of the own part.
-        negative: f[], mean of the shared part; 0 for selectors without interaction.
-        chunk_score: f[j], mean score of each chunk.
-        chunk_share: f[j], share of the shared part in each chunk, `Σ|shared| / (Σ|own| + Σ|shared|)`. Near 1, the
+        num_selected: how many examples were drawn; less than b only where candidates run out.
+        score: mean score.
+        positive: mean of the own part.
+        negative: mean of the shared part; 0 for selectors without interaction.
+        chunk_score: mean score of each chunk.
+        chunk_share: share of the shared part in each chunk, `Σ|shared| / (Σ|own| + Σ|shared|)`. Near 1, the
             negative pairs outweigh the positive ones: look at temperature and bias of both models.
-        overlap: f[], share of the examples drawn that the b best by their own part alone would contain too.
-        domain_count: i32[m], examples drawn from each domain; `None` without domains.
+        overlap: share of the examples drawn that the b best by their own part alone would contain too.
+        domain_count: examples drawn from each domain; `None` without domains.
     """
 
     num_selected: Int[Array, ""]
@@ -67,7 +67,7 @@ class SelectionInfo(NamedTuple):
 
 class Selection(NamedTuple):
     """Attributes:
-    indices: i32[b], rows of the super-batch, all different, in the order they were drawn: chunk after chunk. Shuffle
+    indices: rows of the super-batch, all different, in the order they were drawn: chunk after chunk. Shuffle
         before splitting them. Where fewer than b candidates are valid (or quotas leave room for fewer), the last
         entries are −1, never an invalid row and never a row twice; mask them out of the training batch.
     info: see `SelectionInfo`.

@@ -18,9 +18,9 @@ class SelectionObjective(NamedTuple):
     """`F(S)/b` and its two parts.
 
     Attributes:
-        mean: f[], F(S)/b: the mean loss of the batch under the learner less that under the reference.
-        positive: f[], the part of the positive pairs, `(1/b) Σ_i s_ii`.
-        negative: f[], the rest.
+        mean: F(S)/b: the mean loss of the batch under the learner less that under the reference.
+        positive: the part of the positive pairs, `(1/b) Σ_i s_ii`.
+        negative: the rest.
     """
 
     mean: Float[Array, ""]

@@ -21,6 +21,7 @@ LAYERS = {
     "cli": 5,
 }
 SIBLINGS = {
+    ("curricula", "jaxmix.clustering"),
     ("curricula", "jaxmix.mixers.base"),
     ("models", "jaxmix.data.files"),
     ("models", "jaxmix.data.hashing"),

@@ -26,7 +26,7 @@ VARIANTS = {
     "staged_schedule": ("staged", {"order": [3, 1, 0, 2, 5, 4], "updates_per_stage": 4}),
     "adarft_clusters": ("adarft", {"difficulty": [90, 70, 50, 30, 10, 0], "prompts_per_arm": 3, "initial_target": 40}),
     "bots_kernel": ("bots", {"difficulty": [0, 0.1, 0.3, 0.5, 0.8, 1.0], "bandwidth": 0.2}),
-    "dots_clusters": ("dots", {"temperature": 0.1, "is_distinct": False, "difficulty": [0.1, 0.2, 0.4, 0.5, 0.7, 0.9]}),
+    "dots_clusters": ("dots", {"temperature": 0.1, "distinct": False, "difficulty": [0.1, 0.2, 0.4, 0.5, 0.7, 0.9]}),
     "dump_short": ("dump", {"window": 5}),
     "mopps_forgetting": ("mopps", {"kept": 0.5}),
     "sec_change": ("sec", {"objective": "reward_change", "temperature": 1.0}),

@@ -1,4 +1,4 @@
-"""Reduction: features, k-means and farthest-first against NumPy in float64."""
+"""Reduction: features, clusters and farthest-first against NumPy in float64."""
 
 import functools
 
@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxmix.curricula.kmeans as kmeans
 from jaxmix.core.errors import ConfigError
 from jaxmix.curricula import difficulty_from_attempts, reduce
-from jaxmix.curricula.kmeans import lloyd
 from jaxmix.curricula.reduction import farthest_first, first_of_each
 
 N, TOPICS, WIDTH, CLUSTERS = 240, 4, 24, 8
@@ -152,22 +150,6 @@ def test_the_same_key_gives_the_same_choice():
     again = reduce(x, delta, num_clusters=CLUSTERS, per_cluster=6, key=jax.random.key(0), num_components=5, texts=texts)
     for a, b in zip(reduced(), again, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_an_empty_cluster_restarts_at_the_farthest_row():
-    x = jnp.asarray([[0.0], [0.1], [5.0], [8.0]])
-    far = lloyd(x, jnp.ones(4, bool), jnp.asarray([[0.0], [100.0], [100.0]]), 3)
-    np.testing.assert_allclose(np.sort(far.centroids.ravel()), [0.05, 5.0, 8.0], rtol=1e-6)
-
-
-def test_blocks_of_rows_do_not_matter(monkeypatch):
-    f, centroids = reduced().features, reduced().centroids
-    whole = kmeans.assign(f, jnp.arange(N) % 3 > 0, centroids)
-    monkeypatch.setattr(kmeans, "_LARGEST_BLOCK", 7 * CLUSTERS)
-    blocks = kmeans.assign(f, jnp.arange(N) % 3 > 0, centroids)
-    np.testing.assert_array_equal(whole.labels, blocks.labels)
-    np.testing.assert_allclose(whole.sums, blocks.sums, atol=1e-4)
-    np.testing.assert_array_equal(whole.counts, blocks.counts)
 
 
 def test_constant_difficulty_and_constant_embeddings_are_no_variance():

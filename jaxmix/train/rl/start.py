@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_sharding, build_mesh, replicated, use_mesh
 from jaxmix.core.validate import check_count, check_number
-from jaxmix.curricula.base import check_figures
+from jaxmix.curricula.base import check_per_arm
 from jaxmix.curricula.cursors import prompt_cursors
 from jaxmix.data.tasks.prompts import PromptSet, answer_length
 from jaxmix.models.base import Model
@@ -71,7 +71,7 @@ def warm_start(
     weights = np.asarray(
         has_prompts
         if arm_weights is None
-        else check_figures("warm_start", "arm_weights", arm_weights, len(table), 0.0),
+        else check_per_arm("warm_start", "arm_weights", arm_weights, len(table), 0.0),
         np.float32,
     )
     if weights.sum() <= 0 or (weights[~has_prompts] > 0).any():
