@@ -197,12 +197,5 @@ def sec(
             **counted(state, sums),
         )
 
-    return Bandit(
-        init,
-        independent_slots(probabilities),
-        update,
-        probabilities,
-        scores=lambda state: {"score": state.quality},
-        num_arms=num_arms,
-        name="sec",
-    )
+    sample, scores = independent_slots(probabilities), lambda state: {"score": state.quality}
+    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="sec")

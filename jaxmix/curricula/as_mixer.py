@@ -25,8 +25,8 @@ _LEAST_LOSS = 1e-30
 class CurriculumState:
     """Attributes:
     bandit: the bandit's own state.
-    prior: what its probabilities are multiplied by.
-    weights: what the next block is drawn by.
+    prior: factor on the bandit's probabilities.
+    weights: those of the next block.
     first: loss at a domain's first visit.
     fast: fast average of the loss.
     slow: slow average of the loss.
@@ -43,7 +43,7 @@ class CurriculumState:
 
 
 def improvement_rewards(first: DomainVector, fast: DomainVector, slow: DomainVector) -> Float[Array, "m g"]:
-    """What a curriculum for rewards is told about losses: two pretended rollouts per domain.
+    """Losses as rewards for a curriculum: two pretended rollouts per domain.
 
         x_j = max(0, (slow_j − fast_j) / slow_j) / max_k (slow_k − fast_k) / slow_k       improvement, best domain = 1
         q_j = max(0, 1 − fast_j / first_j)                                                 part of the loss that is gone
@@ -76,8 +76,8 @@ def as_mixer(
 ) -> Mixer:
     """A bandit as a mixer: its arms are the domains, and the weights `prior · P / Σ prior · P`.
 
-    After every update each drawn domain tells the bandit one group of two rewards, made of how far its training loss
-    has fallen and how fast it falls, see `improvement_rewards`. P are the bandit's probabilities.
+    After every update the bandit gets one group of two rewards from each drawn domain, made of how far its training
+    loss has fallen and how fast it falls, see `improvement_rewards`. P are the bandit's probabilities.
 
     Args:
         bandit: or a function that makes one for a number of arms.
@@ -132,16 +132,9 @@ def as_mixer(
         del key
         start = initial_weights(num_domains, prior)
         inner = bandit_of(num_domains).init()
-        zeros = jnp.zeros((num_domains,), jnp.float32)
-        return CurriculumState(
-            bandit=inner,
-            prior=start,
-            weights=mixed(start, inner),
-            first=zeros,
-            fast=zeros,
-            slow=zeros,
-            is_seen=jnp.zeros((num_domains,), jnp.bool_),
-        )
+        losses = dict.fromkeys(("first", "fast", "slow"), jnp.zeros((num_domains,), jnp.float32))
+        is_seen = jnp.zeros((num_domains,), jnp.bool_)
+        return CurriculumState(bandit=inner, prior=start, weights=mixed(start, inner), **losses, is_seen=is_seen)
 
     def update(key: PRNGKeyArray, state: CurriculumState, feedback: Feedback) -> tuple[CurriculumState, MixerInfo]:
         del key
@@ -156,9 +149,9 @@ def as_mixer(
         m = loss.shape[0]
         arms = jnp.where(present, jnp.arange(m, dtype=jnp.int32), -1)
         rule = bandit_of(m)
-        told = rule.update(state.bandit, arms, rewards)
-        # A step that drew nothing says nothing, not even that time has passed.
-        inner = jax.tree.map(lambda new, old: jnp.where(jnp.any(present), new, old), told, state.bandit)
+        updated = rule.update(state.bandit, arms, rewards)
+        # A step that drew nothing changes nothing, not even the discounts.
+        inner = jax.tree.map(lambda new, old: jnp.where(jnp.any(present), new, old), updated, state.bandit)
         after = CurriculumState(
             bandit=inner,
             prior=state.prior,

@@ -144,14 +144,8 @@ def staged(
             **counted(state, sums),
         )
 
-    return Bandit(
-        init,
-        sample,
-        update,
-        probabilities=lambda state: jax.nn.one_hot(current(state), num_arms, dtype=jnp.float32),
-        num_arms=num_arms,
-        name="staged",
-    )
+    probabilities = lambda state: jax.nn.one_hot(current(state), num_arms, dtype=jnp.float32)
+    return Bandit(init, sample, update, probabilities, num_arms=num_arms, name="staged")
 
 
 @registry.register
@@ -204,9 +198,11 @@ def adarft(
     def init() -> AdarftState:
         return AdarftState(target=jnp.float32(initial_target), **no_counts(num_arms))
 
+    def distance(state: AdarftState) -> Float[Array, " k"]:
+        return jnp.abs(jnp.asarray(labels, jnp.float32) - state.target)
+
     def nearest_first(state: AdarftState) -> Int[Array, " k"]:
-        distance = jnp.abs(jnp.asarray(labels, jnp.float32) - state.target)
-        return jnp.argsort(distance, stable=True).astype(jnp.int32)
+        return jnp.argsort(distance(state), stable=True).astype(jnp.int32)
 
     def sample(key: PRNGKeyArray, state: AdarftState, batch: int) -> Int[Array, " b"]:
         del key
@@ -220,15 +216,9 @@ def adarft(
         target = jnp.where(slots > 0, moved, state.target)
         return AdarftState(target=target, **counted(state, sums))
 
-    return Bandit(
-        init,
-        sample,
-        update,
-        probabilities=lambda state: jax.nn.one_hot(nearest_first(state)[0], num_arms, dtype=jnp.float32),
-        scores=lambda state: {"score": -jnp.abs(jnp.asarray(labels, jnp.float32) - state.target)},
-        num_arms=num_arms,
-        name="adarft",
-    )
+    probabilities = lambda state: jax.nn.one_hot(nearest_first(state)[0], num_arms, dtype=jnp.float32)
+    scores = lambda state: {"score": -distance(state)}
+    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="adarft")
 
 
 @registry.register
@@ -292,15 +282,8 @@ def dots(
         measured = jnp.where(sums.is_drawn, 1.0 - sums.solve_rate, state.difficulty)
         return DotsState(difficulty=measured, **counted(state, sums))
 
-    return Bandit(
-        init,
-        sample,
-        update,
-        probabilities,
-        scores=lambda state: {"difficulty": state.difficulty},
-        num_arms=num_arms,
-        name="dots",
-    )
+    scores = lambda state: {"difficulty": state.difficulty}
+    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="dots")
 
 
 def _labels(name: str, difficulty: Sequence[float] | None, num_arms: int, most: float) -> tuple[float, ...]:

@@ -268,12 +268,5 @@ def _nearest_draw(
         solved, failed = learn(state, sums, rewards.shape[1])
         return BetaState(solved=solved, failed=failed, **counted(state, sums))
 
-    return Bandit(
-        init,
-        sample,
-        update,
-        probabilities,
-        scores=lambda state: {"solve_rate": _solve_rate(state)},
-        num_arms=num_arms,
-        name=name,
-    )
+    scores = lambda state: {"solve_rate": _solve_rate(state)}
+    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name=name)

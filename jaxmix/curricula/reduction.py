@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.clustering import fit_kmeans
+from jaxmix.clustering import KMeansFit, fit_kmeans
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import check_count, check_number
@@ -127,18 +127,13 @@ def reduce(
             where="reduce(num_clusters)",
             fix="Take fewer clusters or a larger pool.",
         )
-    return _reduce(
-        jnp.asarray(x),
-        jnp.asarray(delta),
-        jnp.asarray(counts),
-        key,
-        jnp.float32(difficulty_weight),
-        num_clusters=num_clusters,
-        per_cluster=per_cluster,
-        components=components,
-        num_iters=num_iters,
-        restarts=restarts,
-    )
+    own, hardness = jnp.asarray(counts), jnp.asarray(delta)
+    features = prompt_features(jnp.asarray(x), hardness, own, jnp.float32(difficulty_weight), components)
+    weight = own.astype(features.dtype)
+    found = fit_kmeans(key, features, num_clusters, sample_weight=weight, num_iters=num_iters, restarts=restarts)
+    labels, centroids = _easiest_first(found, hardness, weight)
+    kept = farthest_first(features, labels, centroids, own, per_cluster)
+    return Reduction(labels, kept, kept >= 0, features, centroids, found.inertia)
 
 
 def difficulty_from_attempts(successes: Any, attempts: Any) -> np.ndarray:
@@ -190,6 +185,7 @@ def principal_coordinates(x: Float[Array, "n d"], counts: Bool[Array, " n"], com
     return jnp.matmul(centered, rows[:components].T, precision=jax.lax.Precision.HIGHEST)
 
 
+@functools.partial(jax.jit, static_argnames="components")
 def prompt_features(
     x: Float[Array, "n d"],
     difficulty: Float[Array, " n"],
@@ -208,6 +204,7 @@ def prompt_features(
     return jnp.concatenate([divide(z, scale), difficulty_weight * divide(centered, deviation)[:, None]], axis=1)
 
 
+@functools.partial(jax.jit, static_argnames="per_cluster")
 def farthest_first(
     features: Float[Array, "n f"],
     labels: Int[Array, " n"],
@@ -244,28 +241,10 @@ def _covariance_root(x: Array) -> Array:
     return jnp.linalg.qr(x, mode="r") if x.shape[0] > x.shape[1] else x
 
 
-@functools.partial(jax.jit, static_argnames=("num_clusters", "per_cluster", "components", "num_iters", "restarts"))
-def _reduce(
-    x: Array,
-    difficulty: Array,
-    counts: Array,
-    key: PRNGKeyArray,
-    weight: Array,
-    *,
-    num_clusters: int,
-    per_cluster: int,
-    components: int,
-    num_iters: int,
-    restarts: int,
-) -> Reduction:
-    features = prompt_features(x, difficulty, counts, weight, components)
-    own = counts.astype(x.dtype)
-    fit = fit_kmeans(key, features, num_clusters, sample_weight=own, num_iters=num_iters, restarts=restarts)
-    # Easiest cluster first. The last column would do, but not at weight 0.
-    member = jax.nn.one_hot(fit.labels, num_clusters, dtype=x.dtype) * own[:, None]
+@jax.jit
+def _easiest_first(found: KMeansFit, difficulty: Array, weight: Array) -> tuple[Array, Array]:
+    """Labels and centroids in order of mean difficulty. The last feature would do, but not at difficulty weight 0."""
+    member = jax.nn.one_hot(found.labels, found.centroids.shape[0], dtype=weight.dtype) * weight[:, None]
     mean = jnp.sum(member * difficulty[:, None], axis=0) / jnp.maximum(jnp.sum(member, axis=0), 1.0)
     order = jnp.argsort(mean, stable=True)
-    labels = jnp.argsort(order).astype(jnp.int32)[fit.labels]
-    centroids = fit.centroids[order]
-    kept = farthest_first(features, labels, centroids, counts, per_cluster)
-    return Reduction(labels, kept, kept >= 0, features, centroids, fit.inertia)
+    return jnp.argsort(order).astype(jnp.int32)[found.labels], found.centroids[order]

@@ -179,16 +179,8 @@ def space(
     largest = _largest_value(alpha, beta)
 
     def init() -> SpaceState:
-        zeros = jnp.zeros((num_arms,), jnp.float32)
-        return SpaceState(
-            count=zeros,
-            solve=zeros,
-            signal=zeros,
-            fast=zeros,
-            slow=zeros,
-            is_seen=jnp.zeros((num_arms,), jnp.bool_),
-            **no_counts(num_arms),
-        )
+        zeros = dict.fromkeys(("count", "solve", "signal", "fast", "slow"), jnp.zeros((num_arms,), jnp.float32))
+        return SpaceState(**zeros, is_seen=jnp.zeros((num_arms,), jnp.bool_), **no_counts(num_arms))
 
     def scores(state: SpaceState) -> dict[str, Array]:
         size = state.count + prior_strength
@@ -284,15 +276,9 @@ def sparft_v1(num_arms: int) -> Bandit:
         drift = (sums.solve - sums.slots * state.mean) / jnp.maximum(pulls, 1).astype(jnp.float32)
         return SparftState(mean=state.mean + drift, pulls=pulls, step=state.step + 1)
 
-    return Bandit(
-        init,
-        sample,
-        update,
-        probabilities=lambda state: gaussian_argmax(-state.mean, deviation(state)),
-        scores=lambda state: {"solve_rate": state.mean},
-        num_arms=num_arms,
-        name="sparft_v1",
-    )
+    probabilities = lambda state: gaussian_argmax(-state.mean, deviation(state))
+    scores = lambda state: {"solve_rate": state.mean}
+    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="sparft_v1")
 
 
 def _largest_value(alpha: float, beta: float) -> float:

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float, Int
 from jaxmix.core.validate import check_count
@@ -18,6 +20,11 @@ from jaxmix.core.validate import check_count
 LOSSES = ("sigmoid", "softmax")
 SCORES = ("learnability", "easy_reference", "hard_learner")
 """Loss of the learner less that of the reference; less the reference's loss; the learner's loss."""
+
+
+def compute_dtype(x: Array) -> jnp.dtype:
+    """float32, or float64 for float64 arrays."""
+    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 class Embeddings(NamedTuple):
@@ -124,6 +131,26 @@ def score_from_losses(score: str, learner: Any, reference: Any) -> Any:
     """The score of examples whose losses are given; a loss that it does not read may be `None`."""
     losses = {"learner": learner, "reference": reference}
     return learner_less_reference({role: losses[role] for role in needs_of(score)})
+
+
+def needed_losses(name: str, score: str, learner: Array | None, reference: Array | None, axes: str) -> dict[str, Array]:
+    """The losses that a score reads, by role, in float32 (float64 for float64).
+
+    Raises:
+        ConfigError: one is missing, or does not have the `axes`, "c" or "c t".
+    """
+    losses = {}
+    for role in sorted(needs_of(score)):
+        value = {"learner": learner, "reference": reference}[role]
+        if value is None or value.ndim != len(axes.split()):
+            raise ConfigError(
+                f"the score needs the {role}'s loss of every {'token' if axes == 'c t' else 'candidate'}, got "
+                f"{'nothing' if value is None else f'an array of shape {value.shape}'}",
+                where=f"{name}: {role}_loss",
+                fix="Pass f[c, t]." if axes == "c t" else "Pass f[c]; see sequence_loss for losses per token.",
+            )
+        losses[role] = value.astype(compute_dtype(value))
+    return losses
 
 
 def check_sizes(name: str, *, least: int = 1, **sizes: int | None) -> None:

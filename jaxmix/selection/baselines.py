@@ -16,11 +16,10 @@ from jax.sharding import Mesh
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, PRNGKeyArray
 from jaxmix.core.validate import check_choice, check_number
-from jaxmix.selection.base import SCORES, Selector, check_sizes, learner_less_reference, needs_of
+from jaxmix.selection.base import SCORES, Selector, check_sizes, learner_less_reference, needed_losses, needs_of
 from jaxmix.selection.candidates import Candidates
 from jaxmix.selection.gibbs import GibbsConfig, Interaction, build_select, no_interaction
 from jaxmix.selection.jest import check_contrastive
-from jaxmix.selection.pairwise import compute_dtype
 from jaxmix.selection.scores import all_pairs, check_embeddings, contrastive
 
 
@@ -155,20 +154,10 @@ def top_learnability(
     check_sizes(name, num_select=num_select, num_domains=num_domains)
     check_number(name, "gain", gain, 0)
     check_choice(name, "score", score, SCORES)
-    config, needs = GibbsConfig(num_select, greedy=greedy, num_domains=num_domains), needs_of(score)
+    config = GibbsConfig(num_select, greedy=greedy, num_domains=num_domains)
 
     def prepare(learner_loss: Array | None, reference_loss: Array | None) -> tuple[int, Array]:
-        losses = {}
-        for role in sorted(needs):
-            value = {"learner": learner_loss, "reference": reference_loss}[role]
-            if value is None or value.ndim != 1:
-                raise ConfigError(
-                    f"the score needs the {role}'s loss of every candidate, got "
-                    f"{'nothing' if value is None else f'an array of shape {value.shape}'}",
-                    where=f"{name}: {role}_loss",
-                    fix="Pass f[c]; see sequence_loss for losses per token.",
-                )
-            losses[role] = value.astype(compute_dtype(value))
+        losses = needed_losses(name, score, learner_loss, reference_loss, "c")
         sizes = [len(value) for value in losses.values()]
         if len(set(sizes)) > 1:
             raise ConfigError(
@@ -178,4 +167,4 @@ def top_learnability(
         return sizes[0], learner_less_reference(losses)
 
     criterion = lambda candidates, key, score, valid: no_interaction(score)
-    return Selector(build_select(name, config, prepare, criterion, gain=gain), name, num_select, 1, needs)
+    return Selector(build_select(name, config, prepare, criterion, gain=gain), name, num_select, 1, needs_of(score))

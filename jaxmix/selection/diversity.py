@@ -20,7 +20,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, PRNGKeyArray
 from jaxmix.core.validate import check_choice, check_number
 from jaxmix.selection import pairwise
-from jaxmix.selection.base import Selection, Selector, check_chunks, check_sizes
+from jaxmix.selection.base import Selection, Selector, check_chunks, check_sizes, compute_dtype
 from jaxmix.selection.candidates import Candidates, by_row_blocks
 from jaxmix.selection.gibbs import GibbsConfig, Interaction, build_select
 from jaxmix.selection.jest import FIRST_CHUNKS
@@ -226,7 +226,7 @@ def _selector(
                 where=f"{name}: features",
                 fix="Pass f[c] and f[c, d].",
             )
-        dtype = pairwise.compute_dtype(features)
+        dtype = compute_dtype(features)
         return len(scores), (scores.astype(dtype), features.astype(dtype))
 
     select = build_select(name, config, prepare, criterion, gain=gain, mesh=mesh)

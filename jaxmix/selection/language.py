@@ -16,8 +16,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int
 from jaxmix.core.validate import check_choice
-from jaxmix.selection.base import SCORES, needs_of, score_from_losses
-from jaxmix.selection.pairwise import compute_dtype
+from jaxmix.selection.base import SCORES, compute_dtype, learner_less_reference, needed_losses
 
 REDUCTIONS = ("mean", "sum", "top")
 
@@ -119,14 +118,10 @@ def token_mask(
     """
     check_choice("token_mask", "score", score, SCORES)
     _check_fraction("token_mask", "keep", keep)
-    losses = {"learner": learner_loss, "reference": reference_loss}
-    for role in sorted(needs_of(score)):
-        value = losses[role]
-        if value is None:
-            raise ConfigError(f"the score needs the {role}'s loss of every token", where=f"token_mask({role}_loss)")
+    losses = needed_losses("token_mask", score, learner_loss, reference_loss, "c t")
+    for value in losses.values():
         _check_shapes("token_mask", losses=value, valid=valid)
-        losses[role] = value.astype(compute_dtype(value))
-    total = score_from_losses(score, **losses)
+    total = learner_less_reference(losses)
     lowest = jnp.finfo(total.dtype).min
     value = jax.lax.stop_gradient(jnp.where(valid, jnp.where(jnp.isfinite(total), total, lowest), -jnp.inf))
     kept = _ceil_share(keep, jnp.sum(valid.astype(jnp.int32)))

@@ -10,14 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array, Bool, Float
+from jaxmix.selection.base import compute_dtype
 
 _GROUP = 16
 """Factors multiplied before one logarithm; each is at most 2, so that up to 127 would fit float32."""
-
-
-def compute_dtype(x: Array) -> jnp.dtype:
-    """float32, or float64 for float64 embeddings."""
-    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def _precision(x: Array) -> jax.lax.Precision:

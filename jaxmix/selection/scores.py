@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.selection import pairwise
-from jaxmix.selection.base import Embeddings, learner_less_reference, needs_of
+from jaxmix.selection.base import Embeddings, compute_dtype, learner_less_reference, needs_of
 from jaxmix.selection.candidates import Candidates, by_row_blocks
 from jaxmix.selection.gibbs import Interaction
 
@@ -53,7 +53,7 @@ def check_embeddings(
                 where=f"{name}: {role}",
                 fix="Both must be [candidates, width], row i of one belonging to row i of the other.",
             )
-        dtype = pairwise.compute_dtype(model.image)
+        dtype = compute_dtype(model.image)
         temperature, bias = (jnp.asarray(value).astype(dtype) for value in (model.temperature, model.bias))
         models[role] = Embeddings(jnp.asarray(model.image), jnp.asarray(model.text), temperature, bias)
     counts = [model.image.shape[0] for model in models.values()]
