@@ -35,33 +35,24 @@ def gem(
 
         F = Σ_i w_i [Σ_k γ_ik l_ik + H(γ_i)] − log K − (λ/2) |π − u|²,     π_k = Σ_i w_i γ_ik            (3)
 
-    by turns. E-step: γ_i = softmax(l_i + b) with the K biases b that minimize the dual
-
-        D(b) = Σ_i w_i logsumexp_k(l_ik + b_k) − ⟨b, u⟩ + |b|²/(2λ),       b = −λ (π − u) at the minimum    (9)
-
-    by Newton's method with backtracking, which keeps a Hessian while it serves; F is short of its maximum by exactly
-    `(λ/2) |∇D(b)|²` (14), which is what the search stops on and what `FitResult.info.gap` reports. M-step, with
-    S0 = Σ w γ and S1 = Σ w γ x:
+    by turns. E-step: γ_i = softmax(l_i + b) with the K biases b that minimize the dual (9) by Newton's method. M-step,
+    with S0 = Σ w γ and S1 = Σ w γ x:
 
         μ_k = S1_k / |S1_k|,     A_d(κ_k) = |S1_k| / S0_k,     κ_k ≤ κ_max                                 (16)–(21)
 
-    so F never falls by more than the gap. It is a local optimum that depends on the start: see `fit(init=…)`.
+    F never falls by more than `FitResult.info.gap` (14). It is a local optimum that depends on the start: see
+    `fit(init=…)`. `docs/gem.md` derives the numbered equations, and says how to choose λ.
 
     λ = `balance`, u = `target`, K = `num_clusters`, κ_max = `max_concentration`, μ, κ, b = `mean_directions`,
     `concentrations`, `biases` of `GemState`. The biases belong to the model: without them labels differ.
 
-    **Choosing λ.** A relative imbalance ε is left where about τ nats of bias have to move rows:
-    λ ≈ K τ / ε; with K = 24, τ = 80, ε = 0.4 that is the paper's 5000. No bias exceeds λ u_k. 0 gives the mixture with
-    equal frozen weights, infinity exactly balanced transport (the biases are then Sinkhorn's potentials).
-
-    **What it costs in recovery.** Equal buckets are what this asks for. Where topics really have unequal sizes, a high
-    λ cuts the large ones and fuses small ones: on a planted Zipf mixture the adjusted Rand index falls from 1.00 at
-    λ = 1 to 0.41 at λ = 5000 (`experiments/gem_synthetic/`). There `vmf_mixture`, which learns its weights, recovers
-    best. A fair comparison shows `kmeans` on unit rows and `vmf_mixture` beside it.
+    Where topics really have unequal sizes, a high λ cuts the large ones and fuses small ones; `vmf_mixture`, which
+    learns its weights, then recovers best. A fair comparison shows `kmeans` on unit rows and `vmf_mixture` beside it.
 
     Args:
         num_clusters: K ≥ 1.
-        balance: λ ≥ 0, infinity allowed, nats.
+        balance: λ ≥ 0 in nats; a relative imbalance ε is left where about τ = λ ε / K nats of bias have to move rows.
+            0 for equal frozen weights, infinity for exact balance.
         target: K positive numbers, normalized here to sum 1; `None` for equal sizes.
         penalty: "per_sample" as above, or "summed": λ is divided by the number of rows, as in the printed objective
             that sums the likelihood over rows and adds the penalty once. 5000 "summed" over millions of documents does
@@ -100,8 +91,7 @@ def gem(
         [100, 100, 100]
 
     References:
-        arXiv 2605.26121, equation 3; Banerjee et al. 2005; Sra 2012. Equation numbers are those of this project's
-        specification of GEM.
+        arXiv 2605.26121, equation 3; Banerjee et al. 2005; Sra 2012. Equation numbers are those of `docs/gem.md`.
     """
     check_mixture("gem", num_clusters, max_concentration)
     check_choice("gem", "penalty", penalty, PENALTIES)

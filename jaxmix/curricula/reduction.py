@@ -1,4 +1,4 @@
-"""From a pool of prompts to few, spread over topics and difficulties: the first phase of SPaCe."""
+"""Reduces a pool of prompts to a few, spread over topics and difficulties: phase 1 of SPaCe, see `docs/space.md`."""
 
 from __future__ import annotations
 

@@ -99,11 +99,8 @@ def space(
 ) -> Bandit:
     r"""SPaCe: draws arms by how much signal their groups carry, with a preference for the hard ones.
 
-    One update takes a batch of B slots that count. Of arm k let c_k be the number of slots, Q_k the sum of their solve
-    rates q_b, S_k the sum of their signals `s_b = 2 std(r_b1 … r_bG)`. With memory M and K arms
-
-        g = max(1/2, 1 − B / (M K)),   n ← g n + c,   m ← g m + Q,   h ← g h + S
-        fast ← fast + 0.3 (Q/c − fast),   slow ← slow + 0.08 (Q/c − slow)     where c > 0; the mean at a first visit
+    Of each arm, with history that fades after M prompts: n slots, their summed solve rates m and signals h (a group's
+    signal is `2 std(r_b1 … r_bG)`), and a fast and a slow average of the solve rate. With K arms
 
         p = (m + n₀/2) / (n + n₀),   s = (h + 0.9 n₀) / (n + n₀)
         u = (1 − λ) s^α (1 − p)^β / v + λ min(1, |fast − slow| / 0.1)
@@ -113,8 +110,8 @@ def space(
         thompson, literal:  θ ~ Normal(u, σ² / (n + 1)) per slot, its arm argmax θ; with probability f a uniform one
 
     α = `signal_power`, β = `hardness_power`, λ = `progress_weight`, M = `memory`, f = `floor`, κ = `sharpness`,
-    σ = `noise`, n₀ = `prior_strength`, 0.9 = `prior_signal`, 0.3 and 0.08 = `fast_rate` and `slow_rate`, 0.1 =
-    `progress_scale`.
+    σ = `noise`, n₀ = `prior_strength`, 0.9 = `prior_signal`, 0.1 = `progress_scale`. `docs/space.md` has the updates of
+    these statistics and the reasons for them.
 
     Args:
         num_arms: K ≥ 1. Keep K below about (all prompts of the run) / (8 `memory`).
@@ -130,7 +127,7 @@ def space(
         prior_strength: > 0, how many slots the prior counts for. It is optimistic: an arm without history has p = 1/2
             and nearly full signal, and arms not visited return to it.
         prior_signal: in [0, 1].
-        fast_rate, slow_rate: in (0, 1].
+        fast_rate, slow_rate: in (0, 1], weights of a batch's mean solve rate in the two averages.
         progress_scale: > 0, the difference of the averages that counts as full progress.
 
     Returns:
@@ -146,8 +143,7 @@ def space(
 
     Differs from the paper: the paper's text was not available; "literal" is a reading of its reviews (solve rate and
     learning progress, Gaussian draw, argmax), with this file's discount and floor. The group signal, the discount and
-    "proportional" are additions: p (1 − p) of an arm's mean shows 1/4 for one half always and one half never solved,
-    where no group has any gradient, while the spread inside groups shows 0.
+    "proportional" are additions.
 
     Example:
         >>> bandit = space(3)

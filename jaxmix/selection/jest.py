@@ -54,9 +54,9 @@ def jest(
             self       c_i = −l_ii + ½ (logaddexp(R_i, l_ii) + logaddexp(C_i, l_ii))
             marginal   c_i = self + ½ Σ_{k in S} (softplus(l_ki − R_k) + softplus(l_ik − C_k))
 
-    and −l_ii alone while S is empty. With F(A) = |A| · (loss of A under L − loss of A under R), the sigmoid score and
-    the marginal one are exactly F(S + i) − F(S), so that one pass is a chunked Gibbs sampler for
-    `p(A) ∝ exp(γ F(A))`. γ = gain, B = candidates, b = num_select, N = num_chunks.
+    and −l_ii alone while S is empty. For the sigmoid loss and the marginal form this is a chunked Gibbs sampler for
+    `p(A) ∝ exp(γ F(A))`, F(A) = |A| · (loss of A under L − loss of A under R): `docs/jest.md` shows why. γ = gain,
+    B = candidates, b = num_select, N = num_chunks.
 
     Args:
         num_select: b ≥ 1, a multiple of `num_chunks`.

@@ -51,8 +51,7 @@ def softplus_sum(x: Float[Array, "k c"]) -> Float[Array, " c"]:
 
         Σ_k log(1 + e^{x_k}) = Σ_k max(x_k, 0) + log Π_k (1 + e_k),      e_k = e^{−|x_k|} in (0, 1]
 
-    The product is carried as q = Π(1 + e_k) − 1 ≥ 0 through `q ← q + e_k (1 + q)`. All terms are positive, so that
-    nothing cancels: a sum of members at x = −30 is as exact, relative to itself, as one of members at x = 30.
+    The product is carried as q = Π(1 + e_k) − 1 through `q ← q + e_k (1 + q)`, in which nothing cancels.
     """
     members = x.shape[0]
     group = next(size for size in range(min(_GROUP, members), 0, -1) if members % size == 0)

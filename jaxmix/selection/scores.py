@@ -5,7 +5,7 @@ With the logits `l_ij = t ⟨u_i, v_j⟩ + β` of image i and text j:
     sigmoid:  F(A) = Σ_i softplus(−l_ii) + Σ_{i≠j} softplus(l_ij)
     softmax:  F(A) = Σ_i [−l_ii + ½ logsumexp_{j in A} l_ij + ½ logsumexp_{j in A} l_ji]
 
-and, by score, F of the learner less F of the reference, either alone, or the reference's with the other sign.
+and, by score, F of the learner less F of the reference, or one of these two terms. See `docs/jest.md`.
 """
 
 from __future__ import annotations

@@ -2,13 +2,7 @@
 
 `fused_pass` reads the rows once and returns every sum. A balanced fit in memory splits it: `posterior_pass` writes the
 posterior P at the biases it starts from, `dual_pass` evaluates other biases on P alone, `gram_pass` makes the matrix of
-a Hessian, and `moment_pass` reads the rows a second time for their means. With δ the
-change of the biases since P was made,
-
-    γ_ik = P_ik exp(δ_k) / Σ_j P_ij exp(δ_j),     lse_i(b + δ) − lse_i(b) = log Σ_k P_ik exp(δ_k)
-
-so an evaluation is two products of P with vectors, without an exponential per entry, and the dual's value is a mean of
-differences per row that keeps its digits in float32.
+a Hessian, and `moment_pass` reads the rows a second time for their means. `docs/gem.md` has the formulas.
 
 The last block overlaps the one before when blocks do not divide the rows, with weight 0 for what was counted:
 padding or reshaping the rows instead would copy them all. Totals carry their rounding error along.
