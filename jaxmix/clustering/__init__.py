@@ -1,4 +1,4 @@
-"""Clusters on the unit sphere: from embeddings of documents to the domains that a mixer weighs."""
+"""Clustering on the unit sphere: turns embeddings of documents into the domains that a mixer weights."""
 
 from jaxmix.clustering.base import Assignment, Clusterer, FitInfo, FitResult, GemState, Sums, registry
 from jaxmix.clustering.build import assign

@@ -1,16 +1,16 @@
-"""What a clusterer is: four pure functions over a state of directions, concentrations and biases.
+"""The interface of clusterers: four pure functions of a state of directions, concentrations and biases.
 
 Every method here ends in the same rule. A row x on the unit sphere goes to the largest of
 
     κ_k μ_k·x + g(κ_k) + b_k,        g the relative log-normalizer of the von Mises–Fisher density,
 
-so one state serves all of them, and whatever labels, describes or stores clusters needs to know only that state.
+so one state serves all of them, and code that labels, describes or stores clusters needs only that state.
 
     state = clusterer.init(directions, concentration)
     sums  = Σ over blocks of clusterer.accumulate(state, rows, sample_weight)
     state = clusterer.maximize(state, sums)
 
-What `accumulate` returns are sums over rows: over blocks of a store, over devices and over processes they are added.
+`accumulate` returns sums over rows: those of blocks, devices and processes are added.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ class GemState:
 
 
 class Assignment(NamedTuple):
-    """Attributes:
-    labels: the likeliest cluster of every row; of equals the first.
-    log_posterior: `log softmax_k(κ_k μ_k·x + g(κ_k) + b_k)`; `None` where it was not asked for.
+    """Labels of rows.
+
+    Attributes:
+        labels: the likeliest cluster of every row; of equals the first.
+        log_posterior: `log softmax_k(κ_k μ_k·x + g(κ_k) + b_k)`; `None` where it was not asked for.
     """
 
     labels: Int[Array, " n"]
@@ -122,7 +124,7 @@ class Clusterer:
 
 
 class FitInfo(NamedTuple):
-    """How a fit went, an entry an iteration; NumPy arrays.
+    """Diagnostics of a fit, one entry per iteration.
 
     Attributes:
         gap: certificate of the E-step: how much F could still gain over the posterior weights (14).
@@ -146,12 +148,14 @@ class FitInfo(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """Attributes:
-    state: the state of the best F seen, with the biases of a last E-step.
-    objective: F after the M-step of every iteration (22).
-    converged: whether F and the labels came to rest within `max_iters`.
-    iterations: how many were run.
-    info: see `FitInfo`.
+    """Result of a fit.
+
+    Attributes:
+        state: the state of the best F seen, with the biases of a last E-step.
+        objective: F after the M-step of every iteration (22).
+        converged: whether F and the labels came to rest within `max_iters`.
+        iterations: how many were run.
+        info: see `FitInfo`.
     """
 
     state: GemState

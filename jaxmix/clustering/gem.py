@@ -1,4 +1,4 @@
-"""GEM: a von Mises–Fisher mixture whose clusters are held to given sizes.
+"""GEM: a von Mises–Fisher mixture whose clusters are balanced to given sizes.
 
 Min, Qiao, Chen, Li: "GEM: Geometric Entropy Mixing for Optimal LLM Data Curation", arXiv 2605.26121.
 """

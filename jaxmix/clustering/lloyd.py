@@ -14,10 +14,12 @@ from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 
 
 class KMeansFit(NamedTuple):
-    """Attributes:
-    labels: nearest centroid of every row; of equals the first.
-    centroids: means of the rows of each cluster.
-    inertia: `Σ_i w_i |x_i − c_{labels_i}|²`.
+    """Result of `fit_kmeans`.
+
+    Attributes:
+        labels: nearest centroid of every row; of equals the first.
+        centroids: means of the rows of each cluster.
+        inertia: `Σ_i w_i |x_i − c_{labels_i}|²`.
     """
 
     labels: Int[Array, " n"]
@@ -99,6 +101,6 @@ def nearest_rule(centroids: Float[Array, "k d"]) -> LinearRule:
 
 
 def squared_distance(x: Float[Array, "n d"], seeds: Float[Array, "s d"]) -> Float[Array, " n"]:
-    """Of every row to the nearest seed."""
+    """Squared distance of every row to the nearest seed."""
     from_seed = lambda seed: jnp.sum((x - seed[None, :]) ** 2, axis=1)
     return jnp.min(jax.lax.map(from_seed, seeds), axis=0)

@@ -1,4 +1,4 @@
-"""Starts: mean directions from a sample of the rows, before the first iteration.
+"""Initialization: mean directions from a sample of the rows.
 
 "overseed": spherical k-means with 5 K seeds, then the pair whose union costs least is merged until K are left. The
 cost of a union is what the likelihood loses when two clusters share one direction and one concentration,

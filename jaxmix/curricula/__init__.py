@@ -1,7 +1,7 @@
-"""Curricula for reinforcement fine-tuning: which prompts the next rollouts are made for.
+"""Curricula for reinforcement fine-tuning: choose the prompts of the next rollouts.
 
 Two phases: `reduce` turns a pool of prompts into clusters with few prompts each; a bandit (`space` and others) then
-draws the clusters of every batch from what the rollouts earned, and `prompt_cursors` the prompts inside them.
+draws the clusters of every batch by the rewards so far, and `prompt_cursors` the prompts inside them.
 """
 
 from jaxmix.curricula.advantage import dump, sec

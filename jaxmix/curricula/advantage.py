@@ -9,18 +9,28 @@ from jaxmix.core.pytree import state
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.core.validate import check_choice, check_count, check_number
-from jaxmix.curricula.base import Bandit, arm_sums, check_arms, counted, independent_slots, no_counts, registry
+from jaxmix.curricula.base import (
+    Bandit,
+    arm_sums,
+    check_arms,
+    independent_slots,
+    initial_counts,
+    registry,
+    updated_counts,
+)
 
 _EPSILON = 1e-6
 
 
 @state(version=1)
 class DumpState:
-    """Attributes:
-    window: the sizes of an arm's latest advantages, a ring.
-    rollouts: rollouts so far; the next one is written at this number modulo w.
-    pulls: slots so far.
-    step: updates so far.
+    """State of `dump`.
+
+    Attributes:
+        window: the sizes of an arm's latest advantages, a ring.
+        rollouts: rollouts so far; the next one is written at this number modulo w.
+        pulls: slots so far.
+        step: updates so far.
     """
 
     window: Float[Array, "k w"]
@@ -31,12 +41,14 @@ class DumpState:
 
 @state(version=1)
 class SecState:
-    """Attributes:
-    quality: averaged objective Q.
-    reward: mean reward at an arm's last visit.
-    is_seen: arms that had a slot.
-    pulls: slots so far.
-    step: updates so far.
+    """State of `sec`.
+
+    Attributes:
+        quality: averaged objective Q.
+        reward: mean reward at an arm's last visit.
+        is_seen: arms that had a slot.
+        pulls: slots so far.
+        step: updates so far.
     """
 
     quality: Float[Array, " k"]
@@ -90,7 +102,7 @@ def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandi
         return DumpState(
             window=jnp.zeros((num_arms, window), jnp.float32),
             rollouts=jnp.zeros((num_arms,), jnp.int32),
-            **no_counts(num_arms),
+            **initial_counts(num_arms),
         )
 
     def scores(state: DumpState) -> dict[str, Array]:
@@ -117,7 +129,7 @@ def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandi
         return DumpState(
             window=state.window.at[row, column].set(size, mode="drop"),
             rollouts=state.rollouts + sums.pulls * per_slot,
-            **counted(state, sums),
+            **updated_counts(state, sums),
         )
 
     return Bandit(init, independent_slots(probabilities), update, probabilities, scores, num_arms=num_arms, name="dump")
@@ -173,7 +185,7 @@ def sec(
             quality=zeros,
             reward=zeros,
             is_seen=jnp.zeros((num_arms,), jnp.bool_),
-            **no_counts(num_arms),
+            **initial_counts(num_arms),
         )
 
     def probabilities(state: SecState) -> Float[Array, " k"]:
@@ -194,7 +206,7 @@ def sec(
             quality=quality,
             reward=jnp.where(sums.is_drawn, sums.solve_rate, state.reward),
             is_seen=state.is_seen | sums.is_drawn,
-            **counted(state, sums),
+            **updated_counts(state, sums),
         )
 
     sample, scores = independent_slots(probabilities), lambda state: {"score": state.quality}

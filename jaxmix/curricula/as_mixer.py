@@ -23,14 +23,16 @@ _LEAST_LOSS = 1e-30
 
 @state(version=1)
 class CurriculumState:
-    """Attributes:
-    bandit: the bandit's own state.
-    prior: factor on the bandit's probabilities.
-    weights: those of the next block.
-    first: loss at a domain's first visit.
-    fast: fast average of the loss.
-    slow: slow average of the loss.
-    is_seen: domains that were visited.
+    """State of `as_mixer`.
+
+    Attributes:
+        bandit: the bandit's own state.
+        prior: factor on the bandit's probabilities.
+        weights: those of the next block.
+        first: loss at a domain's first visit.
+        fast: fast average of the loss.
+        slow: slow average of the loss.
+        is_seen: domains that were visited.
     """
 
     bandit: Any

@@ -1,9 +1,9 @@
-"""What a bandit over prompts is: pure functions that say which arm each slot of the next batch comes from.
+"""The interface of bandits over prompts: pure functions that choose the arm of each slot of the next batch.
 
     arms  = bandit.sample(key, state, batch)          the arm of each of `batch` slots
     state = bandit.update(state, arms, rewards)       after the rewards of those slots' rollouts
 
-An arm is whatever prompts are grouped by: a cluster, a difficulty level, a data source, or a single prompt.
+An arm is a group of prompts: a cluster, a difficulty level, a data source, or a single prompt.
 """
 
 from __future__ import annotations
@@ -146,18 +146,18 @@ def independent_slots(
     return lambda key, state, batch: sample_arms(key, probabilities(state), batch)
 
 
-def no_counts(num_arms: int) -> dict[str, Any]:
+def initial_counts(num_arms: int) -> dict[str, Any]:
     """The fields `pulls` and `step` of a first state."""
     return {"pulls": jnp.zeros((num_arms,), jnp.int32), "step": jnp.int32(0)}
 
 
-def counted(state: Any, sums: ArmSums) -> dict[str, Any]:
+def updated_counts(state: Any, sums: ArmSums) -> dict[str, Any]:
     """The fields `pulls` and `step` after a batch."""
     return {"pulls": state.pulls + sums.pulls, "step": state.step + 1}
 
 
 def race(distribution: Float[Array, "k x"], presence: float = 1.0) -> Float[Array, " k"]:
-    """How likely each of k independent random numbers is to be the smallest.
+    """The probability that each of k independent random numbers is the smallest.
 
         P_k ∝ ∫ Π_{j≠k} (1 − presence · F_j(x)) dF_k(x)
 

@@ -1,4 +1,4 @@
-"""Which prompt of an arm a slot takes: without replacement within an epoch, in a new order every epoch."""
+"""The prompts that slots of an arm take: without replacement within an epoch, in a new order every epoch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ _ROUNDS = 6
 
 @state(version=1)
 class CursorState:
-    """Attributes:
-    key: the typed key that all orders come from.
-    drawn: prompts taken from each arm so far: `drawn // size` is its epoch, `drawn % size` its cursor.
+    """State of `prompt_cursors`.
+
+    Attributes:
+        key: the typed key that all orders come from.
+        drawn: prompts taken from each arm so far: `drawn // size` is its epoch, `drawn % size` its cursor.
     """
 
     key: PRNGKeyArray
@@ -27,11 +29,13 @@ class CursorState:
 
 
 class PromptCursors(NamedTuple):
-    """Attributes:
-    init: `(key) -> CursorState`.
-    take: `(state, arms i32[b]) -> (prompts i32[b], state)`, the next prompt of each slot's arm. Slots of the same arm
-        take successive ones. A slot whose arm is −1 or has no prompts gets −1 and moves nothing.
-    sizes: prompts per arm.
+    """Cursors as a bundle of pure functions.
+
+    Attributes:
+        init: `(key) -> CursorState`.
+        take: `(state, arms i32[b]) -> (prompts i32[b], state)`, the next prompt of each slot's arm. Slots of the
+            same arm take successive ones. A slot whose arm is −1 or has no prompts gets −1 and moves nothing.
+        sizes: prompts per arm.
     """
 
     init: Callable[[PRNGKeyArray], CursorState]

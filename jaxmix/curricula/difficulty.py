@@ -16,23 +16,25 @@ from jaxmix.curricula.base import (
     arm_sums,
     check_arms,
     check_per_arm,
-    counted,
     first_visit_average,
-    no_counts,
+    initial_counts,
     registry,
     sample_arms,
+    updated_counts,
 )
 
 
 @state(version=1)
 class StagedState:
-    """Attributes:
-    stage: place in the order of the arm that is trained now.
-    accuracy: its running solve rate.
-    is_seen: whether it had a slot since its stage began.
-    stage_updates: updates since then.
-    pulls: slots so far.
-    step: updates so far.
+    """State of `staged`.
+
+    Attributes:
+        stage: place in the order of the arm that is trained now.
+        accuracy: its running solve rate.
+        is_seen: whether it had a slot since its stage began.
+        stage_updates: updates since then.
+        pulls: slots so far.
+        step: updates so far.
     """
 
     stage: Int[Array, ""]
@@ -45,10 +47,12 @@ class StagedState:
 
 @state(version=1)
 class AdarftState:
-    """Attributes:
-    target: the difficulty that is asked for now.
-    pulls: slots so far.
-    step: updates so far.
+    """State of `adarft`.
+
+    Attributes:
+        target: the difficulty that is asked for now.
+        pulls: slots so far.
+        step: updates so far.
     """
 
     target: Float[Array, ""]
@@ -58,10 +62,12 @@ class AdarftState:
 
 @state(version=1)
 class DotsState:
-    """Attributes:
-    difficulty: failure rate of each arm: predicted, and measured once it was drawn.
-    pulls: slots so far.
-    step: updates so far.
+    """State of `dots`.
+
+    Attributes:
+        difficulty: failure rate of each arm: predicted, and measured once it was drawn.
+        pulls: slots so far.
+        step: updates so far.
     """
 
     difficulty: Float[Array, " k"]
@@ -117,7 +123,7 @@ def staged(
             accuracy=jnp.float32(0.0),
             is_seen=jnp.bool_(False),
             stage_updates=jnp.int32(0),
-            **no_counts(num_arms),
+            **initial_counts(num_arms),
         )
 
     def current(state: StagedState) -> Int[Array, ""]:
@@ -141,7 +147,7 @@ def staged(
             accuracy=jnp.where(moves, 0.0, accuracy),
             is_seen=is_seen & ~moves,
             stage_updates=jnp.where(moves, 0, updates),
-            **counted(state, sums),
+            **updated_counts(state, sums),
         )
 
     probabilities = lambda state: jax.nn.one_hot(current(state), num_arms, dtype=jnp.float32)
@@ -196,7 +202,7 @@ def adarft(
     labels = _labels("adarft", difficulty, num_arms, 100.0)
 
     def init() -> AdarftState:
-        return AdarftState(target=jnp.float32(initial_target), **no_counts(num_arms))
+        return AdarftState(target=jnp.float32(initial_target), **initial_counts(num_arms))
 
     def distance(state: AdarftState) -> Float[Array, " k"]:
         return jnp.abs(jnp.asarray(labels, jnp.float32) - state.target)
@@ -214,7 +220,7 @@ def adarft(
         reward = jnp.sum(sums.solve) / jnp.maximum(slots, 1.0)
         moved = jnp.clip(state.target + step_size * jnp.tanh(sensitivity * (reward - target_reward)), 0.0, 100.0)
         target = jnp.where(slots > 0, moved, state.target)
-        return AdarftState(target=target, **counted(state, sums))
+        return AdarftState(target=target, **updated_counts(state, sums))
 
     probabilities = lambda state: jax.nn.one_hot(nearest_first(state)[0], num_arms, dtype=jnp.float32)
     scores = lambda state: {"score": -distance(state)}
@@ -262,7 +268,7 @@ def dots(
     labels = (0.5,) * num_arms if difficulty is None else _labels("dots", difficulty, num_arms, 1.0)
 
     def init() -> DotsState:
-        return DotsState(difficulty=jnp.asarray(labels, jnp.float32), **no_counts(num_arms))
+        return DotsState(difficulty=jnp.asarray(labels, jnp.float32), **initial_counts(num_arms))
 
     def logits(state: DotsState) -> Float[Array, " k"]:
         return -jnp.abs(state.difficulty - target) / temperature
@@ -280,7 +286,7 @@ def dots(
     def update(state: DotsState, arms: Array, rewards: Array, valid: Array | None = None) -> DotsState:
         sums = arm_sums(arms, rewards, valid, num_arms)
         measured = jnp.where(sums.is_drawn, 1.0 - sums.solve_rate, state.difficulty)
-        return DotsState(difficulty=measured, **counted(state, sums))
+        return DotsState(difficulty=measured, **updated_counts(state, sums))
 
     scores = lambda state: {"difficulty": state.difficulty}
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="dots")

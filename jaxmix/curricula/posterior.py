@@ -17,11 +17,11 @@ from jaxmix.curricula.base import (
     arm_sums,
     check_arms,
     check_per_arm,
-    counted,
     independent_slots,
-    no_counts,
+    initial_counts,
     race,
     registry,
+    updated_counts,
 )
 
 _CELLS = 256  # of the integral over the distance to the target
@@ -29,11 +29,13 @@ _CELLS = 256  # of the integral over the distance to the target
 
 @state(version=1)
 class BetaState:
-    """Attributes:
-    solved: α: solved rollouts, with the prior's.
-    failed: β: failed rollouts, with the prior's.
-    pulls: slots so far.
-    step: updates so far.
+    """State of the bandits with a Beta posterior.
+
+    Attributes:
+        solved: α: solved rollouts, with the prior's.
+        failed: β: failed rollouts, with the prior's.
+        pulls: slots so far.
+        step: updates so far.
     """
 
     solved: Float[Array, " k"]
@@ -236,7 +238,7 @@ def _nearest_draw(
         return BetaState(
             solved=jnp.full((num_arms,), prior, jnp.float32),
             failed=jnp.full((num_arms,), prior, jnp.float32),
-            **no_counts(num_arms),
+            **initial_counts(num_arms),
         )
 
     def sample(key: PRNGKeyArray, state: BetaState, batch: int) -> Int[Array, " b"]:
@@ -266,7 +268,7 @@ def _nearest_draw(
     def update(state: BetaState, arms: Array, rewards: Array, valid: Array | None = None) -> BetaState:
         sums = arm_sums(arms, rewards, valid, num_arms)
         solved, failed = learn(state, sums, rewards.shape[1])
-        return BetaState(solved=solved, failed=failed, **counted(state, sums))
+        return BetaState(solved=solved, failed=failed, **updated_counts(state, sums))
 
     scores = lambda state: {"solve_rate": _solve_rate(state)}
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name=name)

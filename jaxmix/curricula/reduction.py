@@ -20,13 +20,15 @@ _SAME = 1e-9  # squared distance below which two rows are copies; features have 
 
 
 class Reduction(NamedTuple):
-    """Attributes:
-    labels: the cluster of every prompt of the pool, copies included.
-    kept: numbers of the prompts that stay, in the order they were picked, padded with −1.
-    valid: where `kept` has a prompt.
-    features: what was clustered.
-    centroids:
-    inertia: sum of squared distances of the different prompts from their centroids.
+    """Result of `reduce`.
+
+    Attributes:
+        labels: the cluster of every prompt of the pool, copies included.
+        kept: numbers of the prompts that stay, in the order they were picked, padded with −1.
+        valid: where `kept` has a prompt.
+        features: what was clustered.
+        centroids:
+        inertia: sum of squared distances of the different prompts from their centroids.
     """
 
     labels: Int[Array, " n"]

@@ -1,4 +1,4 @@
-"""SPaCe: prompts go where groups of rollouts disagree, measured inside the groups and discounted over time.
+"""SPaCe: draws the arms whose groups of rollouts disagree, measured inside the groups and discounted over time.
 
 Do, Nguyen, Venkatesh, Le: "SPaCe: Unlocking Sample-Efficient Large Language Models Training With Self-Pace Curriculum
 Learning", arXiv 2508.05015 (version 1: SPaRFT).
@@ -16,12 +16,12 @@ from jaxmix.curricula.base import (
     Bandit,
     arm_sums,
     check_arms,
-    counted,
     first_visit_average,
-    no_counts,
+    initial_counts,
     race,
     registry,
     sample_arms,
+    updated_counts,
 )
 
 RULES = {
@@ -37,15 +37,17 @@ _GRID = 4096  # about so many points for all arms together
 
 @state(version=1)
 class SpaceState:
-    """Attributes:
-    count: discounted number of slots n.
-    solve: discounted sum of group solve rates m.
-    signal: discounted sum of group signals h.
-    fast: fast average of the solve rate.
-    slow: slow average of the solve rate.
-    is_seen: arms that had a slot.
-    pulls: slots so far.
-    step: updates so far.
+    """State of `space`.
+
+    Attributes:
+        count: discounted number of slots n.
+        solve: discounted sum of group solve rates m.
+        signal: discounted sum of group signals h.
+        fast: fast average of the solve rate.
+        slow: slow average of the solve rate.
+        is_seen: arms that had a slot.
+        pulls: slots so far.
+        step: updates so far.
     """
 
     count: Float[Array, " k"]
@@ -60,10 +62,12 @@ class SpaceState:
 
 @state(version=1)
 class SparftState:
-    """Attributes:
-    mean: mean solve rate over all history; 0 for arms without a slot.
-    pulls: slots so far.
-    step: updates so far.
+    """State of `sparft_v1`.
+
+    Attributes:
+        mean: mean solve rate over all history; 0 for arms without a slot.
+        pulls: slots so far.
+        step: updates so far.
     """
 
     mean: Float[Array, " k"]
@@ -72,7 +76,7 @@ class SparftState:
 
 
 def gaussian_argmax(mean: Float[Array, " k"], deviation: Float[Array, " k"]) -> Float[Array, " k"]:
-    """How likely each of k independent normal numbers is to be the largest, by quadrature (errors about 1e-3)."""
+    """The probability that each of k independent normal numbers is the largest, by quadrature (errors about 1e-3)."""
     arms = mean.shape[0]
     points = jnp.linspace(-_REACH, _REACH, max(5, min(41, _GRID // arms)), dtype=mean.dtype)
     grid = jnp.sort((-mean[:, None] + deviation[:, None] * points[None, :]).ravel())
@@ -176,7 +180,7 @@ def space(
 
     def init() -> SpaceState:
         zeros = dict.fromkeys(("count", "solve", "signal", "fast", "slow"), jnp.zeros((num_arms,), jnp.float32))
-        return SpaceState(**zeros, is_seen=jnp.zeros((num_arms,), jnp.bool_), **no_counts(num_arms))
+        return SpaceState(**zeros, is_seen=jnp.zeros((num_arms,), jnp.bool_), **initial_counts(num_arms))
 
     def scores(state: SpaceState) -> dict[str, Array]:
         size = state.count + prior_strength
@@ -221,7 +225,7 @@ def space(
             fast=average(state.fast, fast_rate),
             slow=average(state.slow, slow_rate),
             is_seen=state.is_seen | sums.is_drawn,
-            **counted(state, sums),
+            **updated_counts(state, sums),
         )
 
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name=f"space({rule})")
@@ -258,7 +262,7 @@ def sparft_v1(num_arms: int) -> Bandit:
     check_arms("sparft_v1", num_arms)
 
     def init() -> SparftState:
-        return SparftState(mean=jnp.zeros((num_arms,), jnp.float32), **no_counts(num_arms))
+        return SparftState(mean=jnp.zeros((num_arms,), jnp.float32), **initial_counts(num_arms))
 
     def deviation(state: SparftState) -> Float[Array, " k"]:
         return 1.0 / jnp.sqrt(state.pulls.astype(jnp.float32) + 1.0)

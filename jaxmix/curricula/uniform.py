@@ -15,10 +15,10 @@ from jaxmix.curricula.base import (
     arm_sums,
     check_arms,
     check_per_arm,
-    counted,
     independent_slots,
-    no_counts,
+    initial_counts,
     registry,
+    updated_counts,
 )
 
 OVERSAMPLING = 3
@@ -29,9 +29,11 @@ MAX_REFILLS = 10
 
 @state(version=1)
 class CountState:
-    """Attributes:
-    pulls: slots so far.
-    step: updates so far.
+    """State of the bandits that only count.
+
+    Attributes:
+        pulls: slots so far.
+        step: updates so far.
     """
 
     pulls: Int[Array, " k"]
@@ -101,7 +103,7 @@ def _counting(num_arms: int, sizes: Sequence[float] | None, name: str) -> Bandit
     shares = tuple(weight / total for weight in weights)
 
     def init() -> CountState:
-        return CountState(**no_counts(num_arms))
+        return CountState(**initial_counts(num_arms))
 
     def probabilities(state: CountState) -> Float[Array, " k"]:
         del state
@@ -109,6 +111,6 @@ def _counting(num_arms: int, sizes: Sequence[float] | None, name: str) -> Bandit
 
     def update(state: CountState, arms: Array, rewards: Array, valid: Array | None = None) -> CountState:
         sums = arm_sums(arms, rewards, valid, num_arms)
-        return CountState(**counted(state, sums))
+        return CountState(**updated_counts(state, sums))
 
     return Bandit(init, independent_slots(probabilities), update, probabilities, num_arms=num_arms, name=name)

@@ -1,4 +1,4 @@
-"""What a selector is: a pure function that picks, from a super-batch of candidates, the examples to train on.
+"""The interface of selectors: a pure function that picks, from a super-batch of candidates, the examples to train on.
 
     selector(key, learner, reference, valid=None) -> Selection
 
@@ -73,11 +73,13 @@ class SelectionInfo(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Attributes:
-    indices: rows of the super-batch, all different, in the order they were drawn: chunk after chunk. Shuffle
-        before splitting them. Where fewer than b candidates are valid (or quotas leave room for fewer), the last
-        entries are −1, never an invalid row and never a row twice; mask them out of the training batch.
-    info: see `SelectionInfo`.
+    """The examples picked.
+
+    Attributes:
+        indices: rows of the super-batch, all different, in the order they were drawn: chunk after chunk. Shuffle
+            before splitting them. Where fewer than b candidates are valid (or quotas leave room for fewer), the last
+            entries are −1, never an invalid row and never a row twice; mask them out of the training batch.
+        info: see `SelectionInfo`.
     """
 
     indices: Int[Array, " b"]
@@ -86,7 +88,7 @@ class Selection(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Selector:
-    """A selector as a bundle; calling it is calling `select`. A dataclass and not a tuple, so that `jax.jit` takes it.
+    """A selector and its properties; calling it calls `select`. Not a tuple, so that `jax.jit` takes it.
 
     Attributes:
         select: `(key, *data, valid=None, *, domain=None, quota=None, gain=None, …) -> Selection`. Pure and jitted, to

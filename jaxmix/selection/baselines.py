@@ -1,4 +1,4 @@
-"""Selection of examples one by one: what joint selection has to beat.
+"""Selection of examples one by one: the baselines of joint selection.
 
 Mindermann et al.: "Prioritized training on points that are learnable, worth learning, and not yet learned" (RHO-LOSS),
 arXiv 2206.07137.

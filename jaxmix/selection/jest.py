@@ -1,4 +1,4 @@
-"""JEST: picks the examples of a batch jointly, by what the batch as a whole would teach.
+"""JEST: picks the examples of a batch jointly, by the learnability of the batch as a whole.
 
 Evans, Parthasarathy, Merzic, Hénaff: "Data curation via joint example selection further accelerates multimodal
 learning", arXiv 2406.17711.

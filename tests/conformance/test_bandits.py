@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,14 +120,7 @@ def assert_simplex(probabilities):
     np.testing.assert_allclose(values.sum(), 1.0, atol=2e-6)
 
 
-def assert_equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def assert_close(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), a, b)
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
 
 
 def test_bundle(case, made):
@@ -135,9 +129,9 @@ def test_bundle(case, made):
     state = run(made, 3)
     assert int(state.step) == 3
     assert int(state.pulls.sum()) == 3 * B
-    for figures in made.bandit.scores(state).values():
-        assert figures.shape == (K,)
-        assert np.isfinite(figures).all()
+    scores = made.bandit.scores(state)
+    chex.assert_tree_shape_prefix(scores, (K,))
+    chex.assert_tree_all_finite(scores)
 
 
 def test_probabilities_lie_on_the_simplex(made):
@@ -187,10 +181,8 @@ def test_many_updates_trace_once(made):
 def test_state_keeps_structure_shapes_and_dtypes(made):
     before = made.bandit.init()
     after = jax.eval_shape(made.bandit.update, before, *batch(0))
-    assert jax.tree.structure(before) == jax.tree.structure(after)
-    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
-        assert not y.weak_type
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    assert not any(leaf.weak_type for leaf in (*jax.tree.leaves(before), *jax.tree.leaves(after)))
 
 
 @pytest.mark.parametrize("case", few(CASES))
@@ -227,10 +219,10 @@ def test_slots_that_do_not_count_leave_no_trace(made):
     padded = made.update(state, arms, jnp.where(counts[:, None], rewards, jnp.inf), jnp.asarray(counts))
     bad_arms = arms.at[1].set(-1).at[3].set(K)
     bad_rewards = rewards.at[5, 2].set(jnp.nan).at[7, 0].set(1.5)
-    assert_equal(padded, made.update(state, bad_arms, bad_rewards, ALL))
+    chex.assert_trees_all_equal(padded, made.update(state, bad_arms, bad_rewards, ALL))
     # Twice the other half in its place: the slots that count alone decide.
     again = made.update(state, jnp.where(counts, arms, arms[::-1]), jnp.where(counts[:, None], rewards, 1.0), counts)
-    assert_equal(padded, again)
+    chex.assert_trees_all_equal(padded, again)
 
 
 def test_a_batch_without_a_slot_changes_nothing_but_the_step(made):
@@ -247,7 +239,7 @@ def test_extreme_rewards_stay_finite(made, kind):
         arms, _ = batch(step)
         value = {"solved": 1.0, "failed": 0.0, "alternating": step % 2, "halves": 0.5}[kind]
         state = made.update(state, arms, jnp.full((B, G), value, jnp.float32), ALL)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    chex.assert_tree_all_finite(state)
     assert_simplex(made.probabilities(state))
     arms = made.sample(KEY, state, B)
     assert ((arms >= 0) & (arms < K)).all()
@@ -274,7 +266,7 @@ def test_stopped_and_restored_at_any_update(made):
         stored = jax.tree.map(np.asarray, to_nested(resumed))
         resumed = jax.tree.map(jnp.asarray, from_nested(template, stored, state_versions(resumed)))
         straight, resumed = made.update(straight, *batch(step), ALL), made.update(resumed, *batch(step), ALL)
-        assert_equal(straight, resumed)
+        chex.assert_trees_all_equal(straight, resumed)
         np.testing.assert_array_equal(made.sample(KEY, straight, B), made.sample(KEY, resumed, B))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +63,8 @@ def test_equal_settings_are_the_same_object(case):
 def test_the_fit_rises_and_keeps_the_states_form(case):
     result = fitted(case)
     start = make(case).init(START, 10.0)
-    describe = lambda state: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
-    assert describe(result.state) == describe(start)
+    chex.assert_trees_all_equal_shapes_and_dtypes(result.state, start)
+    chex.assert_tree_all_finite(result.state)
     np.testing.assert_allclose(jnp.linalg.norm(result.state.mean_directions, axis=1), 1, atol=1e-5)
     assert (np.diff(result.objective) >= -1e-5 * np.abs(result.objective[1:])).all()
     assert result.iterations == len(result.objective) <= 6
@@ -75,10 +76,10 @@ def test_sums_add_up_over_blocks(case):
     whole = made.accumulate(state, ROWS, weight)
     parts = [made.accumulate(state, ROWS[i : i + 201], weight[i : i + 201]) for i in range(0, N, 201)]
     added = jax.tree.map(lambda *leaves: sum(leaves), *parts)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-2), added, whole)
+    chex.assert_trees_all_close(added, whole, rtol=1e-4, atol=2e-2)
     assert float(whole.count) == float((weight > 0).sum())
     again = made.maximize(state, added)
-    assert jax.tree.structure(again) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(again, state)
 
 
 def test_labels_are_those_of_the_linear_rule(case):
@@ -108,7 +109,7 @@ def test_the_state_survives_storage(case):
     state = fitted(case).state
     stored = jax.tree.map(np.asarray, to_nested(state))
     back = from_nested(make(case).init(START, 10.0), stored, state_versions(state))
-    jax.tree.map(np.testing.assert_array_equal, back, state)
+    chex.assert_trees_all_equal(back, state)
 
 
 def test_no_cluster_is_refused(case):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,8 +120,7 @@ def check(out, count=B, num_select=B):
     assert len(set(indices[:count])) == count
     assert (indices[count:] == -1).all()
     assert out.info.num_selected == count
-    for leaf in jax.tree.leaves(out.info):
-        assert np.isfinite(leaf).all()
+    chex.assert_tree_all_finite(out.info)
     np.testing.assert_allclose(out.info.score, out.info.positive + out.info.negative, rtol=1e-5, atol=1e-6)
     assert 0 <= out.info.overlap <= 1
     assert (np.asarray(out.info.chunk_share) >= 0).all()
@@ -158,7 +158,7 @@ def test_too_few_valid_rows_end_in_minus_one(name, count):
 def test_same_key_same_answer_and_only_then(name):
     select = compiled(name)
     first, again = select(KEY, data(name), ALL), select(KEY, data(name), ALL)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    chex.assert_trees_all_equal(first, again)
     other = select(jax.random.key(99), data(name), ALL)
     if name in RANDOM:
         assert set(first.indices.tolist()) != set(other.indices.tolist())

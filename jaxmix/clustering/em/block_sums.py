@@ -194,7 +194,7 @@ def posterior_pass(
 
 
 def gram_pass(table: Array, sample_weight: Array, shift: Array) -> Array:
-    """Σ w γ γᵀ at biases changed by a near `shift`: what a Hessian needs."""
+    """Σ w γ γᵀ at biases changed by a near `shift`: the matrix of a Hessian."""
     k, dtype = table.shape[1], table.dtype
     scale = jnp.exp(shift - jnp.max(shift))
 
@@ -273,5 +273,5 @@ def _largest(logits: Array) -> tuple[Array, Array]:
 
 
 def _row_sums(powers: Array) -> Array:
-    """A product with ones: few columns are summed faster so."""
+    """Row sums as a product with ones, which is faster for few columns."""
     return jnp.matmul(powers, jnp.ones((powers.shape[1],), powers.dtype), precision=HIGHEST)

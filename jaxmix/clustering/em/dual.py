@@ -47,20 +47,22 @@ class Evaluation(NamedTuple):
 
 
 class DualSearch(NamedTuple):
-    """Attributes:
-    base: the biases that changes are counted from.
-    change: the best change so far; `gradient`, `value` and `gap` belong to it.
-    gradient: ∇D.
-    value: `D(base + change) − D(base)`.
-    gap: certificate (14); for λ = ∞, `|⟨b, π − u⟩|`.
-    level: D(base).
-    factor: Cholesky factor of the Hessian at some earlier point.
-    direction: Newton's step from `change`.
-    step: share of `direction` that is tried.
-    trial: the change to evaluate next.
-    evaluations: how many there were.
-    wants_gram: whether the next evaluation needs the matrix.
-    is_done: whether the search has ended.
+    """State of the search.
+
+    Attributes:
+        base: the biases that changes are counted from.
+        change: the best change so far; `gradient`, `value` and `gap` belong to it.
+        gradient: ∇D.
+        value: `D(base + change) − D(base)`.
+        gap: certificate (14); for λ = ∞, `|⟨b, π − u⟩|`.
+        level: D(base).
+        factor: Cholesky factor of the Hessian at some earlier point.
+        direction: Newton's step from `change`.
+        step: share of `direction` that is tried.
+        trial: the change to evaluate next.
+        evaluations: how many there were.
+        wants_gram: whether the next evaluation needs the matrix.
+        is_done: whether the search has ended.
     """
 
     base: Float[Array, " k"]

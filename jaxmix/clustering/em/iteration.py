@@ -79,13 +79,15 @@ class Workspace(NamedTuple):
 
 
 class EStep(NamedTuple):
-    """Attributes:
-    state: that of the iteration before, with the biases found.
-    sums: what the M-step needs.
-    objective: F (15).
-    gap: certificate.
-    evaluations: passes over the log-likelihoods.
-    workspace: for the next iteration.
+    """Result of an E-step.
+
+    Attributes:
+        state: that of the iteration before, with the biases found.
+        sums: what the M-step needs.
+        objective: F (15).
+        gap: certificate.
+        evaluations: passes over the log-likelihoods.
+        workspace: for the next iteration.
     """
 
     state: GemState
@@ -118,7 +120,7 @@ def em_config(clusterer: Clusterer) -> EmConfig:
 
 
 def search_tolerance(dtype: Any, num_clusters: int) -> float:
-    """Of the dual's certificate, relative to its value.
+    """Tolerance of the dual's certificate, relative to its value.
 
     The last digits that float32 can give take a new Hessian, which is cheap for few clusters only.
     """
@@ -161,7 +163,7 @@ def improve(config: EmConfig, state: GemState, sums: Sums, objective: Array) -> 
 def _plain_e_step(
     config: EmConfig, add: Any, rows: WeightedRows, state: GemState, penalty: Penalty, workspace: Workspace
 ) -> EStep:
-    """Without balance: every sum in one pass."""
+    """The E-step without balance: every sum in one pass."""
     sums = add(fused_pass(state, rows.x, rows.weight, hard=config.rule != "soft"))
     objective = sums.value / rows.total - jnp.log(jnp.asarray(rows.weight.dtype.type(state.biases.shape[0])))
     workspace = workspace._replace(wants_gram=jnp.bool_(False))
@@ -171,6 +173,7 @@ def _plain_e_step(
 def _mirror_e_step(
     config: EmConfig, add: Any, rows: WeightedRows, state: GemState, penalty: Penalty, workspace: Workspace
 ) -> EStep:
+    """The E-step by mirror ascent."""
     sums, table, objective = mirror_pass(
         state, rows.x, rows.weight, workspace.table, penalty, rows.total, add, config.mirror_steps
     )

@@ -1,4 +1,4 @@
-"""M-steps: the state that is best for given sums, in closed form."""
+"""M-steps: the state that maximizes F for given sums, in closed form."""
 
 from __future__ import annotations
 
