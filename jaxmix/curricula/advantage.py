@@ -11,6 +11,7 @@ from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.curricula.base import (
     Bandit,
+    Counts,
     arm_sums,
     check_arms,
     independent_slots,
@@ -23,39 +24,31 @@ _EPSILON = 1e-6
 
 
 @state(version=1)
-class DumpState:
+class DumpState(Counts):
     """State of `dump`.
 
     Attributes:
         window: the sizes of an arm's latest advantages, a ring.
         rollouts: rollouts so far; the next one is written at this number modulo w.
-        pulls: slots so far.
-        step: updates so far.
     """
 
     window: Float[Array, "k w"]
     rollouts: Int[Array, " k"]
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
 
 
 @state(version=1)
-class SecState:
+class SecState(Counts):
     """State of `sec`.
 
     Attributes:
         quality: averaged objective Q.
         reward: mean reward at an arm's last visit.
         is_seen: arms that had a slot.
-        pulls: slots so far.
-        step: updates so far.
     """
 
     quality: Float[Array, " k"]
     reward: Float[Array, " k"]
     is_seen: Bool[Array, " k"]
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
 
 
 def advantages(rewards: Float[Array, "b g"]) -> Float[Array, "b g"]:

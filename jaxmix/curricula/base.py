@@ -8,6 +8,7 @@ An arm is a group of prompts: a cluster, a difficulty level, a data source, or a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -61,6 +62,29 @@ class Bandit(NamedTuple):
     keep: Callable[..., Bool[Array, " b"]] | None = None
     num_arms: int = 0
     name: str = "bandit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What every state counts.
+
+    Attributes:
+        pulls: slots so far.
+        step: updates so far.
+    """
+
+    pulls: Int[Array, " k"]
+    step: Int[Array, ""]
+
+
+def initial_counts(num_arms: int) -> dict[str, Any]:
+    """The fields of `Counts` in a first state."""
+    return {"pulls": jnp.zeros((num_arms,), jnp.int32), "step": jnp.int32(0)}
+
+
+def updated_counts(state: Counts, sums: ArmSums) -> dict[str, Any]:
+    """The fields of `Counts` after a batch."""
+    return {"pulls": state.pulls + sums.pulls, "step": state.step + 1}
 
 
 class ArmSums(NamedTuple):
@@ -144,16 +168,6 @@ def independent_slots(
 ) -> Callable[[PRNGKeyArray, Any, int], Int[Array, " b"]]:
     """The `sample` of a rule that draws slots independently."""
     return lambda key, state, batch: sample_arms(key, probabilities(state), batch)
-
-
-def initial_counts(num_arms: int) -> dict[str, Any]:
-    """The fields `pulls` and `step` of a first state."""
-    return {"pulls": jnp.zeros((num_arms,), jnp.int32), "step": jnp.int32(0)}
-
-
-def updated_counts(state: Any, sums: ArmSums) -> dict[str, Any]:
-    """The fields `pulls` and `step` after a batch."""
-    return {"pulls": state.pulls + sums.pulls, "step": state.step + 1}
 
 
 def race(distribution: Float[Array, "k x"], presence: float = 1.0) -> Float[Array, " k"]:

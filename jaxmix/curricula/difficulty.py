@@ -13,6 +13,7 @@ from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula.base import (
     Bandit,
+    Counts,
     arm_sums,
     check_arms,
     check_per_arm,
@@ -25,7 +26,7 @@ from jaxmix.curricula.base import (
 
 
 @state(version=1)
-class StagedState:
+class StagedState(Counts):
     """State of `staged`.
 
     Attributes:
@@ -33,46 +34,34 @@ class StagedState:
         accuracy: its running solve rate.
         is_seen: whether it had a slot since its stage began.
         stage_updates: updates since then.
-        pulls: slots so far.
-        step: updates so far.
     """
 
     stage: Int[Array, ""]
     accuracy: Float[Array, ""]
     is_seen: Bool[Array, ""]
     stage_updates: Int[Array, ""]
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
 
 
 @state(version=1)
-class AdarftState:
+class AdarftState(Counts):
     """State of `adarft`.
 
     Attributes:
         target: the difficulty that is asked for now.
-        pulls: slots so far.
-        step: updates so far.
     """
 
     target: Float[Array, ""]
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
 
 
 @state(version=1)
-class DotsState:
+class DotsState(Counts):
     """State of `dots`.
 
     Attributes:
         difficulty: failure rate of each arm: predicted, and measured once it was drawn.
-        pulls: slots so far.
-        step: updates so far.
     """
 
     difficulty: Float[Array, " k"]
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
 
 
 @registry.register

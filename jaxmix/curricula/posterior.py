@@ -14,6 +14,7 @@ from jaxmix.core.validate import check_count, check_number
 from jaxmix.curricula.base import (
     ArmSums,
     Bandit,
+    Counts,
     arm_sums,
     check_arms,
     check_per_arm,
@@ -28,20 +29,16 @@ _CELLS = 256  # of the integral over the distance to the target
 
 
 @state(version=1)
-class BetaState:
+class BetaState(Counts):
     """State of the bandits with a Beta posterior.
 
     Attributes:
         solved: α: solved rollouts, with the prior's.
         failed: β: failed rollouts, with the prior's.
-        pulls: slots so far.
-        step: updates so far.
     """
 
     solved: Float[Array, " k"]
     failed: Float[Array, " k"]
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
 
 
 @registry.register

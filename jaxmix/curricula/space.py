@@ -14,6 +14,7 @@ from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import check_choice, check_number
 from jaxmix.curricula.base import (
     Bandit,
+    Counts,
     arm_sums,
     check_arms,
     first_visit_average,
@@ -36,7 +37,7 @@ _GRID = 4096  # about so many points for all arms together
 
 
 @state(version=1)
-class SpaceState:
+class SpaceState(Counts):
     """State of `space`.
 
     Attributes:
@@ -46,8 +47,6 @@ class SpaceState:
         fast: fast average of the solve rate.
         slow: slow average of the solve rate.
         is_seen: arms that had a slot.
-        pulls: slots so far.
-        step: updates so far.
     """
 
     count: Float[Array, " k"]
@@ -56,23 +55,17 @@ class SpaceState:
     fast: Float[Array, " k"]
     slow: Float[Array, " k"]
     is_seen: Bool[Array, " k"]
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
 
 
 @state(version=1)
-class SparftState:
+class SparftState(Counts):
     """State of `sparft_v1`.
 
     Attributes:
         mean: mean solve rate over all history; 0 for arms without a slot.
-        pulls: slots so far.
-        step: updates so far.
     """
 
     mean: Float[Array, " k"]
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
 
 
 def gaussian_argmax(mean: Float[Array, " k"], deviation: Float[Array, " k"]) -> Float[Array, " k"]:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
-from jaxmix.core.types import Array, Bool, Float, Int
+from jaxmix.core.types import Array, Bool, Float
 from jaxmix.core.validate import check_number
 from jaxmix.curricula.base import (
     Bandit,
+    Counts,
     arm_sums,
     check_arms,
     check_per_arm,
@@ -28,16 +29,8 @@ MAX_REFILLS = 10
 
 
 @state(version=1)
-class CountState:
-    """State of the bandits that only count.
-
-    Attributes:
-        pulls: slots so far.
-        step: updates so far.
-    """
-
-    pulls: Int[Array, " k"]
-    step: Int[Array, ""]
+class CountState(Counts):
+    """State of the bandits that only count."""
 
 
 @registry.register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,4 +92,5 @@ def planted_mixture(
     for k in range(num_clusters):
         rows = np.flatnonzero(classes == k)
         x[rows] = sample_vmf(rng, directions[k], kappa[k], len(rows))
-    return Planted(x, classes, GemState(directions, kappa, np.log(num_clusters * sizes)))
+    parameters: tuple[Any, ...] = directions, kappa, np.log(num_clusters * sizes)
+    return Planted(x, classes, GemState(*parameters))
