@@ -145,8 +145,8 @@ def build_decoding(config: TransformerConfig, merge: Callable[[Any], Any]) -> De
         return tuple(zip(prompt or nothing, own or nothing, strict=True))
 
     def embed(module: Any, tokens: Int[Array, "x s"]) -> Array:
-        table = module.table[...].astype(compute_dtype(config.compute_dtype))
-        return jnp.take(table, tokens, axis=0, mode="clip")
+        rows = jnp.take(module.table[...], tokens, axis=0, mode="clip")
+        return rows.astype(compute_dtype(config.compute_dtype))
 
     def readout(module: Any, temperature: float = 1.0) -> Array:
         words = module.table[...] if config.tie_embeddings else module.readout[...]

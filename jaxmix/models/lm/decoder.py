@@ -49,9 +49,10 @@ class Decoder(nnx.Module):
         """Tokens and targets i32[b, t] → (loss, log normalizer), both f32[b, t]; `readout` replaces the own one."""
         config = self.config
         dtype = compute_dtype(config.compute_dtype)
-        table = self.table[...].astype(dtype)
         rotary = rotary_table(tokens.shape[1], config.size_of_head, config.rope_base)
-        x = constrain_rows(jnp.take(table, tokens, axis=0, mode="clip"))
+        # Rounded after it is taken, so that the table's gradient, thousands of rows for a frequent word, is added up in
+        # float32: on a GPU a sum of so many bfloat16 stands still.
+        x = constrain_rows(jnp.take(self.table[...], tokens, axis=0, mode="clip").astype(dtype))
         x = run_blocks(self, Block, config, x, rotary)
         if readout is None:
             readout = self.table[...] if config.tie_embeddings else self.readout[...]

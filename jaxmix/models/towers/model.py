@@ -102,10 +102,11 @@ class TextTower(Tower):
         self.table = matrix(nnx.Rngs(params=table_key), shape, _TABLE_SCALE)
 
     def __call__(self, tokens: Array) -> Array:
-        table = self.table[...].astype(compute_dtype(self.trunk.compute_dtype))
         tokens = tokens.astype(jnp.int32)
+        # Rounded after it is taken, see `Decoder`.
+        words = jnp.take(self.table[...], tokens, axis=0, mode="clip").astype(compute_dtype(self.trunk.compute_dtype))
         rotary = rotary_table(tokens.shape[1], self.trunk.size_of_head, self.trunk.rope_base)
-        return self.embed(constrain_rows(jnp.take(table, tokens, axis=0, mode="clip")), rotary, tokens > 0)
+        return self.embed(constrain_rows(words), rotary, tokens > 0)
 
 
 def two_towers(config: TwoTowersConfig) -> TwoTowers:

@@ -286,3 +286,13 @@ def test_it_learns_to_copy_what_repeats():
 def test_float64_needs_64_bit_mode():
     with pytest.raises(ConfigError, match="needs JAX's 64-bit mode"):
         transformer(tiny(compute_dtype="float64"))
+
+
+def test_the_tables_gradient_is_added_up_in_float32():
+    """A frequent word's rows are thousands; on a GPU a sum of so many bfloat16 stands still."""
+    model = transformer(TransformerConfig(1, 64, 32, tie_embeddings=False, compute_dtype="bfloat16"))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    total = lambda params, tokens: jnp.sum(model.apply(params, {"tokens": tokens, "targets": tokens}))
+    lines = str(jax.make_jaxpr(jax.grad(total))(params, tokens)).splitlines()
+    assert [line.split()[0].split(":")[1] for line in lines if "= scatter-add" in line] == ["f32[32,64]"]
