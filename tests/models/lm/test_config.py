@@ -39,8 +39,8 @@ def test_defaults_follow_the_width():
 
 
 def test_depth_decides_on_the_scan_and_vocabulary_on_chunks():
-    assert not TransformerConfig(num_layers=11, width=64).is_scanned
-    assert TransformerConfig(num_layers=12, width=64).is_scanned
+    assert not TransformerConfig(num_layers=15, width=64).is_scanned
+    assert TransformerConfig(num_layers=16, width=64).is_scanned
     assert not TransformerConfig(num_layers=12, width=64, scan_layers=False).is_scanned
     assert TransformerConfig(num_layers=1, width=64).positions_per_loss_chunk == 0
     assert TransformerConfig(num_layers=1, width=64, vocab_size=32_768).positions_per_loss_chunk == 128
