@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jaxmix.core.types import Array, Float, TokenIds
 from jaxmix.models.precision import wide_dtype
 
-__all__ = ["token_losses"]
-
 
 def token_losses(
     hidden: Float[Array, "b t d"], readout: Float[Array, "v d"], targets: TokenIds, *, chunk: int = 0

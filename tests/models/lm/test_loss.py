@@ -76,8 +76,8 @@ def test_sixteen_bit_gradients_are_those_of_float64(chunk):
 
     def gradients(hidden, readout):
         def total(hidden, readout):
-            loss, log_normaliser = token_losses(hidden, readout, targets, chunk=chunk)
-            return jnp.sum(weight.astype(loss.dtype) * loss + 0.1 * jnp.square(log_normaliser))
+            loss, log_normalizer = token_losses(hidden, readout, targets, chunk=chunk)
+            return jnp.sum(weight.astype(loss.dtype) * loss + 0.1 * jnp.square(log_normalizer))
 
         return jax.grad(total, argnums=(0, 1))(hidden, readout)
 
