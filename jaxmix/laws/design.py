@@ -15,10 +15,10 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.laws.checks import check_positive, on_simplex
 from jaxmix.laws.fit import LawFit, compiled, on_host
-from jaxmix.laws.solve.sobol import MAX_DIMENSIONS, sobol_points
 
 _NUM_STRENGTHS = 15
 _MAX_ROUNDS = 200
+_SOBOL_BITS = 32
 
 
 def dirichlet_designs(
@@ -93,13 +93,13 @@ def sobol_designs(
 ) -> np.ndarray:
     """Returns mixtures spread evenly over the whole simplex, float64[r, m].
 
-    Sobol points (with a random digital shift) are broken into sticks by the inverse distribution functions of the
-    uniform distribution on the simplex: h_j = (1 − Σ_{i<j} h_i) (1 − (1 − u_j)^{1/(m−j)}), j = 1 … m − 1. With floors
+    Sobol points of `scipy.stats.qmc` (with a random digital shift) are broken into sticks by the inverse distribution
+    functions of the uniform distribution on the simplex: h_j = (1 − Σ_{i<j} h_i) (1 − (1 − u_j)^{1/(m−j)}), j = 1 … m − 1. With floors
     they fill the smaller simplex above the floors; those over a cap are left out and later points take their place.
 
     Args:
         key: typed JAX key, for the shift.
-        num_domains: m, from 2 to 65.
+        num_domains: m, from 2 to 21202.
         num_runs: r ≥ 1.
         min_weights: floors, [m] or a number, adding up to less than 1.
         max_weights: caps, [m] or a number.
@@ -107,11 +107,12 @@ def sobol_designs(
     Raises:
         ConfigError: too many domains, floors that leave no room, caps that almost no mixture keeps.
     """
-    if not 2 <= num_domains <= MAX_DIMENSIONS + 1:
+    from scipy.stats.qmc import Sobol
+
+    if not 2 <= num_domains <= Sobol.MAXDIM + 1:
         raise ConfigError(
-            f"Sobol mixtures have from 2 to {MAX_DIMENSIONS + 1} domains, got {num_domains}",
+            f"Sobol mixtures have from 2 to {Sobol.MAXDIM + 1} domains, got {num_domains}",
             where="sobol_designs(num_domains)",
-            fix="Use dirichlet_designs for more.",
         )
     floors = np.broadcast_to(np.asarray(min_weights, np.float64), (num_domains,))
     caps = np.broadcast_to(np.asarray(1.0 if max_weights is None else max_weights, np.float64), (num_domains,))
@@ -121,10 +122,13 @@ def sobol_designs(
         )
     if num_runs < 1:
         raise ConfigError(f"num_runs must be >= 1, got {num_runs}", where="sobol_designs(num_runs)")
-    seed = int(_rng(key).integers(2**63))
+    rng = np.random.default_rng(int(_rng(key).integers(2**63)))
+    shift = rng.integers(0, 2**_SOBOL_BITS, num_domains - 1, dtype=np.uint64)
     count = num_runs
     while count <= max(64 * num_runs, 2**16):
-        points = sobol_points(count, num_domains - 1, np.random.default_rng(seed))
+        sequence = Sobol(num_domains - 1, scramble=False, bits=_SOBOL_BITS)
+        points = sequence.random_base2((count - 1).bit_length())[:count] * 2.0**_SOBOL_BITS
+        points = ((points.astype(np.uint64) ^ shift) + 0.5) / 2.0**_SOBOL_BITS
         weights = floors + (1.0 - floors.sum()) * _sticks(points)
         weights = weights[(weights <= caps).all(axis=1)]
         if len(weights) >= num_runs:

@@ -30,8 +30,8 @@ SIBLINGS = {
 """Imports within a layer that the architecture allows: (package, what it may import)."""
 
 KERNEL_IMPORTS = {"numpy", "jax", "optax", "chex", "jaxtyping", "jaxmix"}
-OPTIONAL_IMPORTS = {("laws/forms/trees.py", "lightgbm")}
-"""RegMix's law is LightGBM itself: imported when it is fitted, with a word where the extra is not installed."""
+OPTIONAL_IMPORTS = {("laws/forms/trees.py", "lightgbm"), ("laws/design.py", "scipy")}
+"""Imported where they are called: RegMix's law is LightGBM itself, and Sobol points are SciPy's."""
 HEAVY = (
     "grain",
     "tensorflow_datasets",
