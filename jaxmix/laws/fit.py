@@ -15,17 +15,17 @@ import numpy as np
 from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.laws.base import Form, Law, RunTable, Shape
 from jaxmix.laws.solve.layout import Layout, Point, lay_out
-from jaxmix.laws.solve.lbfgs import build_lbfgs
 from jaxmix.laws.solve.levenberg_marquardt import Cells, Solution, build_solver
 
 LOSSES = ("relative", "huber")
-METHODS = ("levenberg_marquardt", "lbfgs")
 _LANES = 16
 _FEWEST_LANES = 4
 _CACHE_BYTES = 2**23
 _LANE_BYTES = 2**28
 _BLOCK = 4096
-_SCREENING = {"levenberg_marquardt": (25, 60), "lbfgs": (100, 300)}
+_SCREENING = 25, 60
+"""Steps of all starts, and of the best of them on large tables, before the few that go on to the end are chosen."""
+
 _SHAKE = 0.3
 
 
@@ -86,7 +86,6 @@ def fit(
     num_starts: int = 64,
     loss: str = "relative",
     huber_delta: float = 0.02,
-    method: str = "levenberg_marquardt",
     restarts: int = 1,
     max_steps: int = 400,
     tolerance: float = 1e-9,
@@ -113,7 +112,6 @@ def fit(
         num_starts: ≥ 1.
         loss: "relative" (squared relative error) or "huber".
         huber_delta: where Huber's function turns linear, in relative error; > 0. Only for loss="huber".
-        method: "levenberg_marquardt" or "lbfgs"; the second needs less memory when parameters run to thousands.
         restarts: rounds of shaken restarts, ≥ 0.
         max_steps: limit of steps of each start.
         tolerance: a start is at its end when three steps in a row lower its objective by less than this fraction.
@@ -140,15 +138,14 @@ def fit(
         >>> bool(found.objective < 1e-8)
         True
     """
-    _check(num_starts=num_starts, loss=loss, huber_delta=huber_delta, method=method, restarts=restarts)
+    _check(num_starts=num_starts, loss=loss, huber_delta=huber_delta, restarts=restarts)
     _check_limits(max_steps, tolerance)
     row_weights = _checked_row_weights(row_weights, table)
     shape = table.shape
     if law.regress is not None:
         return _regressed(law, table, key, row_weights)
     if law.choose is not None:
-        given = {"num_starts": num_starts, "loss": loss, "huber_delta": huber_delta, "method": method,
-                 "restarts": restarts, "max_steps": max_steps, "tolerance": tolerance}  # fmt: skip
+        given = {"num_starts": num_starts, "loss": loss, "huber_delta": huber_delta, "restarts": restarts, "max_steps": max_steps, "tolerance": tolerance}  # fmt: skip
         return law.choose(table, key, row_weights, given)
     if law.build is None:
         raise ConfigError(f"law {law.name!r} has neither `build` nor `regress`", where="fit(law)")
@@ -159,11 +156,11 @@ def fit(
         layout = compiled(law, shape).layout
         first = None if start is None else _start_point(start, law, shape, layout)
         delta = huber_delta if loss == "huber" else None
-        program = solver_of(law, shape, delta, method, tolerance)
+        program = solver_of(law, shape, delta, tolerance)
         cells, row_weights = cells_of(table, row_weights)
         lanes = lanes_for(layout, cells)
         run = functools.partial(solve_all, program, cells, row_weights, lanes)
-        few, some = (min(steps, max_steps) for steps in _SCREENING[method])
+        few, some = (min(steps, max_steps) for steps in _SCREENING)
         draw, *shakes = jax.random.split(key, restarts + 1)
         points = layout.draw(draw, num_starts)
         if first is not None:
@@ -225,17 +222,16 @@ def _compiled(build: Callable[[Shape], Form], shape: Shape) -> Compiled:
     return Compiled(form, lay_out(form, shape.num_metrics), jax.jit(blocks))
 
 
-def solver_of(law: Law, shape: Shape, huber_delta: float | None, method: str, tolerance: float) -> Callable[..., Any]:
+def solver_of(law: Law, shape: Shape, huber_delta: float | None, tolerance: float) -> Callable[..., Any]:
     """The jitted solver of a law and an outline; the same object for the same arguments."""
-    return _solver_of(law.build, shape, huber_delta, method, tolerance)
+    return _solver_of(law.build, shape, huber_delta, tolerance)
 
 
 @functools.lru_cache(maxsize=64)
 def _solver_of(
-    build: Callable[[Shape], Form], shape: Shape, huber_delta: float | None, method: str, tolerance: float
+    build: Callable[[Shape], Form], shape: Shape, huber_delta: float | None, tolerance: float
 ) -> Callable[..., Any]:
-    make = build_solver if method == "levenberg_marquardt" else build_lbfgs
-    return make(_compiled(build, shape).layout, huber_delta, tolerance)
+    return build_solver(_compiled(build, shape).layout, huber_delta, tolerance)
 
 
 def predict_rows(
@@ -385,10 +381,9 @@ def _start_point(start: LawFit, law: Law, shape: Shape, layout: Layout) -> Point
     return layout.point(start.params)
 
 
-def _check(*, num_starts: int, loss: str, huber_delta: float, method: str, restarts: int) -> None:
-    for name, value, known in (("loss", loss, LOSSES), ("method", method, METHODS)):
-        if value not in known:
-            raise ConfigError(f"unknown {name} {value!r}", where=f"fit({name})", fix=nearest(str(value), known))
+def _check(*, num_starts: int, loss: str, huber_delta: float, restarts: int) -> None:
+    if loss not in LOSSES:
+        raise ConfigError(f"unknown loss {loss!r}", where="fit(loss)", fix=nearest(str(loss), LOSSES))
     for name, number, least in (("num_starts", num_starts, 1), ("restarts", restarts, 0)):
         if number < least:
             raise ConfigError(f"{name} must be >= {least}, got {number}", where=f"fit({name})")

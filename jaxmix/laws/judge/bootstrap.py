@@ -109,7 +109,7 @@ def bootstrap(
         cells, _ = cells_of(table, np.ones(len(table)))
         weights = np.zeros((num_resamples, cells.losses.shape[0]))
         weights[:, : len(table)] = times[:, mixture]
-        program = solver_of(fit.law, fit.shape, None, "levenberg_marquardt", tolerance)
+        program = solver_of(fit.law, fit.shape, None, tolerance)
         start = layout.point(fit.params)
         points = Point(*(np.broadcast_to(value, (num_resamples, *value.shape)) for value in start))
         solution = solve_all(program, cells, weights, lanes_for(layout, cells), points, max_steps)
