@@ -1,21 +1,12 @@
 """What the tests of every law share: planted tables, and checks against formulas written out in NumPy."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from jaxmix.laws import RunTable, Shape
-
-
-@contextlib.contextmanager
-def on_host():
-    """Float64 on the host's CPU."""
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        yield
-
+from jaxmix.laws import RunTable, Shape, fit
+from jaxmix.laws.fit import on_host
 
 CONSTANT = Shape(3, (0, 2, 1))
 VARYING = Shape(3, (0, 2, 1), model_size_varies=True, tokens_vary=True, model_size=50.0, tokens=3.0)
@@ -54,6 +45,15 @@ def draw(form, seed=2):
 def predict(form, params, weights, size, tokens):
     with on_host():
         return np.asarray(jax.jit(form.predict)(*jax.tree.map(jnp.asarray, (params, weights, size, tokens))))
+
+
+def fitted(law, table):
+    return fit(law, table, key=jax.random.key(0))
+
+
+def predicted(found, table):
+    """By a fit, for the runs of a table."""
+    return found.predict(table.weights, table.model_size, table.tokens)
 
 
 def check_formula(law, shape, formula):

@@ -29,8 +29,9 @@ import run as law_tables  # noqa: E402
 from hardware import hardware  # noqa: E402
 
 from jaxmix import laws  # noqa: E402
-from jaxmix.laws.fit import cells_of, compiled, on_host  # noqa: E402
+from jaxmix.laws.fit import compiled, on_host  # noqa: E402
 from jaxmix.laws.solve.layout import Point  # noqa: E402
+from jaxmix.laws.solve.least_squares import cells_of  # noqa: E402
 from jaxmix.laws.solve.levenberg_marquardt import build_objective  # noqa: E402
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jaxmix.laws.base import Estimate, Form, Law, Parameter, RunTable, Shape, make, registry
+from jaxmix.laws.base import FitOptions, Form, Law, Parameter, RunTable, Shape, make, registry
 from jaxmix.laws.design import d_optimal, dirichlet_designs, law_features, sample_mixtures, sobol_designs
-from jaxmix.laws.fit import LawFit, fit
+from jaxmix.laws.fit import LawFit, fit, regressor
 from jaxmix.laws.forms.additive import additive, joint
 from jaxmix.laws.forms.autoscale import autoscale
 from jaxmix.laws.forms.bimix import bimix
@@ -26,13 +26,14 @@ from jaxmix.laws.proposals.propose import ScalePath, propose, scale_path
 from jaxmix.laws.proposals.regmix import propose_regmix
 from jaxmix.laws.proposals.repetition import caps_from_tokens, effective_mixture, effective_tokens
 from jaxmix.laws.proposals.simulate import simulate
+from jaxmix.laws.solve.least_squares import least_squares
 
 __all__ = [
     "CANDIDATES",
     "Bootstrap",
     "Diagnosis",
-    "Estimate",
     "Extrapolation",
+    "FitOptions",
     "Form",
     "Law",
     "LawFit",
@@ -63,6 +64,7 @@ __all__ = [
     "hierarchical",
     "joint",
     "law_features",
+    "least_squares",
     "lightgbm",
     "linear",
     "loglinear",
@@ -74,6 +76,7 @@ __all__ = [
     "propose_regmix",
     "quadratic",
     "registry",
+    "regressor",
     "sample_mixtures",
     "scale_path",
     "select",

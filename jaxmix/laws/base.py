@@ -1,7 +1,7 @@
-"""What a mixing law is: parameters with bounds and a prediction, or a regressor that fits itself.
+"""What a mixing law is: a way to fit it to a table of runs and, for most, parameters with bounds and a prediction.
 
 A law predicts the loss of every metric from the mixture a model was trained on, and from the model's size and tokens
-where it has terms in them. `fit` (jaxmix.laws.fit) finds the parameters; a law knows nothing of optimizers.
+where it has terms in them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
-from jaxmix.core.types import Array
+from jaxmix.core.types import Array, PRNGKeyArray
 
 P = ParamSpec("P")
 
@@ -31,13 +32,13 @@ def one_object(factory: Callable[P, Law]) -> Callable[P, Law]:
     cached = functools.lru_cache(maxsize=None, typed=True)(factory)  # typed: True is not 1
 
     @functools.wraps(factory)
-    def made(*args: P.args, **kwargs: P.kwargs) -> Law:
+    def cached_factory(*args: P.args, **kwargs: P.kwargs) -> Law:
         try:
             return cached(*args, **kwargs)  # type: ignore[arg-type]
-        except TypeError:  # arguments without a hash, which the factory refuses in words
+        except TypeError:  # unhashable arguments, which the factory refuses with a message
             return factory(*args, **kwargs)
 
-    return made
+    return cached_factory
 
 
 Params = dict[str, Array]
@@ -48,29 +49,30 @@ Predict = Callable[[Params, Array, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunTable:
-    """What finished runs teach: the mixture each was trained on and the losses it ended with.
+    """Finished runs: the mixture each was trained on and the losses it ended with.
+
+    Any array-likes are accepted; fields hold the arrays below.
 
     Attributes:
-        weights: float[r, m], rows on the simplex.
-        losses: float[r, e], nats, > 0; nan where a metric was not measured.
-        model_size: float[r], millions of parameters.
-        tokens: float[r], billions of tokens trained on.
+        weights: rows on the simplex.
+        losses: nats, > 0; nan where a metric was not measured.
+        model_size: millions of parameters.
+        tokens: billions of tokens trained on.
         domain_names: m names.
         metric_names: e names.
-        metric_domain: i64[e], index of the domain a metric validates, −1 if none. `None` on construction looks for
-            the domain of the same name.
-        seed: i64[r], of each run; zeros if not given. Runs of one mixture are never split between fitting and
-            judging, whatever their seeds.
+        metric_domain: index of the domain a metric validates, −1 if none. `None` looks for the domain of the same name.
+        seed: of each run; zeros if not given. Runs of one mixture are never split between fitting and judging,
+            whatever their seeds.
     """
 
-    weights: Any
-    losses: Any
-    model_size: Any
-    tokens: Any
+    weights: Float64[np.ndarray, "r m"]
+    losses: Float64[np.ndarray, "r e"]
+    model_size: Float64[np.ndarray, " r"]
+    tokens: Float64[np.ndarray, " r"]
     domain_names: Sequence[str]
     metric_names: Sequence[str]
-    metric_domain: Any = None
-    seed: Any = None
+    metric_domain: Int64[np.ndarray, " e"] = None  # type: ignore[assignment]  # set on construction
+    seed: Int64[np.ndarray, " r"] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)
@@ -190,20 +192,24 @@ class Form(NamedTuple):
         return sum(int(np.prod(p.shape, dtype=np.int64)) for p in self.parameters.values())
 
 
-class Estimate(NamedTuple):
-    """Parameters that a law has found for itself.
+class FitOptions(NamedTuple):
+    """Options of the search for parameters; attributes as in `jaxmix.laws.fit`, where laws of other kinds ignore them.
 
     Attributes:
-        params: by name, those of the law's form, float64.
-        objective: mean over measured cells of the squared relative error, by the weights of runs.
-        converged: whether the search stopped by itself.
-        effective_params: numbers that the runs determine, where a prior holds the others; None if all are free.
+        start: a `LawFit`, or None.
     """
 
-    params: dict[str, np.ndarray]
-    objective: float
-    converged: bool
-    effective_params: float | None = None
+    num_starts: int = 64
+    loss: str = "relative"
+    huber_delta: float = 0.02
+    restarts: int = 1
+    max_steps: int = 400
+    tolerance: float = 1e-9
+    start: Any = None
+
+
+Fit = Callable[["Law", RunTable, PRNGKeyArray, Float64[np.ndarray, " r"], FitOptions], Any]
+"""`(law, table, key, row_weights, options) -> LawFit`."""
 
 
 class Law(NamedTuple):
@@ -211,23 +217,16 @@ class Law(NamedTuple):
 
     Attributes:
         name: as in the registry.
-        build: `(shape) -> Form` for laws with parameters; None for regressors.
-        regress: `(table, key) -> (predict, num_params)` for laws that fit themselves (closed form, trees), where
-            `predict(weights, model_size, tokens) -> float64[r, e]` runs on the host; None for the others. `key` is a
-            typed JAX key.
+        fit: finds what the law predicts by from a table. `least_squares` searches the parameters of `build`;
+            `regressor` makes a law of a function that needs no parameters; a law may bring a way of its own.
+        build: `(shape) -> Form` for laws with parameters; None for the others.
         extrapolates: whether the law may be asked for model sizes and tokens outside those fitted.
-        estimate: `(table, key, row_weights) -> Estimate` for laws with `build` that find their parameters by a way of
-            their own (priors learned from the table); None: the search of `fit` is used.
-        choose: `(table, key, row_weights, options) -> LawFit` for laws that stand for others and fit the one that
-            suits the table, `options` being those of `fit`; None for the others. Without `build` and `regress`.
     """
 
     name: str
+    fit: Fit
     build: Callable[[Shape], Form] | None = None
-    regress: Callable[[RunTable, Any], tuple[Callable[..., np.ndarray], int]] | None = None
     extrapolates: bool = True
-    estimate: Callable[[RunTable, Any, np.ndarray], Estimate] | None = None
-    choose: Callable[[RunTable, Any, np.ndarray, Mapping[str, Any]], Any] | None = None
 
 
 def _check_shapes(table: RunTable) -> None:

@@ -94,8 +94,9 @@ def sobol_designs(
     """Returns mixtures spread evenly over the whole simplex, float64[r, m].
 
     Sobol points of `scipy.stats.qmc` (with a random digital shift) are broken into sticks by the inverse distribution
-    functions of the uniform distribution on the simplex: h_j = (1 − Σ_{i<j} h_i) (1 − (1 − u_j)^{1/(m−j)}), j = 1 … m − 1. With floors
-    they fill the smaller simplex above the floors; those over a cap are left out and later points take their place.
+    functions of the uniform distribution on the simplex: h_j = (1 − Σ_{i<j} h_i) (1 − (1 − u_j)^{1/(m−j)}), for
+    j = 1 … m − 1. With floors they fill the smaller simplex above the floors; those over a cap are left out and later
+    points take their place.
 
     Args:
         key: typed JAX key, for the shift.

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law_forms import draw, mixtures, on_host, predict, scales
+from law_forms import draw, mixtures, predict, scales
 
 import jaxmix.laws as laws
 from jaxmix.core.errors import ConfigError
 from jaxmix.laws import RunTable, Shape
+from jaxmix.laws.fit import on_host
 
 CONSTANT = Shape(3, (0, 2, 1))
 VARYING = Shape(3, (0, 2, 1), model_size_varies=True, tokens_vary=True, model_size=50.0, tokens=3.0)

@@ -4,7 +4,7 @@ import pytest
 import scipy.stats.qmc
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.laws.base import Law, Shape
+from jaxmix.laws.base import Shape
 from jaxmix.laws.design import (
     d_optimal,
     dirichlet_designs,
@@ -13,7 +13,7 @@ from jaxmix.laws.design import (
     sample_mixtures,
     sobol_designs,
 )
-from jaxmix.laws.fit import LawFit
+from jaxmix.laws.fit import LawFit, regressor
 from jaxmix.laws.forms.capacity_law import capacity
 
 KEY = jax.random.key(0)
@@ -168,5 +168,6 @@ def test_what_a_run_tells_of_a_law_is_its_jacobian():
                 )
             columns.append((losses[0] - losses[1]) / 2e-5)
     np.testing.assert_allclose(found, np.stack(columns, axis=2), atol=1e-8)
+    trees = LawFit({}, 0.0, 1, True, regressor("trees", None), fit.shape, np.zeros(1))
     with pytest.raises(ConfigError, match="no parameters"):
-        law_features(LawFit({}, 0.0, 1, True, Law("trees"), fit.shape, np.zeros(1)), mixtures, model_size=1, tokens=1)
+        law_features(trees, mixtures, model_size=1, tokens=1)

@@ -9,9 +9,10 @@ import pytest
 import scipy.optimize
 
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.laws import Form, Law, Parameter, RunTable, Shape, fit, make
-from jaxmix.laws.fit import cells_of, compiled, on_host
+from jaxmix.laws import Form, Law, Parameter, RunTable, Shape, fit, least_squares, make, regressor
+from jaxmix.laws.fit import compiled, on_host
 from jaxmix.laws.solve.layout import Point
+from jaxmix.laws.solve.least_squares import cells_of
 from jaxmix.laws.solve.levenberg_marquardt import build_objective
 
 KEY = jax.random.key(0)
@@ -33,7 +34,7 @@ def power_law(penalized=False):
         tie = lambda p: 1e-3 * jnp.var(jnp.log(p["noise_exponent"]))
         return Form(parameters, predict, tie if penalized else None)
 
-    return Law("test", build=build)
+    return Law("test", least_squares, build)
 
 
 def table_of(losses, weights, size=None, tokens=None):
@@ -210,12 +211,12 @@ def test_bounds_are_kept_and_named():
 
 
 def test_regressors_are_called():
-    def regress(table, key):
+    def regress(table):
         mean = table.losses.mean(axis=0)
         return (lambda weights, size, tokens: np.tile(mean, (len(weights), 1))), len(mean)
 
     table, _ = noisy_table(POWER)
-    found = fit(Law("mean", regress=regress), table, key=KEY)
+    found = fit(regressor("mean", regress), table, key=KEY)
     np.testing.assert_allclose(found.predict(table.weights[:2], 1, 1), np.tile(table.losses.mean(axis=0), (2, 1)))
     assert found.num_params == 3
 

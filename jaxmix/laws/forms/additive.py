@@ -11,6 +11,7 @@ from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import safe_power, scale_parameters, scale_terms
+from jaxmix.laws.solve.least_squares import least_squares
 
 
 @registry.register
@@ -50,7 +51,7 @@ def additive(*, ridge: float = 1e-5) -> Law:
         arXiv 2507.09404, additive law.
     """
     check_range("additive(ridge)", ridge, 0.0)
-    return Law("additive", build=lambda shape: _build(shape, ridge, is_joint=False))
+    return Law("additive", least_squares, lambda shape: _build(shape, ridge, is_joint=False))
 
 
 @registry.register
@@ -82,7 +83,7 @@ def joint(*, ridge: float = 1e-5) -> Law:
         arXiv 2507.09404, joint law (form and count from secondary sources).
     """
     check_range("joint(ridge)", ridge, 0.0)
-    return Law("joint", build=lambda shape: _build(shape, ridge, is_joint=True))
+    return Law("joint", least_squares, lambda shape: _build(shape, ridge, is_joint=True))
 
 
 def _build(shape: Shape, ridge: float, *, is_joint: bool) -> Form:

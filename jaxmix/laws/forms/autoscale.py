@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.checks import check_range
+from jaxmix.laws.solve.least_squares import least_squares
 
 
 @registry.register
@@ -60,4 +61,4 @@ def autoscale(unit: float = 1e-3) -> Law:
 
         return Form(parameters, predict)
 
-    return Law("autoscale", build=build)
+    return Law("autoscale", least_squares, build)

@@ -6,6 +6,7 @@ from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import own_weights, require_own_domains
+from jaxmix.laws.solve.least_squares import least_squares
 
 
 @registry.register
@@ -64,4 +65,4 @@ def bimix(floor: float = 1e-4) -> Law:
 
         return Form(parameters, predict)
 
-    return Law("bimix", build=build)
+    return Law("bimix", least_squares, build)

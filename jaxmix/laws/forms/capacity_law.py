@@ -17,6 +17,7 @@ from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, re
 from jaxmix.laws.checks import check_choice
 from jaxmix.laws.forms.capacity import log_capacity
 from jaxmix.laws.forms.capacity_jacobian import noise_columns, size_columns
+from jaxmix.laws.solve.least_squares import least_squares
 
 OFFSETS = ("shared", "per_domain", "none")
 EXPONENTS = ("free", "shared", "tied")
@@ -109,7 +110,7 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, 
         )
         return Form(parameters, predict, jacobian=jacobian if competition else None)
 
-    return Law("capacity", build=build)
+    return Law("capacity", least_squares, build)
 
 
 @registry.register
@@ -169,7 +170,7 @@ def capacity_only(exponents: str = "free") -> Law:
 
         return Form(parameters, predict, jacobian=jacobian)
 
-    return Law("capacity_only", build=build)
+    return Law("capacity_only", least_squares, build)
 
 
 class _Options(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.forms.terms import own_weights, require_own_domains, safe_power, scale_parameters, scale_terms
+from jaxmix.laws.solve.least_squares import least_squares
 
 
 @registry.register
@@ -62,4 +63,4 @@ def dcpt() -> Law:
 
         return Form(parameters, predict)
 
-    return Law("dcpt", build=build)
+    return Law("dcpt", least_squares, build)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 from jaxmix.core.types import Array
 from jaxmix.laws.base import Law, RunTable, registry
 from jaxmix.laws.checks import check_range
+from jaxmix.laws.fit import on_host, regressor
+from jaxmix.laws.forms.terms import with_log_scales
 
 _LENGTHS = (0.1, 0.3, 1.0, 3.0)
 _NOISES = (1e-5, 1e-3, 1e-1)
@@ -45,13 +46,12 @@ def gaussian_process(max_steps: int = 50) -> Law:
     512 runs.
 
     Example:
-        >>> import numpy as np
-        >>> from jaxmix.laws import RunTable
+        >>> from jaxmix.laws import RunTable, fit
         >>> x = np.linspace(0, 1, 9)[:, None]
         >>> h = np.concatenate([x, 1 - x], axis=1)
         >>> table = RunTable(h, 2 + x**2, np.ones(9), np.ones(9), ["a", "b"], ["a"])
-        >>> predict, num_params = gaussian_process().regress(table, None)
-        >>> bool(abs(predict(h[:1] * 0 + 0.5, np.ones(1), np.ones(1)).item() - 2.25) < 0.01)
+        >>> found = fit(gaussian_process(), table, key=jax.random.key(0))
+        >>> bool(abs(found.predict([0.5, 0.5], 1.0, 1.0).item() - 2.25) < 0.01)
         True
 
     References:
@@ -59,11 +59,18 @@ def gaussian_process(max_steps: int = 50) -> Law:
     """
     check_range("gaussian_process(max_steps)", max_steps, 1)
 
-    def regress(table: RunTable, key: Any) -> tuple[Callable[..., np.ndarray], int]:
-        del key
-        features = _features(table)
+    def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
+        shape, m = table.shape, table.shape.num_domains
+        # ln(N/N₀) and ln(D/D₀) have mean 0 over the table.
+        spread = with_log_scales(table.weights, table.model_size, table.tokens, shape)[:, m:].std(axis=0)
+
+        def features(weights: np.ndarray, model_size: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+            scales = with_log_scales(weights, model_size, tokens, shape)[:, m:]
+            return np.concatenate([np.sqrt(np.maximum(weights, 0.0)), scales / spread], axis=1)
+
         x = features(table.weights, table.model_size, table.tokens)
-        groups = _length_of_feature(table)
+        # All weights have the first length, ln N and ln D each their own.
+        groups = np.concatenate([np.zeros(m, np.int64), 1 + np.arange(len(spread))])
         fits = []
         for column in np.log(table.losses).T:
             rows = np.flatnonzero(np.isfinite(column))
@@ -83,7 +90,7 @@ def gaussian_process(max_steps: int = 50) -> Law:
 
         return predict, (4 + int(groups.max())) * len(fits)
 
-    return Law("gaussian_process", regress=regress, extrapolates=False)
+    return regressor("gaussian_process", regress)
 
 
 def negative_log_likelihood(hyper: Array, x: Array, y: Array, groups: Array, is_run: Array) -> Array:
@@ -116,7 +123,7 @@ _slope = jax.jit(jax.value_and_grad(negative_log_likelihood))
 def _search(x: np.ndarray, y: np.ndarray, groups: np.ndarray, max_steps: int) -> np.ndarray:
     """The hyperparameters [q + 1] of least negative log-likelihood: a grid, then BFGS with halving."""
     fill = -len(x) % max(8, 2 ** max(len(x).bit_length() - 3, 0))
-    with _on_host():
+    with on_host():
         data = (
             jnp.asarray(np.pad(x, ((0, fill), (0, 0)))),
             jnp.asarray(np.pad(y, (0, fill))),
@@ -170,34 +177,3 @@ def _dual(x: np.ndarray, y: np.ndarray, groups: np.ndarray, hyper: np.ndarray) -
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     distance = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1)[None, :] - 2.0 * a @ b.T
     return np.exp(-0.5 * np.maximum(distance, 0.0))
-
-
-def _length_of_feature(table: RunTable) -> np.ndarray:
-    """Which length each feature has: all weights the first, ln N and ln D their own."""
-    shape = table.shape
-    extra = int(shape.model_size_varies) + int(shape.tokens_vary)
-    return np.concatenate([np.zeros(shape.num_domains, np.int64), 1 + np.arange(extra)])
-
-
-def _features(table: RunTable) -> Callable[..., np.ndarray]:
-    shape = table.shape
-    terms: list[tuple[int, float, float]] = []
-    for which, values, varies in (
-        (0, table.model_size, shape.model_size_varies),
-        (1, table.tokens, shape.tokens_vary),
-    ):
-        if varies:
-            terms.append((which, float(np.mean(np.log(values))), float(np.std(np.log(values)))))
-
-    def features(weights: np.ndarray, model_size: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        scales = (model_size, tokens)
-        columns = [((np.log(scales[which]) - middle) / spread)[:, None] for which, middle, spread in terms]
-        return np.concatenate([np.sqrt(np.maximum(weights, 0.0)), *columns], axis=1)
-
-    return features
-
-
-@contextlib.contextmanager
-def _on_host():  # type: ignore[no-untyped-def]
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        yield

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.laws.base import Law, RunTable, registry
+from jaxmix.laws.fit import regressor
+from jaxmix.laws.forms.terms import with_log_scales
 
 Features = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -24,21 +27,19 @@ def mean() -> Law:
         The law; one number a metric. Cells of nan are left out.
 
     Example:
-        >>> import numpy as np
-        >>> from jaxmix.laws import RunTable
+        >>> import jax
+        >>> from jaxmix.laws import RunTable, fit
         >>> table = RunTable([[1, 0], [0, 1]], [[2.0], [4.0]], [1, 1], [1, 1], ["a", "b"], ["a"])
-        >>> predict, num_params = mean().regress(table, None)
-        >>> predict(np.array([[0.5, 0.5]]), np.ones(1), np.ones(1)).item()
+        >>> fit(mean(), table, key=jax.random.key(0)).predict([0.5, 0.5], 1.0, 1.0).item()
         3.0
     """
 
-    def regress(table: RunTable, key: Any) -> tuple[Callable[..., np.ndarray], int]:
-        del key
+    def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
         level = np.nanmean(table.losses, axis=0)
         predict = lambda weights, model_size, tokens: np.broadcast_to(level, (len(weights), len(level))).copy()
         return predict, len(level)
 
-    return Law("mean", regress=regress, extrapolates=False)
+    return regressor("mean", regress)
 
 
 @registry.register
@@ -66,12 +67,11 @@ def linear(ridge: float | str = "leave_one_out") -> Law:
     Differs from the paper: RegMix uses plain least squares (`ridge=0`).
 
     Example:
-        >>> import numpy as np
-        >>> from jaxmix.laws import RunTable
+        >>> import jax
+        >>> from jaxmix.laws import RunTable, fit
         >>> h = np.array([[1, 0], [0, 1], [0.5, 0.5]])
         >>> table = RunTable(h, h @ [[2.0], [4.0]], np.ones(3), np.ones(3), ["a", "b"], ["a"])
-        >>> predict, num_params = linear(0).regress(table, None)
-        >>> round(predict(np.array([[0.25, 0.75]]), np.ones(1), np.ones(1)).item(), 6)
+        >>> round(fit(linear(0), table, key=jax.random.key(0)).predict([0.25, 0.75], 1.0, 1.0).item(), 6)
         3.5
 
     References:
@@ -79,13 +79,12 @@ def linear(ridge: float | str = "leave_one_out") -> Law:
     """
     _check_ridge(ridge, "linear(ridge)")
 
-    def regress(table: RunTable, key: Any) -> tuple[Callable[..., np.ndarray], int]:
-        del key
-        shape = table.shape
-        per_metric = shape.num_domains + shape.model_size_varies + shape.tokens_vary
-        return _regressor(table, _inputs(table), ridge), per_metric * shape.num_metrics
+    def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
+        features = functools.partial(with_log_scales, shape=table.shape)
+        per_metric = table.shape.num_domains + table.shape.model_size_varies + table.shape.tokens_vary
+        return _ridge_regression(table, features, ridge), per_metric * table.shape.num_metrics
 
-    return Law("linear", regress=regress, extrapolates=False)
+    return regressor("linear", regress)
 
 
 @registry.register
@@ -114,41 +113,25 @@ def quadratic(ridge: float | str = "leave_one_out") -> Law:
     """
     _check_ridge(ridge, "quadratic(ridge)")
 
-    def regress(table: RunTable, key: Any) -> tuple[Callable[..., np.ndarray], int]:
-        del key
-        shape, inputs = table.shape, _inputs(table)
+    def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
+        shape = table.shape
 
         def features(weights: np.ndarray, model_size: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-            z = inputs(weights, model_size, tokens)
+            z = with_log_scales(weights, model_size, tokens, shape)
             first, second = np.triu_indices(z.shape[1])
             return np.concatenate([z, z[:, first] * z[:, second]], axis=1)
 
         wide = shape.num_domains + shape.model_size_varies + shape.tokens_vary
-        return _regressor(table, features, ridge), wide * (wide + 1) // 2 * shape.num_metrics
+        return _ridge_regression(table, features, ridge), wide * (wide + 1) // 2 * shape.num_metrics
 
-    return Law("quadratic", regress=regress, extrapolates=False)
-
-
-def _inputs(table: RunTable) -> Features:
-    """`(weights, model_size, tokens) -> [r, ·]`: the weights, with ln N and ln D where they vary."""
-    shape = table.shape
-
-    def inputs(weights: np.ndarray, model_size: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        columns = [weights]
-        if shape.model_size_varies:
-            columns.append(np.log(model_size / shape.model_size)[:, None])
-        if shape.tokens_vary:
-            columns.append(np.log(tokens / shape.tokens)[:, None])
-        return np.concatenate(columns, axis=1)
-
-    return inputs
+    return regressor("quadratic", regress)
 
 
-def _regressor(table: RunTable, features: Features, ridge: float | str) -> Callable[..., np.ndarray]:
+def _ridge_regression(table: RunTable, features: Features, ridge: float | str) -> Callable[..., np.ndarray]:
     x = features(table.weights, table.model_size, table.tokens)
     coefficients = np.zeros((x.shape[1], table.losses.shape[1]))
     constant = np.zeros(table.losses.shape[1])
-    for rows, metrics in _by_measured(table.losses):
+    for rows, metrics in _by_observed_runs(table.losses):
         found = _ridge_fit(x[rows], table.losses[np.ix_(rows, metrics)], table.mixture[rows], ridge)
         coefficients[:, metrics], constant[metrics] = found
 
@@ -158,7 +141,7 @@ def _regressor(table: RunTable, features: Features, ridge: float | str) -> Calla
     return predict
 
 
-def _by_measured(losses: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _by_observed_runs(losses: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rows, metrics) of the metrics that were measured in the same runs."""
     patterns, which = np.unique(np.isfinite(losses), axis=1, return_inverse=True)
     for i, pattern in enumerate(patterns.T):

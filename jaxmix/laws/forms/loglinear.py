@@ -11,6 +11,7 @@ from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.checks import check_choice, check_range
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
+from jaxmix.laws.solve.least_squares import least_squares
 
 VARIANTS = ("olmix", "ye", "aioli")
 
@@ -83,4 +84,4 @@ def loglinear(variant: str = "olmix", *, ridge: float = 0.0) -> Law:
 
         return Form(parameters, predict, penalty if ridge > 0 else None)
 
-    return Law("loglinear", build=build)
+    return Law("loglinear", least_squares, build)

@@ -6,6 +6,7 @@ from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import own_weights, require_own_domains, scale_parameters, scale_terms
+from jaxmix.laws.solve.least_squares import least_squares
 
 
 @registry.register
@@ -57,4 +58,4 @@ def power(floor: float = 1e-4) -> Law:
 
         return Form(parameters, predict)
 
-    return Law("power", build=build)
+    return Law("power", least_squares, build)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
@@ -30,6 +31,18 @@ def safe_power(base: Array, exponent: Array) -> Array:
     """`base ** exponent` for base ≥ 0 and exponent > 0; 0 at base 0, with derivatives of 0 there instead of nan."""
     is_positive = base > 0
     return jnp.where(is_positive, jnp.where(is_positive, base, 1.0) ** exponent, 0.0)
+
+
+def with_log_scales(
+    weights: np.ndarray, model_size: np.ndarray, tokens: np.ndarray, shape: Shape
+) -> Float64[np.ndarray, "r f"]:
+    """Features of regressors: the weights, with ln(N/N₀) and ln(D/D₀) where they vary."""
+    columns = [weights]
+    if shape.model_size_varies:
+        columns.append(np.log(model_size / shape.model_size)[:, None])
+    if shape.tokens_vary:
+        columns.append(np.log(tokens / shape.tokens)[:, None])
+    return np.concatenate(columns, axis=1)
 
 
 def scale_parameters(shape: Shape, *, has_tokens: bool = True) -> dict[str, Parameter]:

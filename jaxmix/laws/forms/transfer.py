@@ -8,6 +8,7 @@ from jaxmix.core.types import Array
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
 from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
+from jaxmix.laws.solve.least_squares import least_squares
 
 
 @registry.register
@@ -66,4 +67,4 @@ def transfer(*, ridge: float = 0.0) -> Law:
 
         return Form(parameters, predict, penalty if ridge > 0 else None)
 
-    return Law("transfer", build=build)
+    return Law("transfer", least_squares, build)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from jaxmix.core.errors import EnvironmentProblem
 from jaxmix.laws.base import Law, RunTable, registry
 from jaxmix.laws.checks import check_range
+from jaxmix.laws.fit import regressor
+from jaxmix.laws.forms.terms import with_log_scales
 
 
 @registry.register
@@ -54,10 +57,9 @@ def lightgbm(
     if min_per_leaf is not None:
         check_range("lightgbm(min_per_leaf)", min_per_leaf, 1)
 
-    def regress(table: RunTable, key: Any) -> tuple[Callable[..., np.ndarray], int]:
-        del key
+    def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
         package = _package()
-        features = _features(table)
+        features = functools.partial(with_log_scales, shape=table.shape)
         x = features(table.weights, table.model_size, table.tokens)
         boosters = []
         for column in table.losses.T:
@@ -84,7 +86,7 @@ def lightgbm(
         num_leaves = sum(tree["num_leaves"] for b in boosters for tree in b.dump_model()["tree_info"])
         return predict, num_leaves
 
-    return Law("lightgbm", regress=regress, extrapolates=False)
+    return regressor("lightgbm", regress)
 
 
 def _package() -> Any:
@@ -97,17 +99,3 @@ def _package() -> Any:
             fix="Install jaxmix with the extra `trees`: pip install 'jaxmix[trees]'.",
         ) from error
     return package
-
-
-def _features(table: RunTable) -> Callable[..., np.ndarray]:
-    shape = table.shape
-
-    def features(weights: np.ndarray, model_size: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        columns = [weights]
-        if shape.model_size_varies:
-            columns.append(np.log(model_size)[:, None])
-        if shape.tokens_vary:
-            columns.append(np.log(tokens)[:, None])
-        return np.concatenate(columns, axis=1)
-
-    return features

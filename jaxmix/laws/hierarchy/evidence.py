@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.types import Array
-from jaxmix.laws.hierarchy.posterior import NUM_SCALARS, Mode, Prior, Rows, find_mode
+from jaxmix.laws.hierarchy.posterior import NUM_SCALARS, Mode, Prior, Runs, find_mode
 
 GROUPS = (
     "irreducible", "reducible", "exponent", "exponent_growth", "floor_share", "size_exponent", "token_exponent",
@@ -92,30 +92,30 @@ def deviations(*, size_varies: bool, tokens_vary: bool) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("metric_domain",))
 def fit_hierarchy(
-    metric_domain: tuple[int, ...], rows: Rows, losses: Array, counts: Array, deviation: Array, switches: Switches
+    metric_domain: tuple[int, ...], runs: Runs, losses: Array, counts: Array, deviation: Array, switches: Switches
 ) -> Evidence:
     """Rounds of mode, noise and prior, and a last mode; see `jaxmix.laws.hierarchical` for the equations.
 
     Args:
         metric_domain: e domains, −1 for none; what the program is compiled for beside the shapes.
-        rows: n runs.
+        runs: n of them.
         losses: float64[n, e], any number > 0 where `counts` is 0.
         counts: float64[n, e], weight of every cell, ≥ 0.
         deviation: float64[12], τ at the start.
         switches: options.
     """
-    m, e = rows.weights.shape[1], len(metric_domain)
+    m, e = runs.weights.shape[1], len(metric_domain)
     is_own = np.asarray(metric_domain)[:, None] == np.arange(m)[None, :]
     group = _groups(is_own)
     center = jnp.asarray([MEAN[name] for name in GROUPS])
-    rows = rows._replace(competing=jnp.where(switches.competition, rows.competing, 0.0))
+    runs = runs._replace(competing=jnp.where(switches.competition, runs.competing, 0.0))
     counts, logs = counts.T, jnp.log(losses).T
     lowest = jnp.exp(jnp.min(jnp.where(counts > 0, logs, jnp.inf), axis=1))
     lowest = jnp.where(jnp.isfinite(lowest), lowest, 1.0)
 
     def mode(hyper: _Hyper, max_steps: int) -> tuple[Mode, Array, Array]:
         prior = Prior(hyper.mean, 1.0 / hyper.deviation[group] ** 2)
-        found = find_mode(hyper.theta, lowest, rows, logs, counts, hyper.noise, prior, jnp.int32(max_steps))
+        found = find_mode(hyper.theta, lowest, runs, logs, counts, hyper.noise, prior, jnp.int32(max_steps))
         variance = jax.vmap(_variance)(found.information, prior.precision)
         return found, variance, jnp.sum(1.0 - prior.precision * variance, axis=1)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.types import Array
-from jaxmix.laws.base import Estimate, Form, Law, Parameter, Params, RunTable, Shape, one_object, registry
-from jaxmix.laws.fit import cells_of, on_host
+from jaxmix.core.types import Array, PRNGKeyArray
+from jaxmix.laws.base import FitOptions, Form, Law, Parameter, Params, RunTable, Shape, one_object, registry
+from jaxmix.laws.fit import LawFit, compiled, fit_with_params, on_host
 from jaxmix.laws.hierarchy.evidence import MEAN, Switches, deviations, fit_hierarchy
-from jaxmix.laws.hierarchy.posterior import LEAST_WEIGHT, Coordinates, Rows, split
+from jaxmix.laws.hierarchy.posterior import LEAST_WEIGHT, Coordinates, Runs, split
+from jaxmix.laws.solve.least_squares import cells_of
 
 _MAX_LOG = 30.0
 
@@ -116,11 +116,11 @@ def hierarchical(competition: bool = True, *, structure: bool = True, robust: bo
             raise ConfigError(f"must be True or False, got {value!r}", where=f"hierarchical({name})")
     build = _builder(competition)
 
-    def estimate(table: RunTable, key: Any, row_weights: np.ndarray) -> Estimate:
-        del key  # One start, the prior's mean.
-        return _estimate(table, row_weights, build(table.shape), (competition, structure, robust))
+    def fit(law: Law, table: RunTable, key: PRNGKeyArray, row_weights: np.ndarray, options: FitOptions) -> LawFit:
+        del key, options  # There is one start, the prior's mean.
+        return _fit(law, table, row_weights, (competition, structure, robust))
 
-    return Law("hierarchical", build=build, estimate=estimate)
+    return Law("hierarchical", fit, build)
 
 
 @functools.lru_cache(maxsize=2)
@@ -178,11 +178,11 @@ def _power(weights: Array, gamma: Array) -> Array:
     return jnp.where(is_small & (gamma <= 1), weights * LEAST_WEIGHT ** (gamma - 1.0), power)
 
 
-def _estimate(table: RunTable, row_weights: np.ndarray, form: Form, options: tuple[bool, bool, bool]) -> Estimate:
+def _fit(law: Law, table: RunTable, row_weights: np.ndarray, switches: tuple[bool, bool, bool]) -> LawFit:
     shape = table.shape
     with on_host():
         cells, counts = cells_of(table, row_weights)
-        rows = Rows(
+        runs = Runs(
             weights=cells.weights,
             competing=cells.weights,
             log_size=jnp.log(cells.model_size / shape.model_size),
@@ -190,18 +190,20 @@ def _estimate(table: RunTable, row_weights: np.ndarray, form: Form, options: tup
         )
         found = fit_hierarchy(
             shape.metric_domain,
-            rows,
+            runs,
             cells.losses,
-            cells.is_measured * jnp.asarray(counts)[:, None],
+            cells.is_observed * jnp.asarray(counts)[:, None],
             jnp.asarray(deviations(size_varies=shape.model_size_varies, tokens_vary=shape.tokens_vary)),
-            Switches(*(jnp.asarray(value) for value in options)),
+            Switches(*(jnp.asarray(value) for value in switches)),
         )
         params = _natural(split(found.theta, shape.num_domains), found.lowest)
-        share = (cells.is_measured * jnp.asarray(counts)[:, None]).T
+        share = (cells.is_observed * jnp.asarray(counts)[:, None]).T
         objective = jnp.sum(share * jnp.expm1(found.residual) ** 2) / jnp.sum(share)
-    return Estimate(
-        params={name: np.asarray(params[name]) for name in form.parameters},
-        objective=float(objective),
+    return fit_with_params(
+        law,
+        shape,
+        {name: np.asarray(params[name]) for name in compiled(law, shape).form.parameters},
+        float(objective),
         converged=bool(found.is_converged),
         effective_params=float(np.sum(np.asarray(found.effective))),
     )

@@ -53,8 +53,8 @@ class Coordinates(NamedTuple):
     competition: Array
 
 
-class Rows(NamedTuple):
-    """Runs.
+class Runs(NamedTuple):
+    """Mixtures and scales of n runs, as the fit reads them.
 
     Attributes:
         weights: float64[n, m].
@@ -103,30 +103,30 @@ def split(theta: Array, num_domains: int) -> Coordinates:
     return Coordinates(*(theta[..., k] for k in range(NUM_SCALARS)), *blocks)
 
 
-def log_losses(theta: Array, lowest: Array, rows: Rows) -> tuple[Array, Array]:
+def log_losses(theta: Array, lowest: Array, runs: Runs) -> tuple[Array, Array]:
     """Log losses [n] of one metric and their derivatives [n, p], by hand: a thirtieth of the cost of forward mode.
 
     Args:
         theta: [p].
         lowest: the lowest loss of the metric, the unit of its irreducible loss.
-        rows: n runs.
+        runs: n of them.
     """
-    at = split(theta, rows.weights.shape[1])
+    at = split(theta, runs.weights.shape[1])
     gamma, psi = jnp.exp(at.weight_exponents)[None, :], jnp.exp(at.token_exponent)
-    exponent = jnp.exp(at.exponent + at.exponent_growth * rows.log_size)
-    is_drawn = rows.weights > 0
-    log_weight = jnp.log(jnp.where(is_drawn, rows.weights, 1.0))
+    exponent = jnp.exp(at.exponent + at.exponent_growth * runs.log_size)
+    is_drawn = runs.weights > 0
+    log_weight = jnp.log(jnp.where(is_drawn, runs.weights, 1.0))
     # Below the least weight a power h^γ, γ ≤ 1, is h · least^(γ − 1), as in the prediction.
-    is_chord = is_drawn & (rows.weights < LEAST_WEIGHT) & (gamma <= 1)
+    is_chord = is_drawn & (runs.weights < LEAST_WEIGHT) & (gamma <= 1)
     log_base = jnp.where(is_chord, np.log(LEAST_WEIGHT), log_weight)
-    reach = log_base + (psi * rows.log_tokens)[:, None]
+    reach = log_base + (psi * runs.log_tokens)[:, None]
     parts = jnp.where(is_drawn, jnp.exp(at.rates[None, :] + (log_weight - log_base) + gamma * reach), 0.0)
     amount = 1.0 + jnp.sum(parts, axis=1)
-    log_amount = jnp.log(amount) - rows.competing @ at.competition
+    log_amount = jnp.log(amount) - runs.competing @ at.competition
 
     falling = jnp.exp(jnp.clip(at.reducible - exponent * log_amount, -_MAX_LOG, _MAX_LOG))
     share, floor, rate = jax.nn.sigmoid(at.irreducible), jax.nn.sigmoid(at.floor_share), jnp.exp(at.size_exponent)
-    decay = jnp.exp(-rate * rows.log_size)
+    decay = jnp.exp(-rate * runs.log_size)
     scale = floor + (1.0 - floor) * decay
     loss = lowest * share * scale + falling
 
@@ -137,12 +137,12 @@ def log_losses(theta: Array, lowest: Array, rows: Rows) -> tuple[Array, Array]:
         rest * (1.0 - share),
         1.0 - rest,
         slope * log_amount,
-        slope * log_amount * rows.log_size,
+        slope * log_amount * runs.log_size,
         rest / scale * (1.0 - decay) * floor * (1.0 - floor),
-        -rest / scale * (1.0 - floor) * decay * rows.log_size * rate,
-        jnp.sum(by_rates * gamma, axis=1) * psi * rows.log_tokens,
+        -rest / scale * (1.0 - floor) * decay * runs.log_size * rate,
+        jnp.sum(by_rates * gamma, axis=1) * psi * runs.log_tokens,
     ]
-    blocks = [by_rates, by_rates * reach * gamma, -slope[:, None] * rows.competing]
+    blocks = [by_rates, by_rates * reach * gamma, -slope[:, None] * runs.competing]
     return jnp.log(loss), jnp.concatenate([jnp.stack(scalars, axis=1), *blocks], axis=1)
 
 
@@ -165,7 +165,7 @@ class _State(NamedTuple):
 
 
 def find_mode(
-    start: Array, lowest: Array, rows: Rows, losses: Array, counts: Array, noise: Array, prior: Prior, max_steps: Array
+    start: Array, lowest: Array, runs: Runs, losses: Array, counts: Array, noise: Array, prior: Prior, max_steps: Array
 ) -> Mode:
     """Minimizes for every metric, by damped Gauss–Newton steps,
 
@@ -174,7 +174,7 @@ def find_mode(
     Args:
         start: [e, p].
         lowest: [e].
-        rows: n runs.
+        runs: n of them.
         losses: [e, n], log L; any finite number where `counts` is 0.
         counts: [e, n], w ≥ 0.
         noise: [e], σ.
@@ -186,7 +186,7 @@ def find_mode(
     objective by more than a 1e-5th of it.
     """
     point = lambda theta: jax.vmap(_evaluate, in_axes=(0, 0, None, 0, 0, 0, 0))(
-        theta, lowest, rows, losses, counts, noise, prior
+        theta, lowest, runs, losses, counts, noise, prior
     )
 
     def advance(state: _State) -> _State:
@@ -211,10 +211,10 @@ def find_mode(
 
 
 def _evaluate(
-    theta: Array, lowest: Array, rows: Rows, losses: Array, counts: Array, noise: Array, prior: Prior
+    theta: Array, lowest: Array, runs: Runs, losses: Array, counts: Array, noise: Array, prior: Prior
 ) -> _Point:
     """One metric."""
-    predicted, columns = log_losses(theta, lowest, rows)
+    predicted, columns = log_losses(theta, lowest, runs)
     residual = jnp.where(counts > 0, predicted - losses, 0.0)
     root = jnp.sqrt(1.0 + (residual / noise) ** 2)
     pull = counts / (root * noise**2)

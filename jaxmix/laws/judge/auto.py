@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.laws.base import Law, RunTable, make, registry
+from jaxmix.core.types import PRNGKeyArray
+from jaxmix.laws.base import FitOptions, Law, RunTable, make, registry
 from jaxmix.laws.fit import LawFit, fit
 from jaxmix.laws.judge.diagnose import select
+from jaxmix.laws.solve.least_squares import least_squares
 
 CANDIDATES = (
     "hierarchical",
@@ -85,31 +87,33 @@ def auto(
     if not named:
         raise ConfigError("there are no candidates", where="auto(candidates)", fix="Leave it out, or name laws.")
 
-    def choose(table: RunTable, key: Any, row_weights: np.ndarray, options: Mapping[str, Any]) -> LawFit:
-        seen = table.take(row_weights > 0)
-        sensible, left_out = _sensible(named, seen, folds)
+    def choose(law: Law, table: RunTable, key: PRNGKeyArray, row_weights: np.ndarray, options: FitOptions) -> LawFit:
+        del law
+        kept = table.take(row_weights > 0)
+        suitable, left_out = _suitable(named, kept, folds)
+        options = options._replace(start=None)
+        fold_options = options._replace(
+            num_starts=min(options.num_starts, _FOLD_STARTS),
+            max_steps=min(options.max_steps, _FOLD_STEPS),
+            restarts=0,
+        )
         found = select(
-            sensible,
-            seen,
+            suitable,
+            kept,
             key=key,
             folds=folds,
             one_standard_error=one_standard_error,
             has_full_fit=False,
-            **{
-                **options,
-                "num_starts": min(options["num_starts"], _FOLD_STARTS),
-                "max_steps": min(options["max_steps"], _FOLD_STEPS),
-                "restarts": 0,
-            },
+            **fold_options._asdict(),
         )
-        chosen = fit(found.law, table, key=key, row_weights=row_weights, **options)
+        chosen = fit(found.law, table, key=key, row_weights=row_weights, **options._asdict())
         judged = dataclasses.replace(found.diagnoses[found.name], at_bounds=chosen.at_bounds)
         found = found._replace(
             diagnoses={**found.diagnoses, found.name: judged}, left_out={**left_out, **found.left_out}
         )
         return dataclasses.replace(chosen, selection=found)
 
-    return Law("auto", choose=choose)
+    return Law("auto", choose)
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -139,33 +143,31 @@ def _named(candidates: Iterable[str] | Mapping[str, str | Law]) -> dict[str, Law
         if isinstance(law, str):
             name, options = parse(law)
             law = make(name, where="auto(candidates)", **options)
-        if law.choose is not None:
+        if law.name == "auto":
             raise ConfigError(f"{label!r} chooses among laws itself", where="auto(candidates)", fix="Leave it out.")
         named[label] = law
     return named
 
 
-def _sensible(named: Mapping[str, Law], table: RunTable, folds: int) -> tuple[dict[str, Law], dict[str, str]]:
-    """Candidates that the table can hold, and why the others are left out."""
+def _suitable(named: Mapping[str, Law], table: RunTable, folds: int) -> tuple[dict[str, Law], dict[str, str]]:
+    """Candidates that the table can be fitted by, and why the others are left out."""
     mixtures = int(table.mixture.max()) + 1
     share = 1.0 - -(-mixtures // min(folds, mixtures)) / mixtures
     cells = int(np.isfinite(table.losses).sum() * share)
-    kept: dict[str, Law] = {}
+    suitable: dict[str, Law] = {}
     left_out: dict[str, str] = {}
     for label, law in named.items():
-        if law.build is not None and law.estimate is None:
+        if law.build is not None and law.fit is least_squares:
             try:
                 form = law.build(table.shape)
             except ConfigError as error:
                 left_out[label] = str(error)
                 continue
             if form.penalty is None and form.num_params > cells:
-                left_out[label] = (
-                    f"it has {form.num_params} numbers and no prior, and a fold teaches it by {cells} cells"
-                )
+                left_out[label] = f"{form.num_params} parameters without a prior, and {cells} losses to fit them to"
                 continue
-        kept[label] = law
-    if not kept:
+        suitable[label] = law
+    if not suitable:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in left_out.items())
         raise ConfigError(f"no candidate suits this table: {reasons}", where="auto(candidates)")
-    return kept, left_out
+    return suitable, left_out

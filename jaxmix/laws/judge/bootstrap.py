@@ -9,9 +9,11 @@ import jax
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.laws.base import RunTable
-from jaxmix.laws.fit import LawFit, cells_of, compiled, lanes_for, on_host, solve_all, solver_of
+from jaxmix.core.types import PRNGKeyArray
+from jaxmix.laws.base import FitOptions, RunTable
+from jaxmix.laws.fit import LawFit, compiled, on_host
 from jaxmix.laws.solve.layout import Point
+from jaxmix.laws.solve.least_squares import cells_of, lanes_for, least_squares, solve_all, solver_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,14 +51,20 @@ class Bootstrap:
 
 
 def bootstrap(
-    fit: LawFit, table: RunTable, *, key: Any, num_resamples: int = 100, max_steps: int = 200, tolerance: float = 1e-8
+    fit: LawFit,
+    table: RunTable,
+    *,
+    key: PRNGKeyArray,
+    num_resamples: int = 100,
+    max_steps: int = 200,
+    tolerance: float = 1e-8,
 ) -> Bootstrap:
     """Fits the law again to tables whose mixtures are drawn with replacement from this one's.
 
     Mixtures are drawn, not runs: runs of one mixture at several sizes, budgets and seeds come and go together, since
     they say the same about the mixture. All resamples advance together, each from the fit, by the squared relative
-    error; laws that find their parameters themselves (`Law.estimate`) do so for every resample. The intervals
-    therefore say how far the fitted optimum moves with the data; they do not cover other optima.
+    error; laws with a `fit` of their own are fitted to one resample after the other. The intervals therefore say how
+    far the fitted optimum moves with the data; they do not cover other optima.
 
     Args:
         fit: of a law with parameters, to this table.
@@ -85,7 +93,7 @@ def bootstrap(
     """
     if fit.law.build is None:
         raise ConfigError(
-            f"law {fit.law.name!r} fits itself and has no parameters to resample",
+            f"law {fit.law.name!r} has no parameters to resample",
             where="bootstrap(fit)",
             fix="Use a law with parameters, or judge it by its out-of-fold error.",
         )
@@ -103,8 +111,8 @@ def bootstrap(
         count = int(mixture.max()) + 1
         drawn = np.asarray(jax.random.randint(key, (num_resamples, count), 0, count))
         times = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float64)
-        if fit.law.estimate is not None:
-            return _estimated(fit, table, key, times[:, mixture])
+        if fit.law.fit is not least_squares:
+            return _refitted(fit, table, key, times[:, mixture])
         layout = compiled(fit.law, fit.shape).layout
         cells, _ = cells_of(table, np.ones(len(table)))
         weights = np.zeros((num_resamples, cells.losses.shape[0]))
@@ -117,10 +125,10 @@ def bootstrap(
     return Bootstrap(fit, params, solution.cost.sum(axis=1), solution.is_converged.all(axis=1))
 
 
-def _estimated(fit: LawFit, table: RunTable, key: Any, row_weights: np.ndarray) -> Bootstrap:
-    """Every resample [s, r] fitted by the law itself."""
-    found = [fit.law.estimate(table, key, weights) for weights in row_weights]  # type: ignore[misc]
-    params = {name: np.stack([estimate.params[name] for estimate in found]) for name in fit.params}
+def _refitted(fit: LawFit, table: RunTable, key: PRNGKeyArray, row_weights: np.ndarray) -> Bootstrap:
+    """Every resample [s, r] fitted by the law's own `fit`."""
+    found = [fit.law.fit(fit.law, table, key, weights, FitOptions()) for weights in row_weights]
+    params = {name: np.stack([resample.params[name] for resample in found]) for name in fit.params}
     return Bootstrap(fit, params, np.array([f.objective for f in found]), np.array([f.converged for f in found]))
 
 

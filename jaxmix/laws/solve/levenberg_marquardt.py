@@ -12,47 +12,45 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float64
 
-from jaxmix.core.types import Array
+from jaxmix.core.types import Array, Bool, Int
 from jaxmix.laws.solve.layout import Layout, Point
 
 _MAX_MOVE = 2.0
 _MAX_DAMPING = 1e12
-_CALM = 3
+_PATIENCE = 3
 
 
 class Cells(NamedTuple):
     """The table as a solver sees it.
 
     Attributes:
-        weights: float64[r, m].
-        model_size: float64[r].
-        tokens: float64[r].
-        losses: float64[r, e], 1 where not measured.
-        is_measured: float64[r, e], 1 or 0.
+        weights, model_size, tokens: as in `RunTable`.
+        losses: 1 where not observed.
+        is_observed: 1 or 0.
     """
 
-    weights: Array
-    model_size: Array
-    tokens: Array
-    losses: Array
-    is_measured: Array
+    weights: Float64[Array, "r m"]
+    model_size: Float64[Array, " r"]
+    tokens: Float64[Array, " r"]
+    losses: Float64[Array, "r e"]
+    is_observed: Float64[Array, "r e"]
 
 
 class Solution(NamedTuple):
-    """Where each start ended.
+    """Where each start ended: JAX arrays from a solver, NumPy arrays on the host.
 
     Attributes:
         point: [s, ps] and [s, e, pl].
-        cost: float64[s, g], g the groups that are fitted apart: metrics if separable, else 1. Adds up to the objective.
-        is_converged: bool[s, g].
-        steps: i32[], taken.
+        cost: float64[s, g], of the g groups that are fitted apart: metrics if separable, else 1. Adds up to
+            the objective.
+        is_converged: bool[s, g], whether the start stopped by itself.
     """
 
     point: Point
     cost: Any
     is_converged: Any
-    steps: Any
 
 
 class Objective(NamedTuple):
@@ -70,24 +68,24 @@ class Objective(NamedTuple):
 class _Model(NamedTuple):
     """Second-order model at a point: half the gradient and half the Gauss–Newton matrix of the cost, in blocks."""
 
-    cost: Array  # [g]
+    cost: Float64[Array, " g"]
     grad: Point
-    shared: Array  # [ps, ps]
-    cross: Array  # [e, ps, pl]
-    local: Array  # [e, pl, pl]
+    shared: Float64[Array, "ps ps"]
+    cross: Float64[Array, "e ps pl"]
+    local: Float64[Array, "e pl pl"]
 
 
 class _State(NamedTuple):
     point: Point
     model: _Model
-    damping: Array  # [g]
-    growth: Array  # [g]
-    calm: Array  # [g], steps in a row that gained next to nothing
-    is_done: Array  # [g]
+    damping: Float64[Array, " g"]
+    growth: Float64[Array, " g"]
+    stalled: Int[Array, " g"]  # steps in a row that gained next to nothing
+    is_done: Bool[Array, " g"]
 
 
 def build_objective(layout: Layout, huber_delta: float | None) -> Objective:
-    """The mean over measured cells of ρ(L̂ / L − 1), ρ the square or Huber's function that starts as the square."""
+    """The mean over observed cells of ρ(L̂ / L − 1), ρ the square or Huber's function that starts as the square."""
 
     def costs(point: Point, cells: Cells, row_weights: Array) -> Array:
         residual = _residuals(layout, point, cells)
@@ -133,8 +131,8 @@ def build_solver(
         move = _bounded_move(
             scaled, scale, state.point, low, high, state.damping[0], spread(state.damping), layout.num_metrics
         )
-        trial = Point(*(jnp.clip(p + m, a, b) for p, m, a, b in zip(state.point, move, low, high, strict=True)))
-        move = Point(*(t - p for t, p in zip(trial, state.point, strict=True)))
+        trial = jax.tree.map(lambda p, m, a, b: jnp.clip(p + m, a, b), state.point, move, low, high)
+        move = jax.tree.map(jnp.subtract, trial, state.point)
         promised = gather(*_promise(state.model, move))
         new = model(trial, cells, row_weights)
         gained = state.model.cost - new.cost
@@ -149,16 +147,16 @@ def build_solver(
             jnp.where(is_better, jnp.maximum(state.damping * shrink, 1e-12), state.damping * state.growth),
         )
         growth = jnp.where(is_better, 2.0, state.growth * 2.0)
-        is_calm = is_better & (gained <= tolerance * state.model.cost) & ~is_first
-        calm = jnp.where(is_calm, state.calm + 1, jnp.where(is_better, 0, state.calm))
+        has_stalled = is_better & (gained <= tolerance * state.model.cost) & ~is_first
+        stalled = jnp.where(has_stalled, state.stalled + 1, jnp.where(is_better, 0, state.stalled))
         is_lost = is_first & ~is_better
-        is_done = state.is_done | (calm >= _CALM) | (damping > _MAX_DAMPING) | is_lost
+        is_done = state.is_done | (stalled >= _PATIENCE) | (damping > _MAX_DAMPING) | is_lost
         return _State(
             point=_choose(is_better, trial, state.point, is_separable),
             model=_choose_model(is_better, new, state.model, is_separable),
             damping=damping,
             growth=growth,
-            calm=calm,
+            stalled=stalled,
             is_done=is_done,
         )
 
@@ -188,18 +186,18 @@ def build_solver(
         def is_going(carry: tuple[_State, Array]) -> Array:
             return (carry[1] < max_steps) & ~jnp.all(carry[0].is_done)
 
-        state, steps = jax.lax.while_loop(is_going, body, (jax.vmap(start)(starts), jnp.int32(0)))
+        state, _ = jax.lax.while_loop(is_going, body, (jax.vmap(start)(starts), jnp.int32(0)))
         is_converged = state.is_done & jnp.isfinite(state.model.cost)
-        return Solution(state.point, state.model.cost, is_converged, steps)
+        return Solution(state.point, state.model.cost, is_converged)
 
     return solve
 
 
 def _residuals(layout: Layout, point: Point, cells: Cells) -> Array:
-    """`L̂ / L − 1` [r, e]; 0 where not measured, whatever the law says there."""
+    """`L̂ / L − 1` [r, e]; 0 where not observed, whatever the law says there."""
     predicted = layout.form.predict(layout.params(point), cells.weights, cells.model_size, cells.tokens)
-    is_measured = cells.is_measured > 0
-    return jnp.where(is_measured, predicted / cells.losses - 1.0, 0.0)
+    is_observed = cells.is_observed > 0
+    return jnp.where(is_observed, predicted / cells.losses - 1.0, 0.0)
 
 
 def _jacobian(layout: Layout, point: Point, cells: Cells) -> tuple[Array, Array]:
@@ -222,16 +220,16 @@ def _jacobian_by_hand(layout: Layout, point: Point, cells: Cells) -> tuple[Array
     losses, columns = layout.form.jacobian(  # type: ignore[misc]
         layout.params(point), cells.weights, cells.model_size, cells.tokens
     )
-    is_measured = cells.is_measured > 0
-    residual = jnp.where(is_measured, losses / cells.losses - 1.0, 0.0)
-    share = jnp.where(is_measured, 1.0 / cells.losses, 0.0).T[:, None, :]
+    is_observed = cells.is_observed > 0
+    residual = jnp.where(is_observed, losses / cells.losses - 1.0, 0.0)
+    share = jnp.where(is_observed, 1.0 / cells.losses, 0.0).T[:, None, :]
     whole = [jnp.where(share > 0, columns[name] * share, 0.0) for name in (*layout.shared, *layout.local)]
     return residual, jnp.concatenate(whole, axis=1)
 
 
 def _shares(cells: Cells, row_weights: Array) -> Array:
     """Weight of each cell [r, e], adding up to 1."""
-    raw = cells.is_measured * row_weights[:, None]
+    raw = cells.is_observed * row_weights[:, None]
     return raw / jnp.sum(raw)
 
 
@@ -253,7 +251,7 @@ def _with_penalty(model: _Model, penalty: Callable[[Point], Array], point: Point
     own = jnp.arange(e)
     return _Model(
         cost=jnp.sum(model.cost)[None] + value,
-        grad=Point(*(a + 0.5 * b for a, b in zip(model.grad, grad, strict=True))),
+        grad=jax.tree.map(lambda a, b: a + 0.5 * b, model.grad, grad),
         shared=model.shared + 0.5 * hessian.shared.shared,
         cross=model.cross + 0.5 * jnp.moveaxis(hessian.shared.local, 0, 1),
         local=model.local + 0.5 * hessian.local.local[own, :, own, :],
@@ -287,20 +285,18 @@ def _bounded_move(
     num_metrics: int,
 ) -> Point:
     """The damped step, with numbers that would leave their bounds held there and the others solved for again."""
-    floor = Point(*((a - p) / s for a, p, s in zip(low, point, scale, strict=True)))
-    ceiling = Point(*((b - p) / s for b, p, s in zip(high, point, scale, strict=True)))
+    each = jax.tree.map
+    floor, ceiling = (each(lambda bound, p, s: (bound - p) / s, bounds, point, scale) for bounds in (low, high))
     # On a bound and pushed against it: held from the beginning.
-    held = Point(
-        *(((f >= 0) & (g > 0)) | ((c <= 0) & (g < 0)) for f, c, g in zip(floor, ceiling, model.grad, strict=True))
-    )
-    move = Point(*(jnp.zeros_like(f) for f in floor))
+    held = each(lambda f, c, g: ((f >= 0) & (g > 0)) | ((c <= 0) & (g < 0)), floor, ceiling, model.grad)
+    move = each(jnp.zeros_like, floor)
     for _ in range(3):
-        fixed = Point(*(jnp.where(h, m, 0.0) for h, m in zip(held, move, strict=True)))
+        fixed = each(lambda h, m: jnp.where(h, m, 0.0), held, move)
         free = _arrow_solve(model, fixed, held, damping_shared, damping_local)
-        whole = Point(*(jnp.where(h, m, f) for h, m, f in zip(held, fixed, free, strict=True)))
-        move = Point(*(jnp.clip(w, f, c) for w, f, c in zip(whole, floor, ceiling, strict=True)))
-        held = Point(*(h | (w < f) | (w > c) for h, w, f, c in zip(held, whole, floor, ceiling, strict=True)))
-    return Point(*(jnp.clip(m * s, -_MAX_MOVE, _MAX_MOVE) for m, s in zip(move, scale, strict=True)))
+        whole = each(jnp.where, held, fixed, free)
+        move = each(jnp.clip, whole, floor, ceiling)
+        held = each(lambda h, w, f, c: h | (w < f) | (w > c), held, whole, floor, ceiling)
+    return each(lambda m, s: jnp.clip(m * s, -_MAX_MOVE, _MAX_MOVE), move, scale)
 
 
 def _arrow_solve(model: _Model, fixed: Point, held: Point, damping_shared: Array, damping_local: Array) -> Point:
@@ -342,12 +338,12 @@ def _promise(model: _Model, move: Point) -> tuple[Array, Array]:
 def _choose(is_better: Array, new: Point, old: Point, is_separable: bool) -> Point:
     if is_separable:
         return Point(old.shared, jnp.where(is_better[:, None], new.local, old.local))
-    return Point(*(jnp.where(jnp.broadcast_to(is_better[0], n.shape), n, o) for n, o in zip(new, old, strict=True)))
+    return jax.tree.map(lambda n, o: jnp.where(is_better[0], n, o), new, old)
 
 
 def _choose_model(is_better: Array, new: _Model, old: _Model, is_separable: bool) -> _Model:
     if not is_separable:
-        return jax.tree.map(lambda n, o: jnp.where(jnp.broadcast_to(is_better[0], n.shape), n, o), new, old)
+        return jax.tree.map(lambda n, o: jnp.where(is_better[0], n, o), new, old)
     rows = lambda n, o: jnp.where(jnp.expand_dims(is_better, tuple(range(1, n.ndim))), n, o)
     return _Model(
         cost=rows(new.cost, old.cost),

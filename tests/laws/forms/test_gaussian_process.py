@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from law_forms import CONSTANT, VARYING, mixtures, on_host, scales
+from law_forms import CONSTANT, VARYING, fitted, mixtures, predicted, scales
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.laws import RunTable
+from jaxmix.laws.fit import on_host
 from jaxmix.laws.forms.gaussian_process import gaussian_process, negative_log_likelihood
 
 module = importlib.import_module("jaxmix.laws.forms.gaussian_process")
@@ -62,12 +63,12 @@ def test_search_is_as_good_as_scipys():
 @pytest.mark.parametrize(("shape", "per_metric"), [(CONSTANT, 4), (VARYING, 6)])
 def test_prediction(shape, per_metric):
     t = table(shape, count=80)
-    fitted, left = t.take(np.arange(60)), t.take(np.arange(60, 80))
-    predict, num_params = gaussian_process().regress(fitted, None)
-    found = predict(left.weights, left.model_size, left.tokens)
-    assert num_params == 2 * per_metric
-    assert found.shape == (20, 2)
-    assert np.abs(found / left.losses - 1).mean() < 0.02 < 0.5 * np.std(np.log(left.losses), axis=0).min()
+    left = t.take(np.arange(60, 80))
+    found = fitted(gaussian_process(), t.take(np.arange(60)))
+    losses = predicted(found, left)
+    assert found.num_params == 2 * per_metric
+    assert losses.shape == (20, 2)
+    assert np.abs(losses / left.losses - 1).mean() < 0.02 < 0.5 * np.std(np.log(left.losses), axis=0).min()
 
 
 def test_prediction_is_the_posterior_mean():
@@ -78,7 +79,7 @@ def test_prediction_is_the_posterior_mean():
     z = mixtures(9, 3, seed=9)
     covariance = k(x, x) + (np.exp(hyper[1]) + 1e-9) * np.eye(40)
     wanted = np.exp(y.mean() + k(np.sqrt(z), x) @ np.linalg.solve(covariance, y - y.mean()))
-    found = gaussian_process().regress(t, None)[0](z, np.ones(9), np.ones(9))[:, 0]
+    found = fitted(gaussian_process(), t).predict(z, 1.0, 1.0)[:, 0]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 

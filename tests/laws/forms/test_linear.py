@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from law_forms import CONSTANT, VARYING, mixtures, scales
+from law_forms import CONSTANT, VARYING, fitted, mixtures, predicted, scales
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.laws import RunTable
@@ -23,32 +23,32 @@ def test_mean_leaves_out_what_was_not_measured():
     losses = t.losses.copy()
     losses[::3, 0] = np.nan
     t = RunTable(t.weights, losses, t.model_size, t.tokens, t.domain_names, t.metric_names)
-    predict, num_params = mean().regress(t, None)
-    found = predict(t.weights[:2], np.ones(2), np.ones(2))
-    np.testing.assert_allclose(found, np.broadcast_to(np.nanmean(losses, axis=0), (2, 2)))
-    assert num_params == 2
+    found = fitted(mean(), t)
+    predicted = found.predict(t.weights[:2], 1.0, 1.0)
+    np.testing.assert_allclose(predicted, np.broadcast_to(np.nanmean(losses, axis=0), (2, 2)))
+    assert found.num_params == 2
 
 
 @pytest.mark.parametrize(("shape", "per_metric"), [(CONSTANT, 3), (VARYING, 5)])
 def test_least_squares(shape, per_metric):
     t = table(shape)
-    predict, num_params = linear(0).regress(t, None)
+    found = fitted(linear(0), t)
     columns = [t.weights]
     if shape.tokens_vary:
         columns += [np.log(t.model_size)[:, None], np.log(t.tokens)[:, None]]
     x = np.concatenate(columns, axis=1)
     wanted = x @ np.linalg.lstsq(x, t.losses, rcond=None)[0]
-    np.testing.assert_allclose(predict(t.weights, t.model_size, t.tokens), wanted, rtol=1e-9)
-    assert num_params == 2 * per_metric
+    np.testing.assert_allclose(predicted(found, t), wanted, rtol=1e-9)
+    assert found.num_params == 2 * per_metric
 
 
 def test_ridge_solves_the_normal_equations():
     t = table()
-    predict, _ = linear(0.3).regress(t, None)
+    found = predicted(fitted(linear(0.3), t), t)
     x, y = t.weights - t.weights.mean(axis=0), t.losses - t.losses.mean(axis=0)
     penalty = 0.3 * np.sum(x**2) / 3
     wanted = t.losses.mean(axis=0) + x @ np.linalg.solve(x.T @ x + penalty * np.eye(3), x.T @ y)
-    np.testing.assert_allclose(predict(t.weights, t.model_size, t.tokens), wanted, rtol=1e-9)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
 @pytest.mark.parametrize("has_repeats", [False, True])
@@ -69,10 +69,8 @@ def test_leave_one_out_is_what_it_says(has_repeats):
             z = np.concatenate([np.ones((len(left), 1)), left.weights - t.weights.mean(axis=0)], axis=1)
             errors[i] += np.sum((left.losses - z @ found) ** 2, axis=0)
     chosen = np.asarray(RIDGES)[errors.argmin(axis=0)]
-    wanted = np.stack(
-        [linear(r).regress(t, None)[0](t.weights, t.model_size, t.tokens)[:, i] for i, r in enumerate(chosen)], axis=1
-    )
-    found = linear().regress(t, None)[0](t.weights, t.model_size, t.tokens)
+    wanted = np.stack([predicted(fitted(linear(r), t), t)[:, i] for i, r in enumerate(chosen)], axis=1)
+    found = predicted(fitted(linear(), t), t)
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
@@ -81,12 +79,12 @@ def test_quadratic_fits_a_quadratic():
     z = np.concatenate([t.weights, np.log(t.model_size)[:, None], np.log(t.tokens)[:, None]], axis=1)
     curved = np.einsum("ra,rb,ab->r", z, z, np.random.default_rng(1).normal(size=(5, 5)) * 0.1)[:, None] + 9.0
     t = RunTable(t.weights, curved, t.model_size, t.tokens, t.domain_names, ["x"])
-    predict, num_params = quadratic(0).regress(t.take(np.arange(60)), None)
-    np.testing.assert_allclose(predict(t.weights, t.model_size, t.tokens), curved, rtol=1e-8)
-    assert num_params == 15
+    found = fitted(quadratic(0), t.take(np.arange(60)))
+    np.testing.assert_allclose(predicted(found, t), curved, rtol=1e-8)
+    assert found.num_params == 15
     products = np.stack([z[:, a] * z[:, b] for a in range(5) for b in range(a, 5)], axis=1)
-    assert np.linalg.matrix_rank(np.concatenate([np.ones((80, 1)), z, products], axis=1)) == num_params
-    assert quadratic(0).regress(table(CONSTANT), None)[1] == 2 * 6
+    assert np.linalg.matrix_rank(np.concatenate([np.ones((80, 1)), z, products], axis=1)) == found.num_params
+    assert fitted(quadratic(0), table(CONSTANT)).num_params == 2 * 6
 
 
 def test_metrics_measured_in_different_runs():
@@ -94,9 +92,9 @@ def test_metrics_measured_in_different_runs():
     losses = t.losses.copy()
     losses[:10, 0] = np.nan
     holes = RunTable(t.weights, losses, t.model_size, t.tokens, t.domain_names, t.metric_names)
-    found = linear().regress(holes, None)[0](t.weights, t.model_size, t.tokens)
-    whole = linear().regress(t, None)[0](t.weights, t.model_size, t.tokens)
-    part = linear().regress(t.take(np.arange(10, 40)), None)[0](t.weights, t.model_size, t.tokens)
+    found = predicted(fitted(linear(), holes), t)
+    whole = predicted(fitted(linear(), t), t)
+    part = predicted(fitted(linear(), t.take(np.arange(10, 40))), t)
     np.testing.assert_allclose(found[:, 0], part[:, 0], rtol=1e-9)
     np.testing.assert_allclose(found[:, 1], whole[:, 1], rtol=1e-9)
 

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from law_forms import CONSTANT, VARYING, mixtures, scales
+from law_forms import CONSTANT, VARYING, fitted, mixtures, predicted, scales
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem
 from jaxmix.laws import RunTable
@@ -21,7 +21,7 @@ def table(shape=CONSTANT, count=80):
 def test_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     with pytest.raises(EnvironmentProblem, match="trees"):
-        lightgbm().regress(table(), None)
+        fitted(lightgbm(), table())
 
 
 @pytest.mark.parametrize("name", ["rounds", "learning_rate", "leaves", "min_per_leaf"])
@@ -34,18 +34,17 @@ def test_errors(name):
 def test_splits_small_tables(count):
     pytest.importorskip("lightgbm", reason="the extra `trees` is not installed")
     t = table(count=count)
-    predict, num_params = lightgbm(rounds=40, learning_rate=0.1).regress(t, None)
-    found = predict(t.weights, t.model_size, t.tokens)
-    assert np.mean((found - t.losses) ** 2) < 0.2 * np.var(t.losses, axis=0).mean()
-    assert num_params > 2 * 40
+    found = fitted(lightgbm(rounds=40, learning_rate=0.1), t)
+    assert np.mean((predicted(found, t) - t.losses) ** 2) < 0.2 * np.var(t.losses, axis=0).mean()
+    assert found.num_params > 2 * 40
 
 
 def test_sees_tokens():
     pytest.importorskip("lightgbm", reason="the extra `trees` is not installed")
     t = table(VARYING)
-    predict, _ = lightgbm(rounds=40, learning_rate=0.1).regress(t, None)
+    found = fitted(lightgbm(rounds=40, learning_rate=0.1), t)
     one = np.full((2, 3), 1 / 3)
-    few, many = predict(one, np.full(2, 50.0), np.array([0.6, 15.0]))
+    few, many = found.predict(one, np.full(2, 50.0), np.array([0.6, 15.0]))
     assert (few > many + 0.2).all()
 
 
@@ -56,6 +55,6 @@ def test_ignores_what_was_not_measured():
     losses[:20, 0] = np.nan
     holes = RunTable(t.weights, losses, t.model_size, t.tokens, t.domain_names, t.metric_names)
     law = lightgbm(rounds=50, min_per_leaf=2)
-    found = law.regress(holes, None)[0](t.weights, t.model_size, t.tokens)
-    part = law.regress(t.take(np.arange(20, 80)), None)[0](t.weights, t.model_size, t.tokens)
+    found = predicted(fitted(law, holes), t)
+    part = predicted(fitted(law, t.take(np.arange(20, 80))), t)
     np.testing.assert_array_equal(found[:, 0], part[:, 0])

@@ -14,7 +14,7 @@ from law_forms import draw, mixtures, on_host, predict, scales
 from jaxmix.data.run_tables import read_regmix
 from jaxmix.laws import RunTable, Shape, bootstrap, fit, make, propose
 from jaxmix.laws.hierarchy.evidence import DEVIATION, GROUPS, MEAN, learn_noise, learn_prior
-from jaxmix.laws.hierarchy.posterior import Mode, Prior, Rows, find_mode, log_losses
+from jaxmix.laws.hierarchy.posterior import Mode, Prior, Runs, find_mode, log_losses
 
 KEY = jax.random.key(0)
 VARYING = Shape(3, (0, -1), model_size_varies=True, tokens_vary=True, model_size=50.0, tokens=3.0)
@@ -89,7 +89,7 @@ def problem(seed=3, e=2, n=7, m=3):
     h = mixtures(n, m)
     nu, d = rng.normal(size=n), rng.normal(size=n)
     theta = np.array([MEAN[GROUPS[g]] for g in oracle.groups([0] * e, m)[0]]) + 0.2 * rng.normal(size=(e, p))
-    rows = Rows(jnp.asarray(h), jnp.asarray(h), jnp.asarray(nu), jnp.asarray(d))
+    rows = Runs(jnp.asarray(h), jnp.asarray(h), jnp.asarray(nu), jnp.asarray(d))
     return rng, h, nu, d, theta, rows
 
 

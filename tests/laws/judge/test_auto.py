@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.laws import CANDIDATES, Law, RunTable, cross_validate, fit, make, parse, propose, registry
+from jaxmix.laws import CANDIDATES, RunTable, cross_validate, fit, make, parse, propose, registry, regressor
 
 KEY = jax.random.key(0)
 QUICK = {"num_starts": 4, "restarts": 0, "max_steps": 60}
@@ -90,12 +90,11 @@ def test_no_fold_sees_its_mixtures():
     table = RunTable(h, losses, np.ones(12), np.ones(12), NAMES, NAMES, seed=np.arange(12))
     seen = []
 
-    def regress(part, key):
-        del key
+    def regress(part):
         seen.append({tuple(row) for row in part.weights})
         return lambda weights, model_size, tokens: np.full((len(weights), 3), 2.3), 1
 
-    found = fit(make("auto", candidates={"spy": Law("spy", regress=regress)}, folds=3), table, key=KEY)
+    found = fit(make("auto", candidates={"spy": regressor("spy", regress)}, folds=3), table, key=KEY)
     fold = found.selection.diagnoses["spy"].fold
     for number, known in enumerate(seen[:3]):
         assert known == {tuple(row) for row in h[fold != number]}
@@ -107,7 +106,7 @@ def test_candidates_that_could_only_reproduce_the_table_are_left_out():
     law = make("auto", candidates=("additive", "additive:ridge=0", "linear", "hierarchical"))
     found = fit(law, planted("transfer", runs=8), key=KEY, **QUICK)
     assert set(found.selection.left_out) == {"additive:ridge=0"}
-    assert "21 numbers and no prior" in found.selection.left_out["additive:ridge=0"]
+    assert "21 parameters without a prior" in found.selection.left_out["additive:ridge=0"]
     assert set(found.selection.diagnoses) == {"additive", "linear", "hierarchical"}
     text = str(found.selection)
     assert text.splitlines()[0].startswith(f"* {found.selection.name}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.laws import Form, Law, Parameter, RunTable, bootstrap, fit
+from jaxmix.laws import Form, Law, Parameter, RunTable, bootstrap, fit, least_squares, regressor
 
 KEY = jax.random.key(0)
 
@@ -21,7 +21,7 @@ def build(shape):
     return Form(parameters, lambda p, h, n, d: p["irreducible"][None] + p["scale"][None] * (1.0 - h[:, :e]) ** 2)
 
 
-LAW = Law("parabola", build=build)
+LAW = Law("parabola", least_squares, build)
 
 
 def table(seed, mixtures=25, noise=0.02):
@@ -87,6 +87,6 @@ def test_what_it_refuses():
         bootstrap(found, other, key=KEY)
     with pytest.raises(ConfigError, match="level"):
         bootstrap(found, data, key=KEY, num_resamples=2).interval(1.0)
-    mean = Law("mean", regress=lambda table, key: (lambda h, n, d: jnp.ones((len(h), 2)), 2))
-    with pytest.raises(ConfigError, match="fits itself"):
+    mean = regressor("mean", lambda table: (lambda h, n, d: jnp.ones((len(h), 2)), 2))
+    with pytest.raises(ConfigError, match="has no parameters"):
         bootstrap(fit(mean, data, key=KEY), data, key=KEY)

@@ -6,7 +6,8 @@ import pytest
 import scipy.stats
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.laws.base import Law, RunTable
+from jaxmix.laws.base import RunTable
+from jaxmix.laws.fit import fit, regressor
 from jaxmix.laws.judge.diagnose import cross_validate, extrapolation, select, split_mixtures
 from jaxmix.laws.judge.metrics import (
     mean_absolute_error,
@@ -36,28 +37,26 @@ def world(runs=40, seed=0, noise=0.0, scales=((1.0, 1.0),), repeats=1):
 def least_squares(columns=None, size=True):
     """A regressor that is exact on `world`: linear in the mixture and 1/size."""
 
-    def regress(table, key):
-        del key
+    def regress(table):
         features = lambda w, n: np.concatenate([w[:, columns or [0, 1, 2]], 1 / n[:, None]], axis=1)
         x = features(table.weights, table.model_size)
         solution = np.linalg.lstsq(x, table.losses, rcond=None)[0]
         predict = lambda w, n, d: features(w, np.broadcast_to(n, len(w))) @ solution
         return predict, solution.size
 
-    return Law("least_squares" if columns is None else "partial", regress=regress)
+    return regressor("least_squares" if columns is None else "partial", regress)
 
 
 def memory():
     """Knows every mixture it has seen, by heart, and nothing else: exact by row, useless by mixture."""
 
-    def regress(table, key):
-        del key
+    def regress(table):
         known = {row.tobytes(): loss for row, loss in zip(table.weights.round(9), table.losses, strict=True)}
         guess = np.full(table.losses.shape[1], 100.0)
         predict = lambda w, n, d: np.stack([known.get(row.tobytes(), guess) for row in w.round(9)])
         return predict, 1
 
-    return Law("memory", regress=regress)
+    return regressor("memory", regress)
 
 
 def test_an_exact_law_has_no_error_and_the_mean_stands_beside():
@@ -88,8 +87,8 @@ def test_runs_of_one_mixture_are_never_split():
     assert counts.max() - counts.min() <= 1
     assert cross_validate(memory(), table, key=KEY).mre > 10
     # By row, memory would look perfect.
-    seen = memory().regress(table.take(np.arange(len(table)) >= 13), None)[0]
-    np.testing.assert_array_equal(seen(table.weights[:13], 1, 1), table.losses[-13:])
+    seen = fit(memory(), table.take(np.arange(len(table)) >= 13), key=KEY)
+    np.testing.assert_array_equal(seen.predict(table.weights[:13], 1, 1), table.losses[-13:])
 
 
 def test_more_folds_than_mixtures_leaves_one_out():
@@ -104,13 +103,12 @@ def test_more_folds_than_mixtures_leaves_one_out():
 def test_ranks_are_judged_within_a_scale():
     """A law that only knows the model size ranks runs of different sizes well, and mixtures not at all."""
 
-    def regress(table, key):
-        del key
+    def regress(table):
         mean = {n: table.losses[table.model_size == n].mean(axis=0) for n in np.unique(table.model_size)}
         return lambda w, n, d: np.stack([mean[x] for x in np.broadcast_to(n, len(w))]), 2
 
     table = world(scales=((0.1, 1.0), (10.0, 1.0)))
-    found = cross_validate(Law("size", regress=regress), table, key=KEY)
+    found = cross_validate(regressor("size", regress), table, key=KEY)
     assert spearman(table.losses.mean(axis=1), found.predicted.mean(axis=1)) > 0.6
     assert abs(found.spearman_mean) < 0.3 or np.isnan(found.spearman_mean)
 
@@ -120,11 +118,11 @@ def test_cells_that_were_not_measured_count_nowhere():
     losses = table.losses.copy()
     losses[3, 1] = np.nan
 
-    def regress(table, key):
+    def regress(table):
         return lambda w, n, d: np.full((len(w), 2), 2.0), 0
 
     holes = RunTable(table.weights, losses, table.model_size, table.tokens, table.domain_names, table.metric_names)
-    found = cross_validate(Law("two", regress=regress), holes, key=KEY)
+    found = cross_validate(regressor("two", regress), holes, key=KEY)
     assert found.mre == pytest.approx(np.nanmean(np.abs(2 / losses - 1)), rel=1e-12)
     assert found.mae == pytest.approx(np.nanmean(np.abs(2 - losses)), rel=1e-12)
 
@@ -138,14 +136,14 @@ def test_the_law_of_the_lowest_out_of_fold_error_is_chosen():
     same = {name: d.fold.tolist() for name, d in found.diagnoses.items()}
     assert same["exact"] == same["partial"] == same["memory"]
 
-    def impossible(table, key):
+    def impossible(table):
         raise ConfigError("it wants more domains", where="here")
 
-    found = select([memory(), Law("broken", regress=impossible)], table, key=KEY)
+    found = select([memory(), regressor("broken", impossible)], table, key=KEY)
     assert found.name == "memory"
     assert "wants more domains" in found.left_out["broken"]
     with pytest.raises(ConfigError, match="no law could be judged"):
-        select([Law("broken", regress=impossible)], table, key=KEY)
+        select([regressor("broken", impossible)], table, key=KEY)
 
 
 def test_one_standard_error_prefers_the_smaller_of_two_equals():

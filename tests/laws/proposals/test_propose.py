@@ -7,8 +7,8 @@ import pytest
 import scipy.optimize
 
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.laws.base import Law, Shape
-from jaxmix.laws.fit import LawFit
+from jaxmix.laws.base import Shape
+from jaxmix.laws.fit import LawFit, regressor
 from jaxmix.laws.forms.capacity_law import capacity
 from jaxmix.laws.proposals.propose import propose, scale_path
 from jaxmix.laws.proposals.regmix import propose_regmix
@@ -188,14 +188,14 @@ def test_a_path_over_scales_is_the_proposals_along_it(demo):
 def bowl(target):
     """A law without a gradient: every metric is lowest at `target`."""
 
-    def regress(table, key):
+    def regress(table):
         raise AssertionError("not fitted here")
 
     def predict(weights, model_size, tokens):
         return 1.0 + ((weights - target) ** 2).sum(axis=1, keepdims=True) * np.ones((1, 2))
 
     shape = Shape(3, (0, 1))
-    return LawFit({}, 0.0, 7, True, Law("bowl", regress=regress), shape, np.zeros(1), _predict=predict)
+    return LawFit({}, 0.0, 7, True, regressor("bowl", regress), shape, np.zeros(1), _predict=predict)
 
 
 def test_laws_without_a_gradient_are_simulated():

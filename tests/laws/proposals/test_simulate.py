@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.laws.base import Law, Shape
-from jaxmix.laws.fit import LawFit
+from jaxmix.laws.base import Shape
+from jaxmix.laws.fit import LawFit, regressor
 from jaxmix.laws.forms.capacity_law import capacity
 from jaxmix.laws.proposals.repetition import effective_mixture
 from jaxmix.laws.proposals.simulate import simulate
@@ -44,7 +44,7 @@ def test_regressors_predict_block_by_block():
         sizes.append(len(weights))
         return np.stack([weights[:, 0] * model_size, weights[:, 1] * tokens], axis=1)
 
-    fit = LawFit({}, 0.0, 1, True, Law("host"), Shape(3, (0, 1)), np.zeros(1), _predict=predict)
+    fit = LawFit({}, 0.0, 1, True, regressor("host", None), Shape(3, (0, 1)), np.zeros(1), _predict=predict)
     many = np.tile(MIXTURES, (10, 1))
     found = simulate(fit, many, model_size=2.0, tokens=3.0)
     np.testing.assert_allclose(found, many[:, 0] + 1.5 * many[:, 1], rtol=1e-13)
