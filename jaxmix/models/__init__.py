@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Encoder": "encoders.load",
+    "Encoder": "encoders.base",
     "ImageTowerConfig": "towers.config",
     "Model": "base",
     "PRESETS": "lm.presets",

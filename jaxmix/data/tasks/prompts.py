@@ -111,6 +111,16 @@ class PromptSet:
             table[arm, : len(row)] = row
         return table
 
+    def with_clusters(self, labels: NDArray[np.int32], num_clusters: int) -> PromptSet:
+        """The same prompts with clusters as arms, i32[n] in [0, num_clusters); a cluster's level is its place."""
+        return replace(
+            self,
+            arms=labels,
+            arm_names=tuple(f"cluster{k}" for k in range(num_clusters)),
+            families=("cluster",) * num_clusters,
+            levels=tuple(range(num_clusters)),
+        )
+
     def take(self, rows: ArrayLike) -> PromptSet:
         """The prompts of these rows as a set of their own, with all arms."""
         chosen = np.asarray(rows)

@@ -21,7 +21,7 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.validate import check_count
 from jaxmix.data.files import write_whole
 from jaxmix.data.hashing import hashed_ngrams
-from jaxmix.models.encoders.load import BUILTIN, ENCODER_FILE, Encoder
+from jaxmix.models.encoders.base import BUILTIN, ENCODER_FILE, Encoder
 
 _ARRAYS = "encoder.npz"
 _CHUNK = 512

@@ -109,7 +109,8 @@ def label_rows(clusterer: Any, state: Any, rows: np.ndarray) -> tuple[np.ndarray
 
 def open_encoder(folder: Path) -> Any:
     """The saved encoder; a checkpoint's batches are split over this process's devices where these are no CPUs."""
-    from jaxmix.models.encoders.load import ENCODER_FILE, load_encoder
+    from jaxmix.models.encoders.base import ENCODER_FILE
+    from jaxmix.models.encoders.load import load_encoder
 
     kind = json.loads((folder / ENCODER_FILE).read_text(encoding="utf-8"))["kind"]
     mesh = accelerators()

@@ -143,7 +143,8 @@ class _Discovery:
 
     def _embed(self, folder: Path) -> dict[str, Any]:
         from jaxmix.data.embeddings import write_embedding_store
-        from jaxmix.models.encoders.load import ENCODER_FILE, load_encoder
+        from jaxmix.models.encoders.base import ENCODER_FILE
+        from jaxmix.models.encoders.load import load_encoder
 
         section, home = self._config.encoder, self._out / "encoder"
         if not (home / ENCODER_FILE).is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +52,7 @@ def reduce_prompts(
         labels, kept = np.asarray(stored["labels"], np.int32), np.asarray(stored["kept"], np.int32)
         if len(labels) != len(prompts):
             raise RunError(f"{len(labels)} labels for {len(prompts)} prompts", where=str(path), fix="Remove the file.")
-        return as_clusters(prompts, labels, len(kept)), kept
+        return prompts.with_clusters(labels, len(kept)), kept
     import jax
 
     from jaxmix.curricula import difficulty_from_attempts, reduce
@@ -83,18 +82,7 @@ def reduce_prompts(
     write_whole(
         path, json.dumps({"labels": labels.tolist(), "kept": kept.tolist(), "encoder": encoder.identity}) + "\n"
     )
-    return as_clusters(prompts, labels, len(kept)), kept
-
-
-def as_clusters(prompts: PromptSet, labels: NDArray[np.int32], num_clusters: int) -> PromptSet:
-    """The same prompts with clusters as arms; their levels are their places from easy to hard."""
-    return dataclasses.replace(
-        prompts,
-        arms=labels,
-        arm_names=tuple(f"cluster{k}" for k in range(num_clusters)),
-        families=("cluster",) * num_clusters,
-        levels=tuple(range(num_clusters)),
-    )
+    return prompts.with_clusters(labels, len(kept)), kept
 
 
 def count_solved(prompts: PromptSet, model: Model, params: Any, *, attempts: int, seed: int) -> NDArray[np.float64]:

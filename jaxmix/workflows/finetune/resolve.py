@@ -79,10 +79,8 @@ def _check_reduction(config: FinetuneConfig, prompts: PromptSet, origin: Origin)
 
 def _with_arms(config: FinetuneConfig, prompts: PromptSet) -> PromptSet:
     """The prompts with arms as the bandit will see them, for checks of its arguments."""
-    from jaxmix.workflows.finetune.reduction import as_clusters
-
     k = config.reduction.num_clusters
-    return prompts if k is None else as_clusters(prompts, prompts.arms * 0, k)
+    return prompts if k is None else prompts.with_clusters(prompts.arms * 0, k)
 
 
 def open_tasks(

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxmix.core.errors import EnvironmentProblem, JaxmixError
 from jaxmix.workflows.label.config import LabelConfig
-from jaxmix.workflows.label.run import LabelShard, label_shard
+from jaxmix.workflows.label.shard import LabelShard, label_shard
 
 
 class _Worker:

@@ -12,10 +12,11 @@ import pytest
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.embeddings import TextEncoder
+from jaxmix.models.encoders.base import Encoder
 from jaxmix.models.encoders.batches import in_batches, length_buckets
 from jaxmix.models.encoders.bert import BertConfig, bert
 from jaxmix.models.encoders.checkpoint import EncoderFiles, read_text_settings
-from jaxmix.models.encoders.load import Encoder, load_encoder
+from jaxmix.models.encoders.load import load_encoder
 from jaxmix.models.encoders.safetensors import read_safetensors
 
 sys.path.insert(0, str(Path(__file__).parent))

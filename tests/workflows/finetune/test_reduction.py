@@ -12,7 +12,7 @@ from jaxmix.data import tasks
 from jaxmix.models import TransformerConfig, transformer
 from jaxmix.workflows.finetune.config import ReductionConfig, finetune_of
 from jaxmix.workflows.finetune.plan import make_finetune_plan
-from jaxmix.workflows.finetune.reduction import as_clusters, count_solved, reduce_prompts
+from jaxmix.workflows.finetune.reduction import count_solved, reduce_prompts
 
 PROMPTS = tasks.make("digits", per_arm=30, families=["rev", "addr"], levels=3)
 SECTION = ReductionConfig(num_clusters=4, per_cluster=5)
@@ -91,6 +91,6 @@ def test_mistakes_of_a_reduction_are_named(changes, match):
 
 def test_arms_of_clusters_keep_the_verifier():
     labels = (np.arange(len(PROMPTS)) % 2).astype(np.int32)
-    prompts = as_clusters(PROMPTS, labels, 2)
+    prompts = PROMPTS.with_clusters(labels, 2)
     assert prompts.num_arms == 2
     np.testing.assert_array_equal(prompts.tokens, PROMPTS.tokens)
