@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_number
 from jaxmix.laws.base import Shape
 
 
@@ -28,19 +29,4 @@ def on_simplex(values: Any, size: int, where: str) -> np.ndarray:
 def check_positive(function: str, **numbers: float) -> None:
     """Raises `ConfigError` for a number that is not finite and > 0."""
     for name, value in numbers.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} must be finite and > 0, got {value}", where=f"{function}({name})")
-
-
-def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises `ConfigError` for a word that is not one of the known ones."""
-    if value not in known:
-        raise ConfigError(f"unknown option {value!r}", where=where, fix=nearest(str(value), known))
-
-
-def check_range(where: str, value: float, low: float, high: float = np.inf, *, is_open: bool = False) -> None:
-    """Raises `ConfigError` unless `low <= value < high`, or `low < value` if open."""
-    if not (value > low if is_open else value >= low) or not value < high:
-        edge = ">" if is_open else ">="
-        end = "" if high == np.inf else f" and < {high:g}"
-        raise ConfigError(f"must be {edge} {low:g}{end}, got {value}", where=where)
+        check_number(function, name, value, 0.0, is_open=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_count
 from jaxmix.laws.checks import check_positive, on_simplex
 from jaxmix.laws.fit import LawFit, compiled, on_host
 
@@ -65,8 +66,7 @@ def dirichlet_designs(
     m = np.size(prior)
     prior = on_simplex(prior, m, "dirichlet_designs(prior)")
     check_positive("dirichlet_designs", temperature=temperature)
-    if num_runs < 1:
-        raise ConfigError(f"num_runs must be >= 1, got {num_runs}", where="dirichlet_designs(num_runs)")
+    check_count("dirichlet_designs", "num_runs", num_runs)
     if not 0 <= min_weight < 1 / m:
         raise ConfigError(f"min_weight must be in [0, 1/{m}), got {min_weight}", where="dirichlet_designs(min_weight)")
     caps = np.broadcast_to(np.asarray(1.0 if max_weights is None else max_weights, np.float64), (m,))
@@ -121,8 +121,7 @@ def sobol_designs(
         raise ConfigError(
             f"floors must be >= 0 and add up to less than 1, got {floors.tolist()}", where="sobol_designs(min_weights)"
         )
-    if num_runs < 1:
-        raise ConfigError(f"num_runs must be >= 1, got {num_runs}", where="sobol_designs(num_runs)")
+    check_count("sobol_designs", "num_runs", num_runs)
     rng = np.random.default_rng(int(_rng(key).integers(2**63)))
     shift = rng.integers(0, 2**_SOBOL_BITS, num_domains - 1, dtype=np.uint64)
     count = num_runs

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import PRNGKeyArray
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.laws.base import FitOptions, Form, Law, RunTable, Shape
 from jaxmix.laws.solve.layout import Layout, lay_out
 
@@ -234,15 +235,11 @@ def rounded_rows(rows: int) -> int:
 
 
 def _check(options: FitOptions) -> None:
-    if options.loss not in LOSSES:
-        raise ConfigError(f"unknown loss {options.loss!r}", where="fit(loss)", fix=nearest(str(options.loss), LOSSES))
+    check_choice("fit", "loss", options.loss, LOSSES)
     for name, least in (("num_starts", 1), ("restarts", 0), ("max_steps", 1)):
-        if getattr(options, name) < least:
-            raise ConfigError(f"{name} must be >= {least}, got {getattr(options, name)}", where=f"fit({name})")
-    if not options.huber_delta > 0:
-        raise ConfigError(f"huber_delta must be > 0, got {options.huber_delta}", where="fit(huber_delta)")
-    if not 0 < options.tolerance < 1:
-        raise ConfigError(f"tolerance must be in (0, 1), got {options.tolerance}", where="fit(tolerance)")
+        check_count("fit", name, getattr(options, name), least)
+    check_number("fit", "huber_delta", options.huber_delta, 0.0, is_open=True)
+    check_number("fit", "tolerance", options.tolerance, 0.0, is_open=True, below=1.0)
 
 
 def _checked_row_weights(row_weights: Any, table: RunTable) -> np.ndarray:

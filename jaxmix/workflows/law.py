@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxmix.laws.base import Law, RunTable
     from jaxmix.laws.fit import LawFit
     from jaxmix.laws.judge.diagnose import Diagnosis
-    from jaxmix.laws.proposals.propose import Proposal
+    from jaxmix.laws.proposals.base import Proposal
 
 
 AUTO = "auto"

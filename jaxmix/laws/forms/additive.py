@@ -8,8 +8,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_number
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import safe_power, scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
@@ -50,7 +50,7 @@ def additive(*, ridge: float = 1e-5) -> Law:
     References:
         arXiv 2507.09404, additive law.
     """
-    check_range("additive(ridge)", ridge, 0.0)
+    check_number("additive", "ridge", ridge, 0.0)
     return Law("additive", least_squares, lambda shape: _build(shape, ridge, is_joint=False))
 
 
@@ -82,7 +82,7 @@ def joint(*, ridge: float = 1e-5) -> Law:
     References:
         arXiv 2507.09404, joint law (form and count from secondary sources).
     """
-    check_range("joint(ridge)", ridge, 0.0)
+    check_number("joint", "ridge", ridge, 0.0)
     return Law("joint", least_squares, lambda shape: _build(shape, ridge, is_joint=True))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_number
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.checks import check_range
 from jaxmix.laws.solve.least_squares import least_squares
 
 
@@ -43,7 +43,7 @@ def autoscale(unit: float = 1e-3) -> Law:
     References:
         arXiv 2407.20177; github.com/feiyang-k/AutoScale.
     """
-    check_range("autoscale(unit)", unit, 0.0, is_open=True)
+    check_number("autoscale", "unit", unit, 0.0, is_open=True)
 
     def build(shape: Shape) -> Form:
         e, m = shape.num_metrics, shape.num_domains

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_number
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import own_weights, require_own_domains
 from jaxmix.laws.solve.least_squares import least_squares
 
@@ -42,7 +42,7 @@ def bimix(floor: float = 1e-4) -> Law:
     References:
         arXiv 2405.14908 (form from secondary sources).
     """
-    check_range("bimix(floor)", floor, 0.0, 1.0, is_open=True)
+    check_number("bimix", "floor", floor, 0.0, is_open=True, below=1.0)
 
     def build(shape: Shape) -> Form:
         require_own_domains(shape, "bimix")

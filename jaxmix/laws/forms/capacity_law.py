@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_choice, check_count
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.checks import check_choice
 from jaxmix.laws.forms.capacity import log_capacity
 from jaxmix.laws.forms.capacity_jacobian import noise_columns, size_columns
 from jaxmix.laws.solve.least_squares import least_squares
@@ -71,10 +71,9 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, 
     References:
         arXiv 2606.08167, Equation 3 and Theorem 4.1.
     """
-    check_choice("capacity(offset)", offset, OFFSETS)
-    check_choice("capacity(exponents)", exponents, EXPONENTS)
-    if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or rank < 0:
-        raise ConfigError(f"rank must be a whole number >= 0, got {rank!r}", where="capacity(rank)")
+    check_choice("capacity", "offset", offset, OFFSETS)
+    check_choice("capacity", "exponents", exponents, EXPONENTS)
+    check_count("capacity", "rank", rank, 0)
 
     def build(shape: Shape) -> Form:
         _check_metrics(shape, exponents=exponents, rank=rank)
@@ -137,7 +136,7 @@ def capacity_only(exponents: str = "free") -> Law:
     References:
         arXiv 2606.08167, Equation 1.
     """
-    check_choice("capacity_only(exponents)", exponents, ("free", "shared"))
+    check_choice("capacity_only", "exponents", exponents, ("free", "shared"))
 
     def build(shape: Shape) -> Form:
         if -1 in shape.metric_domain:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_count
 from jaxmix.laws.base import Law, RunTable, registry
-from jaxmix.laws.checks import check_range
 from jaxmix.laws.fit import on_host, regressor
 from jaxmix.laws.forms.terms import with_log_scales
 
@@ -57,7 +57,7 @@ def gaussian_process(max_steps: int = 50) -> Law:
     References:
         Rasmussen, Williams: Gaussian Processes for Machine Learning, sections 2.2 and 5.4.
     """
-    check_range("gaussian_process(max_steps)", max_steps, 1)
+    check_count("gaussian_process", "max_steps", max_steps)
 
     def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
         shape, m = table.shape, table.shape.num_domains

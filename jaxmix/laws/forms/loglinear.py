@@ -8,8 +8,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.checks import check_choice, check_range
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
@@ -57,8 +57,8 @@ def loglinear(variant: str = "olmix", *, ridge: float = 0.0) -> Law:
         arXiv 2403.16952 and github.com/yegcjs/mixinglaws; arXiv 2411.05735 and github.com/HazyResearch/aioli (static
         law); arXiv 2602.12237 and github.com/allenai/olmix.
     """
-    check_choice("loglinear(variant)", variant, VARIANTS)
-    check_range("loglinear(ridge)", ridge, 0.0)
+    check_choice("loglinear", "variant", variant, VARIANTS)
+    check_number("loglinear", "ridge", ridge, 0.0)
     sign = -1.0 if variant == "aioli" else 1.0
 
     def build(shape: Shape) -> Form:

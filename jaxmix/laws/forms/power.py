@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_number
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import own_weights, require_own_domains, scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
@@ -39,7 +39,7 @@ def power(floor: float = 1e-4) -> Law:
     References:
         arXiv 2606.08167, Equation 3 with x = N.
     """
-    check_range("power(floor)", floor, 0.0, 1.0, is_open=True)
+    check_number("power", "floor", floor, 0.0, is_open=True, below=1.0)
 
     def build(shape: Shape) -> Form:
         require_own_domains(shape, "power")

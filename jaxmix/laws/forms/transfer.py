@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_number
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
-from jaxmix.laws.checks import check_range
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
@@ -45,7 +45,7 @@ def transfer(*, ridge: float = 0.0) -> Law:
     References:
         The capacity term replaced by N, and the offset of arXiv 2606.08167's noise term by a full matrix of rates.
     """
-    check_range("transfer(ridge)", ridge, 0.0)
+    check_number("transfer", "ridge", ridge, 0.0)
 
     def build(shape: Shape) -> Form:
         e, m = shape.num_metrics, shape.num_domains

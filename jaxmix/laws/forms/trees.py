@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxmix.core.errors import EnvironmentProblem
+from jaxmix.core.validate import check_count, check_number
 from jaxmix.laws.base import Law, RunTable, registry
-from jaxmix.laws.checks import check_range
 from jaxmix.laws.fit import regressor
 from jaxmix.laws.forms.terms import with_log_scales
 
@@ -51,11 +51,11 @@ def lightgbm(
     References:
         arXiv 2407.01492; github.com/sail-sg/regmix, regression_fitting/regression.ipynb.
     """
-    check_range("lightgbm(rounds)", rounds, 1)
-    check_range("lightgbm(learning_rate)", learning_rate, 0.0, is_open=True)
-    check_range("lightgbm(leaves)", leaves, 2)
+    check_count("lightgbm", "rounds", rounds)
+    check_number("lightgbm", "learning_rate", learning_rate, 0.0, is_open=True)
+    check_count("lightgbm", "leaves", leaves, 2)
     if min_per_leaf is not None:
-        check_range("lightgbm(min_per_leaf)", min_per_leaf, 1)
+        check_count("lightgbm", "min_per_leaf", min_per_leaf)
 
     def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
         package = _package()

@@ -1,4 +1,4 @@
-"""How strong the priors of the hierarchical law are: learned from all metrics together, by the evidence framework.
+"""The prior and the noise of the hierarchical law, learned from all metrics together by the evidence framework.
 
 MacKay, "Bayesian Interpolation", Neural Computation 4(3), 1992.
 """
@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
-from jaxmix.core.types import Array
+from jaxmix.core.types import Array, Bool
 from jaxmix.laws.hierarchy.posterior import NUM_SCALARS, Mode, Prior, Runs, find_mode
 
 GROUPS = (
@@ -46,42 +47,42 @@ _MIRROR_COUNT, _MOST_MIRROR = 2.5, 0.6
 class Switches(NamedTuple):
     """The law's options, as arrays: one program serves all variants."""
 
-    competition: Array
-    structure: Array
-    robust: Array
+    competition: Bool[Array, ""]
+    structure: Bool[Array, ""]
+    robust: Bool[Array, ""]
 
 
 class Evidence(NamedTuple):
     """A fit.
 
     Attributes:
-        theta: float64[e, p], coordinates.
-        lowest: float64[e], the lowest loss of each metric among the runs that count.
-        noise: float64[e], σ of log losses.
-        deviation: float64[12], τ by group.
-        effective: float64[e], numbers that the runs determine.
-        residual: float64[e, n], log L̂ − log L.
-        objective: float64[e], of the last mode.
+        theta: coordinates.
+        lowest: the lowest loss of each metric among the runs that count.
+        noise: σ of log losses.
+        deviation: τ by group.
+        effective: numbers that the runs determine.
+        residual: log L̂ − log L.
+        objective: of the last mode.
         is_converged: of the last mode.
     """
 
-    theta: Array
-    lowest: Array
-    noise: Array
-    deviation: Array
-    effective: Array
-    residual: Array
-    objective: Array
-    is_converged: Array
+    theta: Float64[Array, "e p"]
+    lowest: Float64[Array, " e"]
+    noise: Float64[Array, " e"]
+    deviation: Float64[Array, 12]
+    effective: Float64[Array, " e"]
+    residual: Float64[Array, "e n"]
+    objective: Float64[Array, " e"]
+    is_converged: Bool[Array, ""]
 
 
 class _Hyper(NamedTuple):
-    """What a round hands to the next."""
+    """The state of the rounds: coordinates, their prior and the noise."""
 
-    theta: Array
-    mean: Array
-    deviation: Array
-    noise: Array
+    theta: Float64[Array, "e p"]
+    mean: Float64[Array, "e p"]
+    deviation: Float64[Array, 12]
+    noise: Float64[Array, " e"]
 
 
 def deviations(*, size_varies: bool, tokens_vary: bool) -> np.ndarray:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
-from jaxmix.core.types import Array
+from jaxmix.core.types import Array, Bool
 
 NUM_SCALARS = 7
 LEAST_WEIGHT = 1e-9
@@ -26,7 +27,7 @@ _PATIENCE = 3
 
 
 class Coordinates(NamedTuple):
-    """What the numbers of a metric's vector are; the last three are [..., m].
+    """The numbers of a metric's vector of coordinates, by name.
 
     Attributes:
         irreducible: logit of E over the lowest loss of the metric.
@@ -41,59 +42,59 @@ class Coordinates(NamedTuple):
         competition: W.
     """
 
-    irreducible: Array
-    reducible: Array
-    exponent: Array
-    exponent_growth: Array
-    floor_share: Array
-    size_exponent: Array
-    token_exponent: Array
-    rates: Array
-    weight_exponents: Array
-    competition: Array
+    irreducible: Float64[Array, ...]
+    reducible: Float64[Array, ...]
+    exponent: Float64[Array, ...]
+    exponent_growth: Float64[Array, ...]
+    floor_share: Float64[Array, ...]
+    size_exponent: Float64[Array, ...]
+    token_exponent: Float64[Array, ...]
+    rates: Float64[Array, "... m"]
+    weight_exponents: Float64[Array, "... m"]
+    competition: Float64[Array, "... m"]
 
 
 class Runs(NamedTuple):
     """Mixtures and scales of n runs, as the fit reads them.
 
     Attributes:
-        weights: float64[n, m].
-        competing: float64[n, m], the weights, or zeros where domains do not compete.
-        log_size: float64[n], log(N/N₀).
-        log_tokens: float64[n], log(D/D₀).
+        weights: mixtures.
+        competing: the weights, or zeros where domains do not compete.
+        log_size: log(N/N₀).
+        log_tokens: log(D/D₀).
     """
 
-    weights: Array
-    competing: Array
-    log_size: Array
-    log_tokens: Array
+    weights: Float64[Array, "n m"]
+    competing: Float64[Array, "n m"]
+    log_size: Float64[Array, " n"]
+    log_tokens: Float64[Array, " n"]
 
 
 class Prior(NamedTuple):
-    """Normal, every coordinate by itself; float64[e, p]."""
+    """Normal, every coordinate by itself."""
 
-    mean: Array
-    precision: Array
+    mean: Float64[Array, "e p"]
+    precision: Float64[Array, "e p"]
 
 
 class Mode(NamedTuple):
     """Where the posterior is highest.
 
     Attributes:
-        theta: float64[e, p].
-        objective: float64[e], twice the negative log posterior up to a constant.
-        information: float64[e, p, p], what the runs add to the prior's precision.
-        residual: float64[e, n], log L̂ − log L.
-        pull: float64[e, n], weight of each run in the normal equations, over the squared noise.
+        theta: coordinates.
+        objective: twice the negative log posterior up to a constant.
+        information: what the runs add to the prior's precision.
+        residual: log L̂ − log L.
+        pull: weight of each run in the normal equations, over the squared noise.
         is_converged: whether the last steps lowered no metric's objective by more than a 1e-5th.
     """
 
-    theta: Array
-    objective: Array
-    information: Array
-    residual: Array
-    pull: Array
-    is_converged: Array
+    theta: Float64[Array, "e p"]
+    objective: Float64[Array, " e"]
+    information: Float64[Array, "e p p"]
+    residual: Float64[Array, "e n"]
+    pull: Float64[Array, "e n"]
+    is_converged: Bool[Array, ""]
 
 
 def split(theta: Array, num_domains: int) -> Coordinates:
@@ -147,7 +148,7 @@ def log_losses(theta: Array, lowest: Array, runs: Runs) -> tuple[Array, Array]:
 
 
 class _Point(NamedTuple):
-    """All that a step needs to know of where it starts."""
+    """A metric's coordinates with the objective and its derivatives there."""
 
     theta: Array
     objective: Array

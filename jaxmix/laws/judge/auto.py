@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import PRNGKeyArray
+from jaxmix.core.validate import check_count
 from jaxmix.laws.base import FitOptions, Law, RunTable, make, registry
 from jaxmix.laws.fit import LawFit, fit
 from jaxmix.laws.judge.diagnose import select
@@ -81,8 +82,7 @@ def auto(
         >>> found.selection.name
         'hierarchical:robust=True'
     """
-    if folds < 2:
-        raise ConfigError(f"folds must be >= 2, got {folds}", where="auto(folds)")
+    check_count("auto", "folds", folds, 2)
     named = _named(CANDIDATES if candidates is None else candidates)
     if not named:
         raise ConfigError("there are no candidates", where="auto(candidates)", fix="Leave it out, or name laws.")
@@ -103,7 +103,7 @@ def auto(
             key=key,
             folds=folds,
             one_standard_error=one_standard_error,
-            has_full_fit=False,
+            full_fit=False,
             **fold_options._asdict(),
         )
         chosen = fit(found.law, table, key=key, row_weights=row_weights, **options._asdict())

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import PRNGKeyArray
+from jaxmix.core.validate import check_count
 from jaxmix.laws.base import FitOptions, RunTable
 from jaxmix.laws.fit import LawFit, compiled, on_host
 from jaxmix.laws.solve.layout import Point
@@ -97,8 +98,7 @@ def bootstrap(
             where="bootstrap(fit)",
             fix="Use a law with parameters, or judge it by its out-of-fold error.",
         )
-    if num_resamples < 2:
-        raise ConfigError(f"num_resamples must be >= 2, got {num_resamples}", where="bootstrap(num_resamples)")
+    check_count("bootstrap", "num_resamples", num_resamples, 2)
     if table.shape != fit.shape:
         raise ConfigError(
             "the table is not the one the law was fitted to: its outline differs",

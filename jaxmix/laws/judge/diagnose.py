@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError
+from jaxmix.core.validate import check_count
 from jaxmix.laws.base import Law, RunTable, make
 from jaxmix.laws.checks import metric_shares
 from jaxmix.laws.fit import fit
@@ -127,7 +128,7 @@ def cross_validate(
     key: Any,
     folds: int = 5,
     metric_weights: Any = None,
-    has_full_fit: bool = True,
+    full_fit: bool = True,
     **fit_options: Any,
 ) -> Diagnosis:
     """Judges a law by predictions of runs whose mixtures it has not seen.
@@ -139,7 +140,7 @@ def cross_validate(
             table alone, so that laws judged with one key are judged on the same folds.
         folds: ≥ 2; with fewer mixtures than folds each mixture is its own.
         metric_weights: [e], of the mean loss that is ranked; None: all equal.
-        has_full_fit: also fit all runs, to count parameters at their bounds.
+        full_fit: also fit all runs, to count parameters at their bounds.
         **fit_options: of `jaxmix.laws.fit`.
 
     Returns:
@@ -164,7 +165,7 @@ def cross_validate(
         predicted[held] = np.where(is_known, losses, np.nan)
         by_mean[np.ix_(held, is_known)] = np.nanmean(table.losses[~held][:, is_known], axis=0)
     at_bounds: tuple[str, ...] = ()
-    if has_full_fit and law.build is not None:
+    if full_fit and law.build is not None:
         whole = fit(law, table, key=start, **fit_options)
         num_params, at_bounds = whole.num_params, whole.at_bounds
     return _judge(law.name, num_params, table, predicted, by_mean, fold, shares, at_bounds)
@@ -231,8 +232,7 @@ def split_mixtures(table: RunTable, key: Any, *, folds: int) -> np.ndarray:
     """
     mixture = table.mixture
     count = int(mixture.max()) + 1
-    if folds < 2:
-        raise ConfigError(f"folds must be >= 2, got {folds}", where="cross_validate(folds)")
+    check_count("cross_validate", "folds", folds, 2)
     if count < 2:
         raise ConfigError(
             "all runs have one mixture: nothing can be said of others",

@@ -1,4 +1,4 @@
-"""What a proposal is, and the checks that all ways of making one share."""
+"""Proposals, and the checks of their constraints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.validate import check_number
 from jaxmix.laws.base import Law, Shape
 from jaxmix.laws.checks import metric_shares, on_simplex
 
@@ -17,47 +19,47 @@ class Proposal(NamedTuple):
     """A mixture, and what the law expects of it.
 
     Attributes:
-        weights: float64[m] on the simplex, within the bounds.
-        predicted: float64[e], losses in nats, repetition counted in.
+        weights: on the simplex, within the bounds.
+        predicted: losses in nats, repetition included.
         objective: metric-weighted mean of `predicted`, plus the divergence from the prior.
-        unconstrained_weights: float64[m], what the law would choose without bounds, prior and limits of data.
-        unconstrained_predicted: float64[e].
-        unconstrained_objective: metric-weighted mean of it.
+        unconstrained_weights: what the law would choose without bounds, prior and limits of data.
+        unconstrained_predicted: losses of that mixture.
+        unconstrained_objective: their metric-weighted mean.
         converged: whether the best start ended at a stationary point; False for simulated candidates.
         gap: an upper bound of what is left to gain if the objective is convex; nan for simulated candidates.
-        start_objectives: float64[s], where each start ended; for candidates, the scores of those averaged.
+        start_objectives: where each start ended; for candidates, the scores of those averaged.
     """
 
-    weights: np.ndarray
-    predicted: np.ndarray
+    weights: Float64[np.ndarray, " m"]
+    predicted: Float64[np.ndarray, " e"]
     objective: float
-    unconstrained_weights: np.ndarray
-    unconstrained_predicted: np.ndarray
+    unconstrained_weights: Float64[np.ndarray, " m"]
+    unconstrained_predicted: Float64[np.ndarray, " e"]
     unconstrained_objective: float
     converged: bool
     gap: float
-    start_objectives: np.ndarray
+    start_objectives: Float64[np.ndarray, " s"]
 
 
-class Wishes(NamedTuple):
-    """What a proposal has to keep to, checked, as float64 arrays.
+class Constraints(NamedTuple):
+    """Checked arguments of a proposal.
 
     Attributes:
-        shares: [e], weights of the metrics, adding up to 1.
-        prior: [m] on the simplex.
-        caps: [m], ≤ 1; 0 where nothing is available, or the prior is 0 and counts.
-        floors: [m].
-        available: [m], billions of tokens, inf where there is no limit.
+        shares: weights of the metrics, adding up to 1.
+        prior: on the simplex.
+        caps: ≤ 1; 0 where nothing is available, or where the prior is 0 and `kl_strength` is not.
+        floors: ≥ 0.
+        available: billions of tokens, inf where there is no limit.
     """
 
-    shares: np.ndarray
-    prior: np.ndarray
-    caps: np.ndarray
-    floors: np.ndarray
-    available: np.ndarray
+    shares: Float64[np.ndarray, " e"]
+    prior: Float64[np.ndarray, " m"]
+    caps: Float64[np.ndarray, " m"]
+    floors: Float64[np.ndarray, " m"]
+    available: Float64[np.ndarray, " m"]
 
 
-def check_wishes(
+def check_constraints(
     shape: Shape,
     *,
     metric_weights: Any,
@@ -66,11 +68,10 @@ def check_wishes(
     min_weights: Any,
     kl_strength: float,
     available_tokens: Any,
-) -> Wishes:
-    """Returns what `propose` was asked for; raises `ConfigError` for what is out of range, or what no mixture keeps."""
+) -> Constraints:
+    """Returns the constraints; raises `ConfigError` where an argument is out of range or no mixture is feasible."""
     m = shape.num_domains
-    if not (np.isfinite(kl_strength) and kl_strength >= 0):
-        raise ConfigError(f"kl_strength must be >= 0, got {kl_strength}", where="propose(kl_strength)")
+    check_number("propose", "kl_strength", kl_strength, 0.0)
     shares = metric_shares(metric_weights, shape, "propose(metric_weights)")
     prior = on_simplex(np.ones(m) if prior is None else prior, m, "propose(prior)")
     available = _available(available_tokens, m)
@@ -78,7 +79,7 @@ def check_wishes(
     caps = np.minimum(_bound("max_weights", 1.0 if max_weights is None else max_weights, m), 1.0)
     caps = np.where((available > 0) & ((prior > 0) | (kl_strength == 0)), caps, 0.0)
     _check_bounds(caps, floors)
-    return Wishes(shares, prior, caps, floors, available)
+    return Constraints(shares, prior, caps, floors, available)
 
 
 def _available(available_tokens: Any, m: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Proposals: the mixture that a fitted law says is best, within what the data allow."""
+"""The mixture of the lowest loss by a fitted law, within bounds and the data there are."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.simplex import kl_divergence, kl_project_capped_simplex
 from jaxmix.core.types import Array
+from jaxmix.core.validate import check_count
 from jaxmix.laws.base import Law, Shape
-from jaxmix.laws.checks import check_positive, check_range
+from jaxmix.laws.checks import check_positive
 from jaxmix.laws.design import sample_mixtures
 from jaxmix.laws.fit import LawFit, compiled, on_host
-from jaxmix.laws.proposals.base import Proposal, check_wishes, not_finite, weighted_mean
+from jaxmix.laws.proposals.base import Proposal, check_constraints, not_finite, weighted_mean
 from jaxmix.laws.proposals.regmix import propose_regmix
 from jaxmix.laws.proposals.repetition import REPEAT_DECAY, effective_mixture
 from jaxmix.laws.solve.mirror_descent import Minimum, mirror_descent
-
-__all__ = ["Proposal", "ScalePath", "propose", "scale_path"]
 
 _LEAST = 1e-12
 _NEGLIGIBLE = 1e-9
@@ -31,22 +31,20 @@ class ScalePath(NamedTuple):
     """Best mixtures over scales.
 
     Attributes:
-        model_size: float64[s], millions.
-        tokens: float64[s], billions.
-        weights: float64[s, m].
-        predicted: float64[s, e].
-        objective: float64[s].
+        model_size: millions.
+        tokens: billions.
+        weights, predicted, objective: as in `Proposal`.
     """
 
-    model_size: np.ndarray
-    tokens: np.ndarray
-    weights: np.ndarray
-    predicted: np.ndarray
-    objective: np.ndarray
+    model_size: Float64[np.ndarray, " s"]
+    tokens: Float64[np.ndarray, " s"]
+    weights: Float64[np.ndarray, "s m"]
+    predicted: Float64[np.ndarray, "s e"]
+    objective: Float64[np.ndarray, " s"]
 
 
 class _Problem(NamedTuple):
-    """What is minimized, as arrays: no value of it makes the solver compile again."""
+    """The objective and its constraints, as arrays: other values do not make the solver compile again."""
 
     params: dict[str, Array]
     model_size: Array
@@ -141,33 +139,21 @@ def propose(
     """
     m = fit.shape.num_domains
     check_positive("propose", model_size=model_size, tokens=tokens, repeat_decay=repeat_decay, tolerance=tolerance)
-    check_range("propose(num_starts)", num_starts, 1)
-    check_range("propose(max_steps)", max_steps, 1)
-    shares, prior, caps, floors, available = check_wishes(
-        fit.shape,
-        metric_weights=metric_weights,
-        prior=prior,
-        max_weights=max_weights,
-        min_weights=min_weights,
-        kl_strength=kl_strength,
-        available_tokens=available_tokens,
-    )
-    key = jax.random.key(0) if key is None else key
+    check_count("propose", "num_starts", num_starts)
+    check_count("propose", "max_steps", max_steps)
+    given: dict[str, Any] = {
+        "metric_weights": metric_weights,
+        "prior": prior,
+        "max_weights": max_weights,
+        "min_weights": min_weights,
+        "kl_strength": kl_strength,
+        "available_tokens": available_tokens,
+    }
+    shares, prior, caps, floors, available = check_constraints(fit.shape, **given)
     if fit.law.build is None:
-        return propose_regmix(
-            fit,
-            model_size=model_size,
-            tokens=tokens,
-            prior=prior,
-            metric_weights=shares,
-            max_weights=caps,
-            min_weights=floors,
-            kl_strength=kl_strength,
-            available_tokens=available,
-            repeat_decay=repeat_decay,
-            num_candidates=num_candidates,
-            key=key,
-        )
+        scale = {"model_size": model_size, "tokens": tokens, "repeat_decay": repeat_decay}
+        return propose_regmix(fit, num_candidates=num_candidates, key=key, **scale, **given)
+    key = jax.random.key(0) if key is None else key
     starts = _starts(key, num_starts, shares, prior, fit.shape)
     with on_host():
         array = lambda value: jnp.asarray(value, jnp.float64)
@@ -191,8 +177,7 @@ def propose(
             floors=array(np.full(m, _LEAST)),
             available=array(np.full(m, np.inf)),
         )
-        ends = [_solve(fit, problem, starts, max_steps) for problem in (bounded, free)]
-    found, wanted = ends
+        found, wanted = (_solve(fit, problem, starts, max_steps) for problem in (bounded, free))
     return Proposal(
         weights=found.weights,
         predicted=found.predicted,
@@ -232,6 +217,7 @@ def scale_path(fit: LawFit, model_sizes: Any, tokens: Any, **options: Any) -> Sc
     return ScalePath(sizes.copy(), amounts.copy(), stack("weights"), stack("predicted"), stack("objective"))
 
 
+@functools.partial(jax.jit, static_argnames=("law", "shape"))
 def _objective(law: Law, shape: Shape, problem: _Problem, weights: Array) -> tuple[Array, Array]:
     """J and the predicted losses [e] of one mixture."""
     effective, worth = effective_mixture(weights, problem.tokens, problem.available, problem.decay)
@@ -256,11 +242,6 @@ def _descend(law: Law, shape: Shape, problem: _Problem, starts: Array, max_steps
     return jax.vmap(one)(starts)
 
 
-@functools.partial(jax.jit, static_argnames=("law", "shape"))
-def _evaluate(law: Law, shape: Shape, problem: _Problem, weights: Array) -> tuple[Array, Array]:
-    return _objective(law, shape, problem, weights)
-
-
 def _solve(fit: LawFit, problem: _Problem, starts: np.ndarray, max_steps: int) -> _Found:
     """The best of all starts, cleared of negligible weights."""
     law, shape = fit.law, fit.shape
@@ -273,11 +254,11 @@ def _solve(fit: LawFit, problem: _Problem, starts: np.ndarray, max_steps: int) -
     is_small = (weights < _NEGLIGIBLE) & (np.asarray(problem.floors) <= _LEAST)
     cleared = np.where(is_small, 0.0, weights)
     cleared = cleared / cleared.sum()
-    objective, predicted = jax.device_get(_evaluate(law, shape, problem, jnp.asarray(cleared)))
+    objective, predicted = jax.device_get(_objective(law, shape, problem, jnp.asarray(cleared)))
     if (cleared <= np.asarray(problem.caps)).all() and objective <= value[best] * (1 + 1e-12):
         weights = cleared
     else:
-        objective, predicted = jax.device_get(_evaluate(law, shape, problem, jnp.asarray(weights)))
+        objective, predicted = jax.device_get(_objective(law, shape, problem, jnp.asarray(weights)))
     return _Found(
         weights, predicted, float(objective), bool(ends.is_converged[best]), float(ends.gap[best]), np.array(ends.value)
     )

@@ -16,7 +16,7 @@ from jaxmix.core.simplex import kl_divergence, kl_project_capped_simplex
 from jaxmix.laws.checks import check_positive
 from jaxmix.laws.design import sample_mixtures
 from jaxmix.laws.fit import LawFit, on_host
-from jaxmix.laws.proposals.base import Proposal, check_wishes, not_finite, weighted_mean
+from jaxmix.laws.proposals.base import Proposal, check_constraints, not_finite, weighted_mean
 from jaxmix.laws.proposals.repetition import REPEAT_DECAY, effective_mixture
 from jaxmix.laws.proposals.simulate import simulate
 
@@ -69,7 +69,7 @@ def propose_regmix(
             f"num_best must be from 1 to num_candidates ({num_candidates}), got {num_best}",
             where="propose_regmix(num_best)",
         )
-    shares, prior, caps, floors, available = check_wishes(
+    shares, prior, caps, floors, available = check_constraints(
         fit.shape,
         metric_weights=metric_weights,
         prior=prior,

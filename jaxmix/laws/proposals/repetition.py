@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float
+from jaxmix.laws.checks import check_positive
 
 REPEAT_DECAY = 15.387756
 """R* of the paper: after about so many repetitions a token has lost 63 % of its worth."""
@@ -90,8 +91,7 @@ def caps_from_tokens(available_tokens: Any, tokens: float, max_epochs: Any) -> n
             f"available tokens must be numbers >= 0, one per domain, got {available.tolist()}",
             where="caps_from_tokens(available_tokens)",
         )
-    if not (np.isfinite(tokens) and tokens > 0):
-        raise ConfigError(f"tokens must be finite and > 0, got {tokens}", where="caps_from_tokens(tokens)")
+    check_positive("caps_from_tokens", tokens=tokens)
     if not (epochs > 0).all():
         raise ConfigError(f"max_epochs must be > 0, got {max_epochs}", where="caps_from_tokens(max_epochs)")
     caps = np.minimum(available * epochs / tokens, 1.0)

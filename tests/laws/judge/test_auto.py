@@ -144,5 +144,5 @@ def test_candidates_are_checked():
     ):
         with pytest.raises(ConfigError, match=match):
             make("auto", candidates=bad)
-    with pytest.raises(ConfigError, match="folds must be >= 2"):
+    with pytest.raises(ConfigError, match="folds must be a whole number ≥ 2"):
         make("auto", folds=1)

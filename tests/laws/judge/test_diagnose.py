@@ -96,7 +96,7 @@ def test_more_folds_than_mixtures_leaves_one_out():
     assert sorted(fold) == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match="one mixture"):
         split_mixtures(world(runs=1, repeats=3), KEY, folds=5)
-    with pytest.raises(ConfigError, match="folds must be >= 2"):
+    with pytest.raises(ConfigError, match="folds must be a whole number ≥ 2"):
         split_mixtures(world(), KEY, folds=1)
 
 

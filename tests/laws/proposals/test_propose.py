@@ -222,7 +222,7 @@ def test_regmix_averages_the_best_of_what_it_draws(demo):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"model_size": 0.0}, "model_size must be finite and > 0"),
+        ({"model_size": 0.0}, "model_size must be finite and above 0"),
         ({"tokens": np.nan}, "tokens must be finite"),
         ({"metric_weights": [1.0, 2.0]}, "must be 7 finite numbers"),
         ({"prior": np.zeros(7)}, "not all 0"),
@@ -231,8 +231,8 @@ def test_regmix_averages_the_best_of_what_it_draws(demo):
         ({"min_weights": 0.1, "max_weights": [0.05, 1, 1, 1, 1, 1, 1]}, "floor 0.1 above cap 0.05"),
         ({"max_weights": [0.5, 0.6]}, "one number >= 0 or 7"),
         ({"available_tokens": [1.0]}, "must be 7 numbers"),
-        ({"kl_strength": -1.0}, "kl_strength must be >= 0"),
-        ({"num_starts": 0}, r"must be >= 1, got 0 \(propose\(num_starts\)\)"),
+        ({"kl_strength": -1.0}, "kl_strength must be finite and at least 0"),
+        ({"num_starts": 0}, r"must be a whole number ≥ 1, got 0 \(propose\(num_starts\)\)"),
     ],
 )
 def test_arguments_out_of_range_are_refused(demo, options, complaint):
