@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxmix import curricula
-from jaxmix.simulate.learners import prompts_to_target, worlds
+from jaxmix.simulate.learners import prompts_to_target, skill_worlds
 
 RESULTS = Path(__file__).parent / "results.json"
 ROWS = {
@@ -72,7 +72,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--only", nargs="*", default=[*ROWS, *LATE], choices=[*ROWS, *LATE])
-    parser.add_argument("--worlds", nargs="*", default=list(worlds()), choices=list(worlds()))
+    parser.add_argument("--worlds", nargs="*", default=list(skill_worlds()), choices=list(skill_worlds()))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     stored = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -82,7 +82,7 @@ def main():
             key = f"{name}/{row}"
             if key not in cells["cells"]:
                 begin = time.process_time()
-                cells["cells"][key] = measure(row, worlds()[name], args.seeds)
+                cells["cells"][key] = measure(row, skill_worlds()[name], args.seeds)
                 args.out.write_text(json.dumps(cells) + "\n")
                 base = np.array(cells["cells"][f"{name}/uniform"]["prompts"])
                 own = np.array(cells["cells"][key]["prompts"])

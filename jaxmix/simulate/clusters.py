@@ -1,4 +1,4 @@
-"""Mixtures with known clusters: what a clustering can be held against."""
+"""Mixtures of von Mises–Fisher densities with known clusters, to compare a clustering with."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64, Int32
 
 from jaxmix.clustering.base import GemState
 from jaxmix.core.validate import check_count, check_number
 
 
 class Planted(NamedTuple):
-    """Attributes:
-    x: f64[n, d], rows of length 1.
-    classes: i32[n], the component of every row.
-    state: f64, the components themselves, biases `log(K w_k)`: its labels are those of the best possible rule.
+    """Points drawn from known clusters.
+
+    Attributes:
+        x: rows of length 1.
+        classes: the component of every row.
+        state: the components, f64, with biases `log(K w_k)`: the labels it assigns are those of the best possible rule.
     """
 
-    x: np.ndarray
-    classes: np.ndarray
+    x: Float64[np.ndarray, "n d"]
+    classes: Int32[np.ndarray, " n"]
     state: GemState
 
 
@@ -75,7 +78,7 @@ def planted_mixture(
     for argument, value, least in (("num_rows", num_rows, 1), ("num_clusters", num_clusters, 1), ("dim", dim, 2)):
         check_count("planted_mixture", argument, value, least)
     check_number("planted_mixture", "exponent", exponent, 0.0)
-    check_number("planted_mixture", "cone", cone, 0.0, 1.0)
+    check_number("planted_mixture", "cone", cone, 0.0, below=1.0)
     low, high = concentrations
     rng = np.random.default_rng(seed)
     axis = rng.normal(size=dim)

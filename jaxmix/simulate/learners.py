@@ -1,4 +1,4 @@
-"""Skills that learn from rewards: how many prompts a bandit needs, without a model.
+"""Simulated skills that learn from rewards: how many prompts a bandit needs, without training a model.
 
 A skill per arm has a logit x_k; its prompts are solved with probability `p_k = ceiling_k σ(x_k)`. A group of rollouts
 with solve rate q moves the logits as a group-normalized gradient would, whose size on the logit is sqrt(q (1 − q)).
@@ -22,21 +22,23 @@ LEVELS = (1.0, -0.5, -2.0, -3.5, -5.0)
 
 
 class SkillWorld(NamedTuple):
-    """Attributes:
-    start: f32[k], logits before training.
-    ceiling: f32[k] in [0, 1], the most an arm can be solved; 0 for arms that nobody can solve.
-    transfer: f32[k, k], entry (j, i): how far arm i's logit moves when arm j's own would move by 1.
-    spread: f32[], standard deviation of the logits of the prompts inside an arm.
-    gated: f32[k, k], rows sum to 1: an arm learns at the rate of this mean of all arms' `p / ceiling`; 0 rows: freely.
-    forgetting: f32[], share of the way back to the start that a logit goes in a step.
+    """One skill per arm, and how skills influence each other.
+
+    Attributes:
+        start: logits before training.
+        ceiling: in [0, 1], the highest solve rate of an arm; 0 for arms that cannot be solved.
+        transfer: entry (j, i): how far arm i's logit moves when arm j's own would move by 1.
+        spread: standard deviation of the logits of the prompts inside an arm.
+        gated: rows sum to 1: an arm learns at the rate of this mean of all arms' `p / ceiling`; rows of 0: freely.
+        forgetting: share of the way back to the start that a logit goes in a step.
     """
 
-    start: Any
-    ceiling: Any
-    transfer: Any
-    spread: Any
-    gated: Any
-    forgetting: Any
+    start: Float[Array, " k"]
+    ceiling: Float[Array, " k"]
+    transfer: Float[Array, "k k"]
+    spread: Float[Array, ""]
+    gated: Float[Array, "k k"]
+    forgetting: Float[Array, ""]
 
 
 def chains(
@@ -48,7 +50,7 @@ def chains(
     previous: float = 0.3,
     others: float = 0.02,
     spread: float = 0.0,
-    is_gated: bool = False,
+    gated: bool = False,
     forgetting: float = 0.0,
 ) -> SkillWorld:
     """Chains of skills from easy to hard; arm `c · levels + i` is level i of chain c.
@@ -60,38 +62,38 @@ def chains(
         following, previous, others: share of a move that the next level of the chain, the one before, and all other
             arms make too.
         spread, forgetting: see `SkillWorld`.
-        is_gated: a level learns at the rate at which the one before is solved.
+        gated: a level learns at the rate at which the one before is solved.
     """
     check_count("chains", "num_chains", num_chains)
     check_number("chains", "spread", spread, 0.0)
     check_number("chains", "forgetting", forgetting, 0.0, 1.0)
     length = len(levels)
     k = num_chains * length
-    transfer, gated = np.full((k, k), others), np.zeros((k, k))
+    transfer, gates = np.full((k, k), others), np.zeros((k, k))
     np.fill_diagonal(transfer, 1.0)
     for arm in range(k):
         if arm % length:
             transfer[arm - 1, arm], transfer[arm, arm - 1] = following, previous
-            gated[arm, arm - 1] = float(is_gated)
+            gates[arm, arm - 1] = float(gated)
     array = lambda values: jnp.asarray(values, jnp.float32)
     return SkillWorld(
         start=array(levels * num_chains),
         ceiling=array((1.0,) * k if ceiling is None else ceiling * num_chains),
         transfer=array(transfer),
         spread=array(spread),
-        gated=array(gated),
+        gated=array(gates),
         forgetting=array(forgetting),
     )
 
 
-def worlds() -> dict[str, SkillWorld]:
+def skill_worlds() -> dict[str, SkillWorld]:
     """The scenarios of the comparison, by name."""
     return {
         "ladder": chains(2),
         "20 % unsolvable": chains(2, ceiling=(1.0, 1.0, 1.0, 1.0, 0.0)),
         "40 % unsolvable": chains(2, ceiling=(1.0, 1.0, 1.0, 0.0, 0.0)),
         "ceilings": chains(2, ceiling=(0.97, 0.75, 0.5, 0.25, 0.0)),
-        "prerequisites": chains(2, is_gated=True),
+        "prerequisites": chains(2, gated=True),
         "forgetting": chains(2, forgetting=5e-4),
         "impure": chains(2, spread=1.0),
         "independent": chains(2, following=0.0, previous=0.0, others=0.0),

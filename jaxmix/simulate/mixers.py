@@ -1,4 +1,4 @@
-"""Runs mixers in small worlds: any mixer, unchanged, in the order of the training loop, as one compiled program.
+"""Simulated training runs: any mixer in a small world, in the order of the training loop, as one compiled program.
 
 Made for designing mixers and for testing them: a run of a few thousand steps takes milliseconds, `vmap` runs many
 seeds, worlds or static mixtures at once, and the world's laws say what the best answer would have been.
@@ -31,6 +31,7 @@ from jaxtyping import Key
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_count
 from jaxmix.mixers.base import Feedback, Mixer, initial_weights
 from jaxmix.simulate.worlds import Gradients, World
 
@@ -68,7 +69,7 @@ class _Carry(NamedTuple):
     world: Any
     mixer: Any
     queue: Array  # f[lag, m], weights that are already on their way to the data, the next one first
-    pending: dict[str, Array]  # sums since the last update
+    sums: dict[str, Array]  # since the last update
     validation_loss: Array
     score: Array
 
@@ -105,7 +106,7 @@ def simulate(
         prior: what the mixer starts from, f[m].
         lag: how many batches are already drawn when an update is made: 0, or 1 as in the training loop, whose
             weights after step s draw batch s + 2. Without effect on mixers that need no signal.
-        reference_losses: one number or m, losses of a frozen reference model. On the same tokens it has the same luck
+        reference_losses: one number or m, losses of a frozen reference model. On the same tokens it has the same noise
             as the model, so that the excess of a domain over it has no noise.
         reward: losses f[m] → reward f[m], for mixers that need one.
         learning_rate: number or function of the step, shown to the mixer; that of the world if `None`.
@@ -129,10 +130,8 @@ def simulate(
     evaluate_after, update_after = _schedule(mixer, num_steps, m, eval_every)
     lag = lag if mixer.needs else 0
     world_key, mixer_key, run_key = jax.random.split(key, 3)
-    mixer_state, world_state = (
-        mixer.init(mixer_key, m, None if prior is None else jnp.asarray(prior)),
-        world.init(world_key),
-    )
+    mixer_state = mixer.init(mixer_key, m, None if prior is None else jnp.asarray(prior))
+    world_state = world.init(world_key)
     start_losses = world.losses(world_state)
     dtype = start_losses.dtype
     feedback_of = _build_feedback(mixer, world, batch_size, reference_losses, reward, learning_rate)
@@ -158,29 +157,29 @@ def simulate(
         validation_loss = jax.lax.cond(
             is_evaluated, lambda: evaluate(eval_key, world_state), lambda: carry.validation_loss
         )
-        sums = {name: carry.pending[name] + value for name, value in sums.items()}
+        sums = {name: carry.sums[name] + value for name, value in sums.items()}
         signals = {**sums, **rest, **({"validation_loss": validation_loss} if _needs_validation(mixer) else {})}
         mixer_state, score = jax.lax.cond(
             is_updated,
             lambda: update(update_key, carry.mixer, Feedback(**signals)),
             lambda: (carry.mixer, carry.score),
         )
-        pending = {name: jnp.where(is_updated, jnp.zeros_like(value), value) for name, value in sums.items()}
-        after = _Carry(world_state, mixer_state, queue[1:], pending, validation_loss, score)
+        sums = {name: jnp.where(is_updated, jnp.zeros_like(value), value) for name, value in sums.items()}
+        after = _Carry(world_state, mixer_state, queue[1:], sums, validation_loss, score)
         return after, (weights, shares, world.losses(world_state), score)
 
     weights = mixer.weights(mixer_state)
-    nothing = jnp.zeros_like(start_losses)
-    unmeasured = jnp.full_like(start_losses, jnp.nan)
+    zeros = jnp.zeros_like(start_losses)
+    validation_loss = (
+        evaluate(jax.random.fold_in(run_key, num_steps), world_state) if evaluate_after[0] else zeros + jnp.nan
+    )
     carry = _Carry(
         world=world_state,
         mixer=mixer_state,
         queue=jnp.broadcast_to(weights[None], (lag, m)),
-        pending={name: nothing for name in _SUMS if name in mixer.needs},
-        validation_loss=evaluate(jax.random.fold_in(run_key, num_steps), world_state)
-        if evaluate_after[0]
-        else unmeasured,
-        score=nothing,
+        sums={name: zeros for name in _SUMS if name in mixer.needs},
+        validation_loss=validation_loss,
+        score=zeros,
     )
     steps = (jnp.arange(num_steps, dtype=jnp.int32), jnp.asarray(evaluate_after[1:]), jnp.asarray(update_after))
     carry, (weights, shares, losses, scores) = jax.lax.scan(one_step, carry, steps)
@@ -216,11 +215,13 @@ def run_static(
 
 
 class StaticSearch(NamedTuple):
-    """Attributes:
-    mixture: f[m], the best of the candidates.
-    losses: f[m], its final losses, mean over the keys.
-    candidates: f[c, m], all mixtures tried; the first is uniform.
-    candidate_losses: f[c, m], their final losses, mean over the keys.
+    """The best static mixture and all that were tried.
+
+    Attributes:
+        mixture: the best of the candidates.
+        losses: its final losses, mean over the keys.
+        candidates: all mixtures tried; the first is uniform.
+        candidate_losses: their final losses, mean over the keys.
     """
 
     mixture: Weights
@@ -250,8 +251,7 @@ def best_static(
         weights: f[m], of the domains in the objective, the weighted sum of final losses; all 1 if `None`. Losses of
             nan (nobody measures them) do not count.
     """
-    if num_candidates < 1:
-        raise ConfigError(f"num_candidates must be ≥ 1, got {num_candidates}", where="best_static(num_candidates)")
+    check_count("best_static", "num_candidates", num_candidates)
     m = world.num_domains
     uniform = initial_weights(m, None)
     draw = jax.random.dirichlet(
@@ -316,7 +316,7 @@ def _build_feedback(
     reward: Callable[[DomainVector], DomainVector] | None,
     learning_rate: Any,
 ) -> Callable[[PRNGKeyArray, Any, Array, Array], tuple[dict[str, Array], dict[str, Array]]]:
-    """`(key, world state, rows per domain, step) -> (sums, other signals)`: what one step shows, if it is needed."""
+    """`(key, world state, rows per domain, step) -> (sums, other signals)`: a step's signals that the mixer needs."""
     needs, m = mixer.needs, world.num_domains
     has = {
         **dict.fromkeys(("reference_loss_sum", "clipped_excess_sum"), reference_losses is not None),
@@ -341,13 +341,12 @@ def _build_feedback(
         is_drawn = counts > 0
         summed = lambda per_token: jnp.where(is_drawn, counts * per_token, 0.0)
         # Of share s: std train_noise / √s per token, on s · batch_size tokens.
-        luck = (
-            jnp.sqrt(shares) * (batch_size or 1) * world.train_noise * jax.random.normal(loss_key, (m,), losses.dtype)
-        )
-        sums = {"token_count": counts, "loss_sum": summed(losses) + luck}
+        scale = jnp.sqrt(shares) * (batch_size or 1) * world.train_noise
+        noise = scale * jax.random.normal(loss_key, (m,), losses.dtype)
+        sums = {"token_count": counts, "loss_sum": summed(losses) + noise}
         if reference_losses is not None:
             reference = jnp.broadcast_to(jnp.asarray(reference_losses, losses.dtype), (m,))
-            sums["reference_loss_sum"] = summed(reference) + luck
+            sums["reference_loss_sum"] = summed(reference) + noise
             sums["clipped_excess_sum"] = summed(jnp.maximum(losses - reference, 0.0))
         rest = {"learning_rate": jnp.asarray(rate(step) if callable(rate) else rate, losses.dtype)}
         if reward is not None:
@@ -378,11 +377,9 @@ def _gradient_signals(
 
 
 def _check(num_steps: int, batch_size: int | None, lag: int, stride: int) -> None:
-    if num_steps < 1:
-        raise ConfigError(f"num_steps must be ≥ 1, got {num_steps}", where="simulate(num_steps)")
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size must be ≥ 1, got {batch_size}", where="simulate(batch_size)")
-    if lag < 0:
-        raise ConfigError(f"lag must be ≥ 0, got {lag}", where="simulate(lag)")
+    check_count("simulate", "num_steps", num_steps)
+    if batch_size is not None:
+        check_count("simulate", "batch_size", batch_size)
+    check_count("simulate", "lag", lag, 0)
     if stride < 1 or num_steps % stride:
         raise ConfigError(f"the stride {stride} does not divide {num_steps} steps", where="simulate(stride)")

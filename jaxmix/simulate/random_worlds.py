@@ -1,7 +1,7 @@
-"""Random worlds to try mixers in by the dozen: what works in most of them is no accident of one.
+"""Random worlds: a mixer that does well in most of them does not owe it to one.
 
-Both draw their laws from a key alone, so that `vmap` over keys runs many worlds as one program. Their numbers are
-chosen so that the best of 65 static mixtures has 4 to 15 % less reducible loss than even shares, a large step size
+Both functions draw their laws from a key alone, so that `vmap` over keys runs many worlds as one program. Their numbers
+are chosen so that the best of 65 static mixtures has 4 to 15 % less reducible loss than even shares, a large step size
 does harm, and a mixer that only looks at the level of the losses is misled by what no training can remove.
 """
 

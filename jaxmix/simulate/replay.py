@@ -1,4 +1,4 @@
-"""A world made from a table of real runs, such as RegMix's: a mixer is tried on what others have paid for.
+"""Worlds fitted to tables of real runs, such as RegMix's.
 
 Liu et al.: "RegMix: Data Mixture as Regression for Language Model Pre-training", arXiv 2407.01492, for the tables;
 Ye et al.: "Data Mixing Laws", arXiv 2403.16952, for the law.
@@ -17,10 +17,12 @@ from jaxmix.simulate.worlds import World, as_array, log_linear_world
 
 
 class LogLinearFit(NamedTuple):
-    """Attributes:
-    irreducible: f[n], c.
-    scale: f[n], b > 0.
-    interaction: f[n, m], A, of `L_i(p) = c_i + b_i exp(−Σ_j A_ij p_j)`; its rows average 0 over the domains.
+    """Coefficients of `L_i(p) = c_i + b_i exp(−Σ_j A_ij p_j)`.
+
+    Attributes:
+        irreducible: c.
+        scale: b > 0.
+        interaction: A; its rows average 0 over the domains.
     """
 
     irreducible: Float[Array, " n"]
@@ -111,21 +113,21 @@ def replay_world(
 
     Args:
         mixtures: f[r, m], shares of r runs.
-        losses: f[r, m], their final losses. A column of nan is a domain whose loss nobody measured: its loss stays
+        losses: f[r, m], their final losses. A column of nan is a domain whose loss was not measured: its loss stays
             nan, and its shares act on the others.
         num_steps: of a whole run.
         start_loss: nats, of an untrained model: above every loss in the table.
         noise, train_noise: see `World`.
     """
     y = as_array(losses)
-    is_measured = ~jnp.any(jnp.isnan(y), axis=0)
-    fit = fit_log_linear(mixtures, jnp.where(is_measured[None, :], y, 1.0))
+    is_known = ~jnp.any(jnp.isnan(y), axis=0)
+    fit = fit_log_linear(mixtures, jnp.where(is_known[None, :], y, 1.0))
     reducible = start_loss - fit.irreducible
     # b exp(−A p) = (start − c) exp(−(A + log((start − c) / b)) p) on the simplex.
     interaction = fit.interaction + jnp.log(reducible / fit.scale)[:, None]
     return log_linear_world(
         interaction,
-        irreducible=jnp.where(is_measured, fit.irreducible, jnp.nan),
+        irreducible=jnp.where(is_known, fit.irreducible, jnp.nan),
         reducible=reducible,
         num_steps=num_steps,
         noise=noise,

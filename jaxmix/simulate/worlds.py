@@ -1,4 +1,4 @@
-"""Small worlds with known laws, in which a mixer can be tried in milliseconds and its answer checked.
+"""Worlds with known laws of how losses respond to mixtures: a mixer runs in one in milliseconds.
 
 A world says how the domains' losses move when one optimizer step draws its batch by given shares. Every world is a
 bundle of pure functions over arrays: it runs under `jit`, `vmap` and `scan`, and the arrays that define it may be
@@ -17,12 +17,15 @@ from jax.typing import ArrayLike
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_number
 
 
 class Gradients(NamedTuple):
-    """Attributes:
-    train: f[m, P], gradient of each domain's training loss, without noise.
-    validation: f[m, P], gradient of each domain's held-out loss.
+    """Exact gradients of the domains' losses.
+
+    Attributes:
+        train: of each domain's training loss, without noise.
+        validation: of each domain's held-out loss.
     """
 
     train: Float[Array, "m p"]
@@ -30,14 +33,14 @@ class Gradients(NamedTuple):
 
 
 class World(NamedTuple):
-    """How losses answer to mixtures, as a bundle of pure functions.
+    """How losses respond to mixtures, as a bundle of pure functions.
 
     Attributes:
         init: `(key) -> state`, before the first step.
         step: `(key, state, shares) -> state`, one optimizer step on a batch of these shares, f[m] on the simplex.
         losses: `(state) -> f[m]`, held-out loss per domain (nats per token), exact.
         num_domains: m.
-        irreducible: f[m], what no mixture can get below; `losses − irreducible` is reducible loss.
+        irreducible: f[m], the floor of each loss; `losses − irreducible` is the reducible loss.
         train_losses: `(state) -> f[m]`, expected training loss per domain; the held-out one if `None`.
         gradients: `(state) -> Gradients`, for worlds with parameters.
         gradient_noise: f[m], trace of the covariance of a whole batch's gradient, if all of it is of one domain. A
@@ -77,9 +80,9 @@ def swapped(before: ArrayLike, after: ArrayLike, at: int) -> Interaction:
 
 
 class LinearState(NamedTuple):
-    step: Array
-    losses: Array
-    momentum: Array
+    step: Int[Array, ""]
+    losses: DomainVector
+    momentum: DomainVector
 
 
 def linear_world(
@@ -119,8 +122,7 @@ def linear_world(
         m = constant.shape[0]
         check_shape("linear_world(interaction)", constant, (m, m))
         at = lambda step: constant
-    if not 0 <= momentum < 1:
-        raise ConfigError(f"momentum must be in [0, 1), got {momentum}", where="linear_world(momentum)")
+    check_number("linear_world", "momentum", momentum, 0.0, below=1.0)
     start = per_domain("linear_world(start_losses)", start_losses, m)
 
     def step(key: PRNGKeyArray, state: LinearState, shares: Weights) -> LinearState:
@@ -140,13 +142,15 @@ def linear_world(
 
 
 class Exposure(NamedTuple):
-    """Attributes:
-    total: f[m], summed shares.
-    excess: f[m], what rounding has put into `total` too much: thousands of small terms add up to float32's precision.
+    """Shares summed over steps, with Kahan's compensation: thousands of small terms keep float32's precision.
+
+    Attributes:
+        total: summed shares.
+        excess: what rounding has added to `total`.
     """
 
-    total: Array
-    excess: Array
+    total: DomainVector
+    excess: DomainVector
 
 
 def _expose(exposure: Exposure, amount: Array) -> Exposure:
@@ -176,7 +180,7 @@ def log_linear_world(
         interaction: A, f[m, m].
         irreducible: c, one number or m.
         reducible: b, the loss above c before the first step, one number or m. A nan in b makes that domain's loss
-            nan: nobody measures it.
+            nan: it is not measured.
         num_steps: steps after which the law holds, > 0.
         noise, train_noise: see `World`.
     """
@@ -239,7 +243,7 @@ def power_law_world(
 
 
 class QuadraticState(NamedTuple):
-    params: Array
+    params: Float[Array, " p"]
     optimizer: Any
 
 

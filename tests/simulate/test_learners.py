@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmix import curricula
-from jaxmix.simulate.learners import chains, prompts_to_target, worlds
+from jaxmix.simulate.learners import chains, prompts_to_target, skill_worlds
 
 SEEDS = 8
 
@@ -41,7 +41,7 @@ def plain(world, seeds):
 
 
 def test_chains():
-    world = chains(2, levels=(1.0, 0.0), ceiling=(1.0, 0.5), is_gated=True)
+    world = chains(2, levels=(1.0, 0.0), ceiling=(1.0, 0.5), gated=True)
     expected = [[1, 0.5, 0.02, 0.02], [0.3, 1, 0.02, 0.02], [0.02, 0.02, 1, 0.5], [0.02, 0.02, 0.3, 1]]
     np.testing.assert_allclose(world.transfer, expected, rtol=1e-6)
     np.testing.assert_array_equal(world.gated, np.eye(4, k=-1) * [[0], [1], [0], [1]])
@@ -50,7 +50,7 @@ def test_chains():
 
 @pytest.mark.slow
 def test_uniform_sampling_needs_what_the_second_simulator_needs():
-    world = worlds()["40 % unsolvable"]
+    world = skill_worlds()["40 % unsolvable"]
     ours, theirs = prompts(world, "uniform", 24)[0], plain(world, 12)
     gap = np.log(ours).mean() - np.log(theirs).mean()
     assert abs(gap) < 4 * np.sqrt(np.log(ours).var() / 24 + np.log(theirs).var() / 12)
@@ -58,7 +58,7 @@ def test_uniform_sampling_needs_what_the_second_simulator_needs():
 
 @pytest.mark.slow
 def test_hard_first_fails_where_something_cannot_be_solved():
-    world = worlds()["20 % unsolvable"]
+    world = skill_worlds()["20 % unsolvable"]
     uniform, _ = prompts(world, "uniform")
     hard, shares = prompts(world, "sparft_v1")
     unsolvable = np.asarray(world.ceiling) == 0
@@ -70,13 +70,13 @@ def test_hard_first_fails_where_something_cannot_be_solved():
 @pytest.mark.parametrize(("rule", "least"), [("thompson", 1.7), ("proportional", 1.3), ("literal", 1.5)])
 def test_gain_over_uniform(rule, least):
     for name in ("ladder", "20 % unsolvable"):
-        world = worlds()[name]
+        world = skill_worlds()[name]
         gains = prompts(world, "uniform")[0] / prompts(world, "space", rule=rule)[0]
         assert np.median(gains) > least
 
 
 def test_late_rewards():
-    world, key = worlds()["ladder"], jax.random.key(3)
+    world, key = skill_worlds()["ladder"], jax.random.key(3)
     bandit = curricula.make("space", 10, rule="proportional")
     run = lambda lag, bandit=bandit: prompts_to_target(bandit, world, key, most_prompts=160, lag=lag)
     assert not np.any(run(10)[1]), "ten steps are over before the first reward is known"

@@ -293,9 +293,9 @@ def test_systematic_counts():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be ≥ 1"),
-        ({"batch_size": 0}, "batch_size must be ≥ 1"),
-        ({"lag": -1}, "lag must be ≥ 0"),
+        ({"num_steps": 0}, "num_steps must be a whole number ≥ 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number ≥ 1"),
+        ({"lag": -1}, "lag must be a whole number ≥ 0"),
         ({"stride": 3}, "stride 3 does not divide 10"),
         ({"mixer": spy(("reward",))}, "'reward', which this simulation does not have"),
         ({"mixer": spy(("clipped_excess_sum",))}, "Pass reference_losses="),
@@ -309,5 +309,5 @@ def test_errors(arguments, message):
 
 
 def test_a_search_needs_a_candidate():
-    with pytest.raises(ConfigError, match="num_candidates must be ≥ 1"):
+    with pytest.raises(ConfigError, match="num_candidates must be a whole number ≥ 1"):
         best_static(linear_world(np.eye(2)), KEY[None], num_candidates=0, num_steps=1)
