@@ -18,8 +18,9 @@ from jaxmix.laws.forms.power import power
 from jaxmix.laws.forms.transfer import transfer
 from jaxmix.laws.forms.trees import lightgbm
 from jaxmix.laws.hierarchy.law import hierarchical
-from jaxmix.laws.judge.auto import CANDIDATES, auto, parse
+from jaxmix.laws.judge.auto import AUTO_CANDIDATES, auto
 from jaxmix.laws.judge.bootstrap import Bootstrap, bootstrap
+from jaxmix.laws.judge.candidates import parse
 from jaxmix.laws.judge.diagnose import Diagnosis, Extrapolation, Selection, cross_validate, extrapolation, select
 from jaxmix.laws.proposals.base import Proposal
 from jaxmix.laws.proposals.propose import ScalePath, propose, scale_path
@@ -29,7 +30,7 @@ from jaxmix.laws.proposals.simulate import simulate
 from jaxmix.laws.solve.least_squares import least_squares
 
 __all__ = [
-    "CANDIDATES",
+    "AUTO_CANDIDATES",
     "Bootstrap",
     "Diagnosis",
     "Extrapolation",

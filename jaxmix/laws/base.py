@@ -1,4 +1,4 @@
-"""What a mixing law is: a way to fit it to a table of runs and, for most, parameters with bounds and a prediction.
+"""Mixing laws: how each is fitted to a table of runs and, for most, its parameters, bounds and prediction.
 
 A law predicts the loss of every metric from the mixture a model was trained on, and from the model's size and tokens
 where it has terms in them.
@@ -27,8 +27,8 @@ make = registry.make
 """`make("capacity", **kwargs)`: the law of that name; unknown names and arguments list the nearest known one."""
 
 
-def one_object(factory: Callable[P, Law]) -> Callable[P, Law]:
-    """Makes the factory return the same law for the same arguments, so that all fits of it share what was compiled."""
+def register_law(factory: Callable[P, Law]) -> Callable[P, Law]:
+    """Registers a factory that returns the same law for the same arguments: all fits of it share what was compiled."""
     cached = functools.lru_cache(maxsize=None, typed=True)(factory)  # typed: True is not 1
 
     @functools.wraps(factory)
@@ -38,7 +38,7 @@ def one_object(factory: Callable[P, Law]) -> Callable[P, Law]:
         except TypeError:  # unhashable arguments, which the factory refuses with a message
             return factory(*args, **kwargs)
 
-    return cached_factory
+    return registry.register(cached_factory)
 
 
 Params = dict[str, Array]

@@ -1,4 +1,4 @@
-"""Which mixtures to train proxies on.
+"""Designs: the mixtures to train small proxy models on.
 
 Liu et al.: "RegMix: Data Mixture as Regression for Language Model Pre-training", arXiv 2407.01492.
 """

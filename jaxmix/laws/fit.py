@@ -1,4 +1,4 @@
-"""Fits laws to tables of runs, and predicts by the fits."""
+"""Fitting a law to a table of runs, and predicting from the fit."""
 
 from __future__ import annotations
 

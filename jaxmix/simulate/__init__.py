@@ -2,7 +2,7 @@
 
 | module | what is simulated |
 |---|---|
-| `worlds`, `random_worlds`, `replay` | losses that respond to mixtures by a law, by random laws, as in a table of runs |
+| `worlds`, `random_worlds`, `replay` | losses that respond to mixtures by a law, random laws, a table of runs |
 | `mixers` | a mixer, or a static mixture, in one of these worlds |
 | `clusters` | embeddings with known clusters |
 | `learners` | skills that learn from rewards, for bandits |

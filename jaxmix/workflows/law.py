@@ -36,8 +36,8 @@ class LawSettings:
     Attributes:
         law: a name, or "auto": the law of the lowest out-of-fold error.
         options: arguments of the law.
-        candidates: laws that "auto" and `check` compare; None: `jaxmix.laws.CANDIDATES` for "auto", and all there are
-            for `check`.
+        candidates: laws that "auto" and `check` compare; None: `jaxmix.laws.AUTO_CANDIDATES` for "auto", and all there
+            are for `check`.
         folds: of the judgment.
         num_starts: random starts of every fit.
         seed: of the split and the starts.
@@ -153,12 +153,12 @@ def fit_law(
     """
     import jax
 
-    from jaxmix.laws import CANDIDATES, fit, make, parse
+    from jaxmix.laws import AUTO_CANDIDATES, fit, make, parse
 
     check_settings(settings)
     key, name, options = jax.random.key(settings.seed), settings.law, dict(settings.options)
     if settings.law == AUTO:
-        labels = settings.candidates or CANDIDATES
+        labels = settings.candidates or AUTO_CANDIDATES
         if say is not None:
             say(f"{len(labels)} laws, {settings.folds} folds, {len(table)} runs")
         law = make(AUTO, candidates=labels, folds=settings.folds, one_standard_error=settings.is_simplest)

@@ -117,7 +117,7 @@ def test_no_worse_than_scipy(case):
     found = fit(law, table, key=KEY, num_starts=16, **options)
     expected = scipy_best(law, table, 6, delta)
     assert found.objective <= expected * (1 + 1e-6)
-    # The figure is the objective of the parameters returned.
+    # The value is the objective of the parameters returned.
     error = found.predict(table.weights, 1.0, 1.0) / table.losses - 1
     if case not in ("huber", "penalized"):
         np.testing.assert_allclose(found.objective, np.mean(error**2), rtol=1e-10)

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 from jaxmix.core.validate import check_number
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import safe_power, scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
 
-@registry.register
-@one_object
+@register_law
 def additive(*, ridge: float = 1e-5) -> Law:
     r"""The additive law: one over a sum of powers of the weights, beside terms in size and tokens.
 
@@ -54,8 +53,7 @@ def additive(*, ridge: float = 1e-5) -> Law:
     return Law("additive", least_squares, lambda shape: _build(shape, ridge, is_joint=False))
 
 
-@registry.register
-@one_object
+@register_law
 def joint(*, ridge: float = 1e-5) -> Law:
     r"""The joint law: the additive law whose terms in size and tokens depend on the mixture too.
 

@@ -6,12 +6,11 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 from jaxmix.core.validate import check_number
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.solve.least_squares import least_squares
 
 
-@registry.register
-@one_object
+@register_law
 def autoscale(unit: float = 1e-3) -> Law:
     r"""AutoScale: every domain lowers every loss by a power law in its own tokens, beside what others are worth.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from jaxmix.core.types import Array
 from jaxmix.core.validate import check_number
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import own_weights, require_own_domains
 from jaxmix.laws.solve.least_squares import least_squares
 
 
-@registry.register
-@one_object
+@register_law
 def bimix(floor: float = 1e-4) -> Law:
     r"""BiMix: each domain's loss is a power law in its own weight, with a factor that falls with the tokens.
 

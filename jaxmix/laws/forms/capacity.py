@@ -1,4 +1,4 @@
-"""Capacity competition: how a model of limited capacity divides itself among the domains it is trained on.
+"""Capacity competition: how a model of limited capacity divides it among the domains it is trained on.
 
 Dai, Zheng: "Explaining Data Mixing Scaling Laws", arXiv 2606.08167. The law built on it is in
 `jaxmix.laws.forms.capacity_law`.

@@ -1,10 +1,11 @@
-"""The capacity-and-noise law: what a domain's loss owes to the capacity it wins and to the data it is shown.
+"""The capacity-and-noise law: a domain's loss by the capacity it wins and the data it is shown.
 
 Dai, Zheng: "Explaining Data Mixing Scaling Laws", arXiv 2606.08167.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.core.validate import check_choice, check_count
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.capacity import log_capacity
 from jaxmix.laws.forms.capacity_jacobian import noise_columns, size_columns
 from jaxmix.laws.solve.least_squares import least_squares
@@ -23,8 +24,7 @@ OFFSETS = ("shared", "per_domain", "none")
 EXPONENTS = ("free", "shared", "tied")
 
 
-@registry.register
-@one_object
+@register_law
 def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, competition: bool = True) -> Law:
     r"""The capacity-and-noise law of Dai and Zheng (their Equation 3), with its extensions to weights of zero.
 
@@ -100,20 +100,12 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, 
             parameters["transfer_out"] = Parameter((e, rank), 1e-6, 1e2, (1e-2, 0.5))
             parameters["transfer_in"] = Parameter((rank, m), 1e-6, 1e2, (1e-2, 1.0), per_metric=False)
 
-        options = _Options(offset, exponents, rank, competition, has_size_term)
-        predict = lambda params, weights, model_size, tokens: _losses(
-            options, shape, params, weights, model_size, tokens
-        )
-        jacobian = lambda params, weights, model_size, tokens: _columns(
-            options, shape, params, weights, model_size, tokens
-        )
-        return Form(parameters, predict, jacobian=jacobian if competition else None)
+        return _form(_Options(offset, exponents, rank, competition, has_size_term), shape, parameters)
 
     return Law("capacity", least_squares, build)
 
 
-@registry.register
-@one_object
+@register_law
 def capacity_only(exponents: str = "free") -> Law:
     r"""Capacity competition alone (Equation 1 of Dai and Zheng).
 
@@ -147,39 +139,25 @@ def capacity_only(exponents: str = "free") -> Law:
             )
         parameters = _size_parameters(shape, competition=True, is_shared=exponents == "shared")
         parameters["irreducible"] = Parameter((shape.num_metrics,), 1e-3, 10.0, (0.1, 2.0))
-
-        def predict(params: Params, weights: Array, model_size: Array, tokens: Array) -> Array:
-            del tokens
-            relative = model_size / shape.model_size
-            size_term, _ = _size_term(params, weights, relative, shape, competition=True)
-            return size_term + params["irreducible"][None, :]
-
-        def jacobian(
-            params: Params, weights: Array, model_size: Array, tokens: Array
-        ) -> tuple[Array, dict[str, Array]]:
-            del tokens
-            exponent, log_scale, log_size, head = _competition(params, weights, model_size / shape.model_size, shape)
-            own = np.asarray(shape.metric_domain)
-            term, columns = size_columns(log_size, exponent, log_scale, jnp.log(head)[:, None], own)
-            if exponents == "shared":
-                columns["exponent"] = jnp.sum(columns["exponent"], axis=1, keepdims=True)
-            constant = jnp.broadcast_to(params["irreducible"][None, :], term.shape)
-            columns["irreducible"] = constant.T[:, None, :]
-            return term + constant, columns
-
-        return Form(parameters, predict, jacobian=jacobian)
+        return _form(_Options("none", exponents, rank=0, has_noise=False), shape, parameters)
 
     return Law("capacity_only", least_squares, build)
 
 
 class _Options(NamedTuple):
-    """Arguments of `capacity`."""
+    """Arguments of `capacity`, and which of its terms there are."""
 
     offset: str
     exponents: str
     rank: int
-    competition: bool
-    has_size_term: bool
+    competition: bool = True
+    has_size_term: bool = True
+    has_noise: bool = True
+
+
+def _form(options: _Options, shape: Shape, parameters: dict[str, Parameter]) -> Form:
+    predict, jacobian = (functools.partial(function, options, shape) for function in (_losses, _columns))
+    return Form(parameters, predict, jacobian=jacobian if options.competition else None)
 
 
 def _losses(options: _Options, shape: Shape, params: Params, weights: Array, model_size: Array, tokens: Array) -> Array:
@@ -190,6 +168,8 @@ def _losses(options: _Options, shape: Shape, params: Params, weights: Array, mod
         relative = model_size / shape.model_size
         term, exponent = _size_term(params, weights, relative, shape, competition=options.competition)
         losses = losses + term
+    if not options.has_noise:
+        return losses
     noise_exponent = _noise_exponent(options, params, exponent)
     amount = _amount(options, shape, params, weights, tokens)
     return losses + params["noise_scale"][None, :] * amount ** -noise_exponent[None, :]
@@ -219,22 +199,24 @@ def _columns(
     own = np.asarray(shape.metric_domain)
     exponent, log_scale, log_size, head = _competition(params, weights, model_size / shape.model_size, shape)
     term, columns = size_columns(log_size, exponent, log_scale, jnp.log(head)[:, None], own)
+    column = lambda values: values.T[:, None, :]
+    columns["irreducible"] = column(jnp.broadcast_to(params["irreducible"][None, :], term.shape))
+    if options.exponents == "shared":
+        columns["exponent"] = jnp.sum(columns["exponent"], axis=1, keepdims=True)
+    if not options.has_noise:
+        return term + params["irreducible"][None, :], columns
     noise_exponent = _noise_exponent(options, params, exponent[own])
     amount = _amount(options, shape, params, weights, tokens)
     noise = params["noise_scale"][None, :] * amount ** -noise_exponent[None, :]
     by = noise_columns(noise, amount, noise_exponent)
-    column = lambda values: values.T[:, None, :]
     if options.exponents == "tied":
         is_own = jnp.asarray(own[:, None] == np.arange(shape.num_domains)[None, :], noise.dtype)[:, :, None]
         bent = exponent[own] / (1.0 + exponent[own]) ** 2
         columns["exponent"] = columns["exponent"] + is_own * column(by["exponent"] * bent[None, :])
     else:
         columns["noise_exponent"] = column(by["exponent"] * noise_exponent[None, :])
-    if options.exponents == "shared":
-        columns["exponent"] = jnp.sum(columns["exponent"], axis=1, keepdims=True)
     columns["noise_scale"] = column(by["log_scale"])
-    columns["irreducible"] = column(jnp.broadcast_to(params["irreducible"][None, :], noise.shape))
-    # What one unit of the own weight does: m is the amount over D.
+    # By the own weight: m is the amount over D.
     by_seen = by["log_amount"] / amount * (tokens / shape.tokens)[:, None]
     if options.offset != "none":
         columns["offset"] = column(by_seen * params["offset"][None, :])

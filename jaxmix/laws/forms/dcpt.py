@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from jaxmix.core.types import Array
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import own_weights, require_own_domains, safe_power, scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
 
-@registry.register
-@one_object
+@register_law
 def dcpt() -> Law:
     r"""D-CPT: a term that grows with the own weight and falls with tokens, and one that falls with the own weight.
 

@@ -1,4 +1,4 @@
-"""A Gaussian process on the square roots of the weights: the strong reference without a formula."""
+"""A Gaussian process on the square roots of the weights: a strong reference without a formula."""
 
 from __future__ import annotations
 

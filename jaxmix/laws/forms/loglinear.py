@@ -9,15 +9,14 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 from jaxmix.core.validate import check_choice, check_number
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
 VARIANTS = ("olmix", "ye", "aioli")
 
 
-@registry.register
-@one_object
+@register_law
 def loglinear(variant: str = "olmix", *, ridge: float = 0.0) -> Law:
     r"""The exponential law: losses fall log-linearly in the mixture down to an irreducible part.
 

@@ -1,16 +1,15 @@
-"""The power law of the own amount of data: the capacity-and-noise law without competition or transfer."""
+"""The power law in a domain's own data: the capacity-and-noise law without competition or transfer."""
 
 from __future__ import annotations
 
 from jaxmix.core.types import Array
 from jaxmix.core.validate import check_number
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import own_weights, require_own_domains, scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
 
-@registry.register
-@one_object
+@register_law
 def power(floor: float = 1e-4) -> Law:
     r"""Each domain's loss is a power law in the tokens of its own that were trained on, and one in model size.
 

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array
 from jaxmix.core.validate import check_number
-from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, one_object, registry
+from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
 
-@registry.register
-@one_object
+@register_law
 def transfer(*, ridge: float = 0.0) -> Law:
     r"""Each metric's loss is a power law in the effective data it is given: all domains, each at a rate of exchange.
 

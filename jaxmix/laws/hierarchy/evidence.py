@@ -56,24 +56,18 @@ class Evidence(NamedTuple):
     """A fit.
 
     Attributes:
-        theta: coordinates.
+        mode: the last one.
         lowest: the lowest loss of each metric among the runs that count.
         noise: σ of log losses.
         deviation: τ by group.
         effective: numbers that the runs determine.
-        residual: log L̂ − log L.
-        objective: of the last mode.
-        is_converged: of the last mode.
     """
 
-    theta: Float64[Array, "e p"]
+    mode: Mode
     lowest: Float64[Array, " e"]
     noise: Float64[Array, " e"]
     deviation: Float64[Array, 12]
     effective: Float64[Array, " e"]
-    residual: Float64[Array, "e n"]
-    objective: Float64[Array, " e"]
-    is_converged: Bool[Array, ""]
 
 
 class _Hyper(NamedTuple):
@@ -95,7 +89,7 @@ def deviations(*, size_varies: bool, tokens_vary: bool) -> np.ndarray:
 def fit_hierarchy(
     metric_domain: tuple[int, ...], runs: Runs, losses: Array, counts: Array, deviation: Array, switches: Switches
 ) -> Evidence:
-    """Rounds of mode, noise and prior, and a last mode; see `jaxmix.laws.hierarchical` for the equations.
+    """Rounds of mode, noise and prior, and a last mode; see docs/laws.md for the equations.
 
     Args:
         metric_domain: e domains, −1 for none; what the program is compiled for beside the shapes.
@@ -129,16 +123,7 @@ def fit_hierarchy(
     start = center[group]
     hyper = jax.lax.fori_loop(0, _ROUNDS, one_round, _Hyper(start, start, deviation, jnp.full(e, _NOISE)))
     found, _, effective = mode(hyper, _LAST_STEPS)
-    return Evidence(
-        theta=found.theta,
-        lowest=lowest,
-        noise=hyper.noise,
-        deviation=hyper.deviation,
-        effective=effective,
-        residual=found.residual,
-        objective=found.objective,
-        is_converged=found.is_converged,
-    )
+    return Evidence(found, lowest, hyper.noise, hyper.deviation, effective)
 
 
 def _groups(is_own: np.ndarray) -> np.ndarray:

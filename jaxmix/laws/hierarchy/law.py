@@ -1,4 +1,4 @@
-"""The hierarchical transfer law: a number for every pair of metric and domain, held by priors that metrics share."""
+"""The hierarchical transfer law: a rate for every pair of metric and domain, with priors that metrics share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, PRNGKeyArray
-from jaxmix.laws.base import FitOptions, Form, Law, Parameter, Params, RunTable, Shape, one_object, registry
+from jaxmix.laws.base import FitOptions, Form, Law, Parameter, Params, RunTable, Shape, register_law
 from jaxmix.laws.fit import LawFit, compiled, fit_with_params, on_host
 from jaxmix.laws.hierarchy.evidence import MEAN, Switches, deviations, fit_hierarchy
 from jaxmix.laws.hierarchy.posterior import LEAST_WEIGHT, Coordinates, Runs, split
@@ -20,10 +20,9 @@ from jaxmix.laws.solve.least_squares import cells_of
 _MAX_LOG = 30.0
 
 
-@registry.register
-@one_object
+@register_law
 def hierarchical(competition: bool = True, *, structure: bool = True, robust: bool = False) -> Law:
-    r"""Each metric learns from every domain at a rate and a power of its own, both shrunk to what the others show.
+    r"""Each metric learns from every domain at a rate and a power of its own; both are shrunk by priors metrics share.
 
     For metric i at mixture h, model size N (unit N₀) and tokens D (unit D₀), with ν = ln(N/N₀) and d = ln(D/D₀):
 
@@ -37,45 +36,8 @@ def hierarchical(competition: bool = True, *, structure: bool = True, robust: bo
     Symbols: E `irreducible`, ρ `floor_share`, α `size_exponent`, R `reducible`, g `exponent`, η `exponent_growth`,
     C `rates` [e, m], γ `weight_exponents` [e, m], ψ `token_exponent`, W `competition` [e, m].
 
-    **Prior.** Coordinates θ = (logit(E / min_r L_r), ln R, ln g, η, logit ρ, ln α, ln ψ, ln C, ln γ, W) of each metric
-    are normal with mean μ and deviation τ by group, at the start:
-
-        ===================  ==========  ===================================
-        group                μ           τ
-        ===================  ==========  ===================================
-        E (logit)            0.5         1
-        ln R                 ln 10       0.4
-        ln g                 ln 0.4      0.5
-        η                    0.09        0.03 (0.1 where N varies)
-        logit ρ              0.4         0.5 (1 where N varies)
-        ln α                 ln 0.2      0.3 (0.7 where N varies)
-        ln ψ                 ln 0.7      0.3 (0.5 where D varies)
-        ln C, own domain     4.5         0.7
-        ln C, other domains  1.5         1.5
-        ln γ, own domain     ln 0.6      0.3
-        ln γ, other domains  ln 0.7      0.3
-        W                    0 (always)  0.2
-        ===================  ==========  ===================================
-
-    **Mode.** Given μ, τ and the noise σ_i, each metric by itself, by Levenberg–Marquardt steps from the prior's mean:
-
-        minimize  Σ_r w_r 2 (√(1 + z_ri²) − 1) + Σ_p (θ_p − μ_p)² / τ_p²,    z_ri = ln(L̂_ri / L_ri) / σ_i
-
-    **Rounds.** σ starts at 0.05. Seven times: a mode of 8 steps, then with J the derivatives of ln L̂, V the diagonal
-    of (Jᵀ diag(w / (σ² √(1 + z²))) J + diag(τ^{−2}))^{−1}, at most τ², and k_i = Σ_p (1 − V_p / τ_p²) the numbers
-    that the runs determine:
-
-    1. noise: s_i² = Σ_r w_r (ln L̂ − ln L)² / f_i + 10^{−10} with f_i = max(n_i − k_i, 0.15 n_i), n_i = Σ_r w_r; then
-       σ_i² = (f_i s_i² + 6 s̄²) / (f_i + 6), s̄² the geometric mean over metrics. `robust`: rows also count by
-       1 / √(1 + z²);
-    2. means: μ = (Σ θ + 3 μ₀) / (count + 3) over a group;
-    3. `structure`: the mean of ln C off the own domain is μ + a_i + b_j + q · s_ij instead: b_j and a_i from three
-       alternations of b_j = Σ_i (ln C_ij − μ − a_i) / (e + 2), a_i = Σ_j (ln C_ij − μ − b_j) / (m + 4) over pairs off
-       the own domain; s_ij is what is left over at the swapped pair (the metrics of domain j, the domain of metric i:
-       likeness goes both ways) and q = Σ s t / (Σ s² + 2.5 τ²) in [0, 0.6], t what is left over at the pair;
-    4. deviations: τ² = (Σ ((θ − μ)² + V) + 4 τ₀²) / (count + 4).
-
-    Then a last mode of up to 200 steps, which is returned.
+    The coordinates of all metrics have normal priors; their means and deviations and the noise of each metric are
+    learned from the table by the evidence framework. Priors, objective and rounds: docs/laws.md.
 
     Args:
         competition: whether W is fitted; False: W = 0.
@@ -94,13 +56,8 @@ def hierarchical(competition: bool = True, *, structure: bool = True, robust: bo
     is kept within ±30. h^γ at γ > 1 has slope 0 at h = 0, as it should; γ ≤ 1 is replaced below h = 1e-9 by its chord
     h · 1e-9^{γ − 1}, so that the derivative at 0 is finite, positive and steep instead of infinite.
 
-    What to trust: on the RegMix tables it predicts mixtures of the fitted scale within 0.8 to 1.5 %. Priors of E, R, g,
-    C, γ were chosen on those tables by out-of-fold error, and η = 0.09 with the 60M table in view: rankings of larger
-    models are calibrated on it and not blind (a joint fit of the 1M and 1B tables with a wide prior gives η = 0.090).
-    A table of one scale determines none of η, ρ, α, ψ: asked for another size the ranking carries over (1M to 60M:
-    0.97–0.98; asked for the fitted size 0.962–0.964), levels do not (9 % error). Ask at the size of the run to come.
-    Extrapolation in tokens from a table of one budget is weak (1M and 60M at 1B tokens to 1B at 25B: 11–12 %, rank
-    0.56).
+    Accuracy: on the RegMix tables it predicts mixtures of the fitted scale within 0.8 to 1.5 %. From a table of one
+    scale, rankings carry over to another and levels do not: see docs/laws.md before extrapolating.
 
     Example:
         >>> from jaxmix.laws import Shape
@@ -196,15 +153,15 @@ def _fit(law: Law, table: RunTable, row_weights: np.ndarray, switches: tuple[boo
             jnp.asarray(deviations(size_varies=shape.model_size_varies, tokens_vary=shape.tokens_vary)),
             Switches(*(jnp.asarray(value) for value in switches)),
         )
-        params = _natural(split(found.theta, shape.num_domains), found.lowest)
+        params = _natural(split(found.mode.theta, shape.num_domains), found.lowest)
         share = (cells.is_observed * jnp.asarray(counts)[:, None]).T
-        objective = jnp.sum(share * jnp.expm1(found.residual) ** 2) / jnp.sum(share)
+        objective = jnp.sum(share * jnp.expm1(found.mode.residual) ** 2) / jnp.sum(share)
     return fit_with_params(
         law,
         shape,
         {name: np.asarray(params[name]) for name in compiled(law, shape).form.parameters},
         float(objective),
-        converged=bool(found.is_converged),
+        converged=bool(found.mode.is_converged),
         effective_params=float(np.sum(np.asarray(found.effective))),
     )
 

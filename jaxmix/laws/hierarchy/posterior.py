@@ -1,4 +1,4 @@
-"""The hierarchical law in the coordinates it is fitted in, and the mode of its parameters under a given prior.
+"""Coordinates of the hierarchical law, and the mode of their posterior under a given prior.
 
 Every metric has one vector of coordinates, unbounded: `NUM_SCALARS` numbers and then three of each domain. Metrics are
 independent once the prior is given, so that everything here is written for one metric and carried over all by `vmap`.
@@ -78,23 +78,25 @@ class Prior(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """Where the posterior is highest.
+    """Coordinates of every metric, where the posterior is highest or on the way there.
 
     Attributes:
         theta: coordinates.
         objective: twice the negative log posterior up to a constant.
         information: what the runs add to the prior's precision.
+        slope: half the derivative of the objective.
         residual: log L̂ − log L.
         pull: weight of each run in the normal equations, over the squared noise.
-        is_converged: whether the last steps lowered no metric's objective by more than a 1e-5th.
+        is_converged: whether the last steps lowered no metric's objective by more than a 1e-5th; None on the way.
     """
 
     theta: Float64[Array, "e p"]
     objective: Float64[Array, " e"]
     information: Float64[Array, "e p p"]
+    slope: Float64[Array, "e p"]
     residual: Float64[Array, "e n"]
     pull: Float64[Array, "e n"]
-    is_converged: Bool[Array, ""]
+    is_converged: Bool[Array, ""] | None = None
 
 
 def split(theta: Array, num_domains: int) -> Coordinates:
@@ -147,22 +149,11 @@ def log_losses(theta: Array, lowest: Array, runs: Runs) -> tuple[Array, Array]:
     return jnp.log(loss), jnp.concatenate([jnp.stack(scalars, axis=1), *blocks], axis=1)
 
 
-class _Point(NamedTuple):
-    """A metric's coordinates with the objective and its derivatives there."""
-
-    theta: Array
-    objective: Array
-    information: Array
-    slope: Array
-    residual: Array
-    pull: Array
-
-
 class _State(NamedTuple):
     step: Array
     damping: Array
     stalled: Array
-    point: _Point
+    point: Mode
 
 
 def find_mode(
@@ -207,13 +198,12 @@ def find_mode(
     goes_on = lambda state: (state.step < max_steps) & (state.stalled < _PATIENCE)
     zero = jnp.zeros((), jnp.int32)
     end = jax.lax.while_loop(goes_on, advance, _State(zero, jnp.full(start.shape[:1], 1e-2), zero, point(start)))
-    found = end.point
-    return Mode(found.theta, found.objective, found.information, found.residual, found.pull, end.stalled >= _PATIENCE)
+    return end.point._replace(is_converged=end.stalled >= _PATIENCE)
 
 
 def _evaluate(
     theta: Array, lowest: Array, runs: Runs, losses: Array, counts: Array, noise: Array, prior: Prior
-) -> _Point:
+) -> Mode:
     """One metric."""
     predicted, columns = log_losses(theta, lowest, runs)
     residual = jnp.where(counts > 0, predicted - losses, 0.0)
@@ -221,7 +211,7 @@ def _evaluate(
     pull = counts / (root * noise**2)
     pulled = (columns * pull[:, None]).T
     away = theta - prior.mean
-    return _Point(
+    return Mode(
         theta=theta,
         objective=jnp.sum(counts * 2.0 * (root - 1.0)) + jnp.sum(prior.precision * away**2),
         information=pulled @ columns,
@@ -231,7 +221,7 @@ def _evaluate(
     )
 
 
-def _step(point: _Point, prior: Prior, damping: Array) -> Array:
+def _step(point: Mode, prior: Prior, damping: Array) -> Array:
     """One metric; nan where the system is not positive definite, which no objective is lower than."""
     system = point.information + jnp.diag(prior.precision)
     system = system + jnp.diag(damping * jnp.diagonal(system))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import PRNGKeyArray
 from jaxmix.core.validate import check_count
-from jaxmix.laws.base import FitOptions, Law, RunTable, make, registry
+from jaxmix.laws.base import FitOptions, Law, RunTable, registry
 from jaxmix.laws.fit import LawFit, fit
+from jaxmix.laws.judge.candidates import named_laws
 from jaxmix.laws.judge.diagnose import select
 from jaxmix.laws.solve.least_squares import least_squares
 
-CANDIDATES = (
+AUTO_CANDIDATES = (
     "hierarchical",
     "hierarchical:competition=False",
     "hierarchical:structure=False",
@@ -51,9 +50,9 @@ def auto(
     ranking as its `selection` (`print(found.selection)`). Nothing but the table enters the choice.
 
     Args:
-        candidates: laws as `parse` reads them ("capacity:offset=per_domain"), or labels with such texts or laws;
-            None: `CANDIDATES`, five variants of the hierarchical law, three of the capacity law, transfer, additive
-            and log-linear.
+        candidates: laws as `parse` reads them ("capacity:offset=per_domain"), or a mapping of labels to such texts or
+            laws; None: `AUTO_CANDIDATES`, five variants of the hierarchical law, three of the capacity law, transfer,
+            additive and log-linear.
         folds: ≥ 2.
         one_standard_error: see `jaxmix.laws.select`.
 
@@ -83,9 +82,12 @@ def auto(
         'hierarchical:robust=True'
     """
     check_count("auto", "folds", folds, 2)
-    named = _named(CANDIDATES if candidates is None else candidates)
+    named = named_laws(AUTO_CANDIDATES if candidates is None else candidates, "auto(candidates)")
     if not named:
         raise ConfigError("there are no candidates", where="auto(candidates)", fix="Leave it out, or name laws.")
+    for label, law in named.items():
+        if law.name == "auto":
+            raise ConfigError(f"{label!r} chooses among laws itself", where="auto(candidates)", fix="Leave it out.")
 
     def choose(law: Law, table: RunTable, key: PRNGKeyArray, row_weights: np.ndarray, options: FitOptions) -> LawFit:
         del law
@@ -114,39 +116,6 @@ def auto(
         return dataclasses.replace(chosen, selection=found)
 
     return Law("auto", choose)
-
-
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """A law's name and arguments from "name" or "name:argument=value,…", values as in JSON, words without quotes.
-
-    Example:
-        >>> parse("capacity:offset=per_domain,rank=2")
-        ('capacity', {'offset': 'per_domain', 'rank': 2})
-    """
-    name, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for pair in filter(None, rest.split(",")):
-        argument, _, value = pair.partition("=")
-        try:
-            options[argument] = json.loads(value.lower() if value in ("True", "False") else value)
-        except json.JSONDecodeError:
-            options[argument] = value
-    return name, options
-
-
-def _named(candidates: Iterable[str] | Mapping[str, str | Law]) -> dict[str, Law]:
-    pairs = candidates.items() if isinstance(candidates, Mapping) else [(text, text) for text in candidates]
-    named: dict[str, Law] = {}
-    for label, law in pairs:
-        if label in named:
-            raise ConfigError(f"two laws are called {label!r}", where="auto(candidates)")
-        if isinstance(law, str):
-            name, options = parse(law)
-            law = make(name, where="auto(candidates)", **options)
-        if law.name == "auto":
-            raise ConfigError(f"{label!r} chooses among laws itself", where="auto(candidates)", fix="Leave it out.")
-        named[label] = law
-    return named
 
 
 def _suitable(named: Mapping[str, Law], table: RunTable, folds: int) -> tuple[dict[str, Law], dict[str, str]]:

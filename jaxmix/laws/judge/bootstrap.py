@@ -1,4 +1,4 @@
-"""How well a table determines a law: fits to mixtures drawn again, with replacement."""
+"""Bootstrap intervals of a law: fits to mixtures drawn with replacement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a law can be trusted: out-of-fold errors, ranks, regret, optimism, and how far it is asked to extrapolate."""
+"""Diagnosis of a law: out-of-fold errors, ranks, regret, optimism, and the distance of extrapolation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError
 from jaxmix.core.validate import check_count
-from jaxmix.laws.base import Law, RunTable, make
+from jaxmix.laws.base import Law, RunTable
 from jaxmix.laws.checks import metric_shares
 from jaxmix.laws.fit import fit
+from jaxmix.laws.judge.candidates import named_laws
 from jaxmix.laws.judge.metrics import (
     mean_absolute_error,
     mean_relative_error,
@@ -156,14 +157,16 @@ def cross_validate(
     by_mean = np.full(table.losses.shape, np.nan)
     num_params = 0
     for number in range(int(fold.max()) + 1):
-        held = fold == number
+        is_test = fold == number
         # Runs of weight 0 are as if left out, and folds of every size run in one compiled program.
-        found = fit(law, table, key=jax.random.fold_in(start, number), row_weights=(~held).astype(float), **fit_options)
+        found = fit(
+            law, table, key=jax.random.fold_in(start, number), row_weights=(~is_test).astype(float), **fit_options
+        )
         num_params = found.num_params
-        is_known = np.isfinite(table.losses[~held]).any(axis=0)
-        losses = found.predict(table.weights[held], table.model_size[held], table.tokens[held])
-        predicted[held] = np.where(is_known, losses, np.nan)
-        by_mean[np.ix_(held, is_known)] = np.nanmean(table.losses[~held][:, is_known], axis=0)
+        is_known = np.isfinite(table.losses[~is_test]).any(axis=0)
+        losses = found.predict(table.weights[is_test], table.model_size[is_test], table.tokens[is_test])
+        predicted[is_test] = np.where(is_known, losses, np.nan)
+        by_mean[np.ix_(is_test, is_known)] = np.nanmean(table.losses[~is_test][:, is_known], axis=0)
     at_bounds: tuple[str, ...] = ()
     if full_fit and law.build is not None:
         whole = fit(law, table, key=start, **fit_options)
@@ -183,8 +186,8 @@ def select(
     """Chooses a law for a table by out-of-fold error alone.
 
     Args:
-        laws: names, laws, or a mapping of labels to either. Laws that cannot be laid out for the table are left out,
-            with the reason.
+        laws: texts that `jaxmix.laws.parse` reads, laws, or a mapping of labels to either. Laws that cannot be laid out
+            for the table are left out, with the reason.
         table: runs.
         key: typed JAX key; all laws are judged on the same folds.
         folds: ≥ 2.
@@ -199,7 +202,7 @@ def select(
     Raises:
         ConfigError: no law suits the table.
     """
-    named = _named(laws)
+    named = named_laws(laws, "select(laws)")
     diagnoses: dict[str, Diagnosis] = {}
     left_out: dict[str, str] = {}
     for name, law in named.items():
@@ -358,17 +361,3 @@ def _is_near(found: Diagnosis, best: Diagnosis, table: RunTable) -> bool:
     difference = _per_mixture(found.predicted, table) - _per_mixture(best.predicted, table)
     error = _standard_error(difference)
     return found.mre - best.mre <= (error if np.isfinite(error) else 0.0)
-
-
-def _named(laws: Iterable[str | Law] | Mapping[str, str | Law]) -> dict[str, Law]:
-    pairs = laws.items() if isinstance(laws, Mapping) else [(_label(law), law) for law in laws]
-    named: dict[str, Law] = {}
-    for name, law in pairs:
-        if name in named:
-            raise ConfigError(f"two laws are called {name!r}", where="select(laws)", fix="Give a mapping of labels.")
-        named[name] = make(law) if isinstance(law, str) else law
-    return named
-
-
-def _label(law: str | Law) -> str:
-    return law if isinstance(law, str) else law.name

@@ -1,4 +1,4 @@
-"""Measures of predicted against measured losses."""
+"""Metrics that compare predicted losses with observed ones."""
 
 from __future__ import annotations
 

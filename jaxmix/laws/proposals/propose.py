@@ -1,4 +1,4 @@
-"""The mixture of the lowest loss by a fitted law, within bounds and the data there are."""
+"""The mixture of the lowest predicted loss, within bounds and the available data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proposals by simulation: the average of the best of very many mixtures.
+"""RegMix's proposal: the average of the best of many simulated mixtures.
 
 Liu et al.: "RegMix: Data Mixture as Regression for Language Model Pre-training", arXiv 2407.01492.
 """
@@ -98,7 +98,9 @@ def propose_regmix(
     weights, scores = average(_projected(candidates, caps, floors), kl_strength, available)
     if not np.isfinite(scores).all():
         raise not_finite(fit.law)
-    effective, worth = (np.asarray(x) for x in _on_host_effective(weights, tokens, available, repeat_decay))
+    with on_host():
+        found = effective_mixture(jnp.asarray(weights), jnp.asarray(tokens), jnp.asarray(available), repeat_decay)
+        effective, worth = (np.asarray(value) for value in found)
     predicted = fit.predict(effective, model_size, float(worth))[0]
     wanted = fit.predict(free, model_size, tokens)[0]
     penalty = kl_strength * float(_divergence(weights[None], prior)[0]) if kl_strength > 0 else 0.0
@@ -126,8 +128,3 @@ def _projected(candidates: np.ndarray, caps: np.ndarray, floors: np.ndarray) -> 
     with on_host():
         project = jax.jit(jax.vmap(kl_project_capped_simplex, in_axes=(0, None, None)))
         return np.asarray(project(jnp.asarray(candidates), jnp.asarray(caps), jnp.asarray(floors)))
-
-
-def _on_host_effective(weights: np.ndarray, tokens: float, available: np.ndarray, decay: float) -> tuple[Any, Any]:
-    with on_host():
-        return effective_mixture(jnp.asarray(weights), jnp.asarray(tokens), jnp.asarray(available), decay)

@@ -1,4 +1,4 @@
-"""Repeated data: what tokens that were seen before are still worth, and the caps that a limit of epochs sets.
+"""Repeated data: what further epochs are worth, and caps on weights from a limit of epochs.
 
 Muennighoff et al.: "Scaling Data-Constrained Language Models", arXiv 2305.16264.
 """

@@ -1,4 +1,4 @@
-"""How good very many mixtures are by a fitted law."""
+"""Predicted mean losses of many mixtures at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a law's parameters lie in the vectors that a solver moves.
+"""How a law's parameters are laid out in the vectors that a solver moves.
 
 A point is a pair: what all metrics share, [ps], and what belongs to one metric each, [e, pl]; both in search
 coordinates (logarithms where a parameter is searched so). The split is what makes fits cheap: a residual of metric i
@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.types import Array, PRNGKeyArray
+from jaxmix.core.types import PRNGKeyArray
 from jaxmix.laws.base import Form, Parameter, Params
 
 
 class Point(NamedTuple):
-    """Of JAX arrays within programs, of numpy arrays on the host.
+    """Parameters in search coordinates: JAX arrays within programs, NumPy arrays on the host.
 
     Attributes:
-    shared: float64[..., ps].
-    local: float64[..., e, pl].
+        shared: float64[..., ps].
+        local: float64[..., e, pl].
     """
 
     shared: Any
@@ -57,18 +57,15 @@ class Layout(NamedTuple):
 
     def params(self, point: Point) -> Params:
         """The law's parameters at a point (without leading axes), in their own coordinates."""
-        values, at = {}, 0
-        for name in self.shared:
-            parameter = self.form.parameters[name]
-            size = int(np.prod(parameter.shape, dtype=np.int64))
-            values[name] = _outside(parameter, point.shared[at : at + size].reshape(parameter.shape))
-            at += size
-        at = 0
-        for name in self.local:
-            parameter = self.form.parameters[name]
-            width = _width(parameter)
-            values[name] = _outside(parameter, point.local[:, at : at + width].reshape(parameter.shape))
-            at += width
+        values = {}
+        for names, part, axes in ((self.shared, point.shared, 0), (self.local, point.local, 1)):
+            at = 0
+            for name in names:
+                parameter = self.form.parameters[name]
+                width = int(np.prod(parameter.shape[axes:], dtype=np.int64))
+                value = part[..., at : at + width].reshape(parameter.shape)
+                values[name] = jnp.exp(value) if parameter.is_log else value
+                at += width
         return values
 
     def point(self, params: Mapping[str, Any]) -> Point:
@@ -131,11 +128,3 @@ def _inside(parameter: Parameter, value: Any) -> np.ndarray:
     value = np.asarray(value, np.float64)
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(value)) if parameter.is_log else value
-
-
-def _outside(parameter: Parameter, value: Array) -> Array:
-    return jnp.exp(value) if parameter.is_log else value
-
-
-def _width(parameter: Parameter) -> int:
-    return int(np.prod(parameter.shape[1:], dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Weighted least squares for laws: many starts at once, the best carried to the end, perturbed and carried again."""
+"""Weighted least squares for laws: many random starts, the best refined, then restarts around it."""
 
 from __future__ import annotations
 

@@ -151,9 +151,10 @@ def build_solver(
         stalled = jnp.where(has_stalled, state.stalled + 1, jnp.where(is_better, 0, state.stalled))
         is_lost = is_first & ~is_better
         is_done = state.is_done | (stalled >= _PATIENCE) | (damping > _MAX_DAMPING) | is_lost
+        point, model_here = _choose(is_better, (trial, new), (state.point, state.model), is_separable)
         return _State(
-            point=_choose(is_better, trial, state.point, is_separable),
-            model=_choose_model(is_better, new, state.model, is_separable),
+            point=point,
+            model=model_here,
             damping=damping,
             growth=growth,
             stalled=stalled,
@@ -335,20 +336,12 @@ def _promise(model: _Model, move: Point) -> tuple[Array, Array]:
     return per_metric, -s @ (2.0 * model.grad.shared + model.shared @ s)
 
 
-def _choose(is_better: Array, new: Point, old: Point, is_separable: bool) -> Point:
-    if is_separable:
-        return Point(old.shared, jnp.where(is_better[:, None], new.local, old.local))
-    return jax.tree.map(lambda n, o: jnp.where(is_better[0], n, o), new, old)
+def _choose(is_better: Array, new: Any, old: Any, is_separable: bool) -> Any:
+    """A point and its model: as a whole, or the rows of each metric by themselves (nothing is shared then)."""
 
+    def pick(n: Array, o: Array) -> Array:
+        if not is_separable:
+            return jnp.where(is_better[0], n, o)
+        return jnp.where(jnp.expand_dims(is_better, tuple(range(1, n.ndim))), n, o) if n.size else o
 
-def _choose_model(is_better: Array, new: _Model, old: _Model, is_separable: bool) -> _Model:
-    if not is_separable:
-        return jax.tree.map(lambda n, o: jnp.where(is_better[0], n, o), new, old)
-    rows = lambda n, o: jnp.where(jnp.expand_dims(is_better, tuple(range(1, n.ndim))), n, o)
-    return _Model(
-        cost=rows(new.cost, old.cost),
-        grad=Point(old.grad.shared, rows(new.grad.local, old.grad.local)),
-        shared=old.shared,
-        cross=rows(new.cross, old.cross),
-        local=rows(new.local, old.local),
-    )
+    return jax.tree.map(pick, new, old)

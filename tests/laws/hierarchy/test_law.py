@@ -155,7 +155,12 @@ def test_one_round_against_the_oracle(own, structure, robust):
     with on_host():
         array = jnp.asarray
         left = Mode(
-            array(theta), array(noise), array(noise), array(residual * (counts > 0)), array(pull * counts), array(True)
+            theta=array(theta),
+            objective=array(noise),
+            information=array(noise),
+            slope=array(theta),
+            residual=array(residual * (counts > 0)),
+            pull=array(pull * counts),
         )
         start = array([DEVIATION[name] for name in GROUPS])
         found = learn_prior(array(theta), array(variance), array(deviation), start, is_own, array(structure))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.laws import CANDIDATES, RunTable, cross_validate, fit, make, parse, propose, registry, regressor
+from jaxmix.laws import AUTO_CANDIDATES, RunTable, cross_validate, fit, make, parse, propose, registry, regressor
 
 KEY = jax.random.key(0)
 QUICK = {"num_starts": 4, "restarts": 0, "max_steps": 60}
@@ -131,7 +131,7 @@ def test_proposals_follow_the_chosen_law():
 
 
 def test_candidates_are_checked():
-    for text in CANDIDATES:
+    for text in AUTO_CANDIDATES:
         name, options = parse(text)
         assert name in registry
         make(name, **options)
