@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,8 +80,7 @@ def test_finite_with_finite_derivatives(name, outline):
     with on_host():
         slopes = jax.jit(jax.grad(lambda *a: jnp.sum(form.predict(*a)), argnums=(0, 1)))
         by_params, by_weights = slopes(*jax.tree.map(jnp.asarray, arguments))
-    for value in (*by_params.values(), by_weights):
-        assert np.isfinite(value).all()
+    chex.assert_tree_all_finite((by_params, by_weights))
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -147,12 +147,12 @@ def test_beats_the_mean(name, outline):
 def test_same_key_same_fit_and_the_table_is_left_alone(name):
     _, first = fitted(name, "constant")
     table = planted(CONSTANT)
-    before = [np.array(getattr(table, field)) for field in ("weights", "losses", "model_size", "tokens")]
+    inputs = lambda: [getattr(table, field) for field in ("weights", "losses", "model_size", "tokens")]
+    before = [np.array(value) for value in inputs()]
     again = laws.fit(make(name), table, key=KEY, **FIT)
     rows = (mixtures(9, 3, seed=8), *scales(9, CONSTANT))
     np.testing.assert_array_equal(first.predict(*rows), again.predict(*rows))
-    for value, field in zip(before, ("weights", "losses", "model_size", "tokens"), strict=True):
-        np.testing.assert_array_equal(value, getattr(table, field))
+    chex.assert_trees_all_equal(inputs(), before)
 
 
 @pytest.mark.parametrize("name", NAMES)
