@@ -1,1 +1,1 @@
-"""Plugs for other trainers; each module needs nothing of the trainer until it is used with it."""
+"""Adapters for other trainers; each module imports the trainer only when it is used."""

@@ -1,4 +1,4 @@
-"""A curriculum for Tunix's `GRPOLearner`: the data set that draws the prompts, and the metric function that learns.
+"""A curriculum for Tunix's `GRPOLearner`: a data set that draws prompts, and a metric function that updates it.
 
     data = SpaceDataset(space(10), prompts, arms, batch_size=16, columns={"answer": answers})
     GRPOLearner(rl_cluster=…, algo_config=…, reward_fns=…, metric_fns=[data.metrics]).train(data, data.evaluation(test))
@@ -227,16 +227,16 @@ class SpaceDataset:
             arms = np.asarray([self._pending.pop(slot)[0] for slot in known], np.int32)
             table = np.asarray(rescale_rewards(jnp.asarray(np.stack(groups)), *self._range), np.float32)
             self._state = self._update(self._state, arms, table)
-            return self._figures(table)
+            return self._statistics(table)
 
-    def _figures(self, rewards: NDArray) -> dict[str, tuple[float, Callable[..., Any]]]:
+    def _statistics(self, rewards: NDArray) -> dict[str, tuple[float, Callable[..., Any]]]:
         is_live = (rewards != rewards[:, :1]).any(axis=1)
-        figures = {"space/solve_rate": float(rewards.mean()), "space/live_share": float(is_live.mean())}
+        statistics = {"space/solve_rate": float(rewards.mean()), "space/live_share": float(is_live.mean())}
         tables = {"probability": self._probabilities(self._state), **self._scores(self._state)}
         for name, table in tables.items():
             row = np.asarray(table, np.float64)
-            figures |= {f"space/{name}/{arm}": float(row[arm]) for arm in range(self._bandit.num_arms)}
-        return {name: (value, np.mean) for name, value in figures.items()}
+            statistics |= {f"space/{name}/{arm}": float(row[arm]) for arm in range(self._bandit.num_arms)}
+        return {name: (value, np.mean) for name, value in statistics.items()}
 
     # ── checkpoints ──────────────────────────────────────────────────────────────────────────────
 

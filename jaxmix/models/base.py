@@ -1,4 +1,4 @@
-"""What the train loop knows of a model: five values, no classes."""
+"""Models as the train loop sees them: bundles of functions and values, no classes."""
 
 from __future__ import annotations
 

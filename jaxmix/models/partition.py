@@ -1,4 +1,4 @@
-"""Where a transformer's parameters and activations live on a mesh with the axes data, fsdp and tensor.
+"""Partition of a transformer's parameters and activations over a mesh with the axes data, fsdp and tensor.
 
 Over `tensor` go heads, hidden units and words (each device then computes its heads, its units, its logits); over
 `fsdp` goes the width, gathered when a layer needs it; over `data` nothing of the parameters. Norms are small and

@@ -1,4 +1,4 @@
-"""Which precision products, sums, norms, softmax and losses use."""
+"""Precision of matrix products, sums, norms, softmax and losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every encoder of texts is."""
+"""The interface of text encoders."""
 
 from __future__ import annotations
 

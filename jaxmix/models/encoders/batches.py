@@ -1,4 +1,4 @@
-"""From token lists of any length to batches of a few fixed shapes, and back to rows in the order of the texts."""
+"""Batches of a few fixed shapes from token lists of any length, and their results in the order of the texts."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def in_batches(
         batch = np.zeros((count, length), np.int32)
         for place, row in enumerate(rows):
             batch[place, : lengths[row]] = tokens[row]
-        held = np.zeros(count, np.int32)
-        held[: len(rows)] = lengths[rows]
-        waiting.append((rows, run(batch, held)))
+        batch_lengths = np.zeros(count, np.int32)
+        batch_lengths[: len(rows)] = lengths[rows]
+        waiting.append((rows, run(batch, batch_lengths)))
         if len(waiting) > 1:
             fetch()
         start += len(rows)

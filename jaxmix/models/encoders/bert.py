@@ -1,4 +1,4 @@
-"""BERT and RoBERTa as they are used to embed texts: post-norm transformer with learned positions and biases.
+"""BERT and RoBERTa as text encoders: post-norm transformers with learned positions and biases.
 
 Letters: b rows, t tokens, d width, h heads, k size of a head, f hidden units, l layers, v words, p positions.
 """

@@ -1,4 +1,4 @@
-"""What a Hugging Face checkpoint folder says about an encoder: sizes, weights, pooling, preprocessing."""
+"""Hugging Face checkpoint folders of encoders: sizes, weights, pooling, preprocessing."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.validate import check_count
@@ -29,19 +30,19 @@ _OVERSAMPLED = 16
 
 
 class _Fitted(NamedTuple):
-    """What a fit consists of.
+    """A fitted encoder.
 
     Attributes:
         settings: `buckets`, `orders`, `max_words`.
-        features: i32[f], buckets that count, ascending.
-        idf: f32[f].
-        projection: f32[f, k], V.
+        features: buckets that are used, ascending.
+        idf: of each.
+        projection: V.
     """
 
     settings: dict[str, Any]
-    features: np.ndarray
-    idf: np.ndarray
-    projection: np.ndarray
+    features: Int32[np.ndarray, " f"]
+    idf: Float32[np.ndarray, " f"]
+    projection: Float32[np.ndarray, "f k"]
 
 
 def fit_hashed_encoder(

@@ -1,4 +1,4 @@
-"""Encoders: texts in, rows of length 1 out. A checkpoint, the built-in one, or any function.
+"""Loading of encoders: texts in, rows of length 1 out.
 
 | `load_encoder(…)` | what it is | needs |
 |---|---|---|

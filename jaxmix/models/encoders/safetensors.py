@@ -1,4 +1,4 @@
-"""Reads `.safetensors` files, of which an index may name several."""
+"""Reading of `.safetensors` files, of which an index may name several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of a transformer as attributes of its module: one by one, or stacked and run as a compiled loop."""
+"""Transformer blocks as attributes of a module: one by one, or stacked and run as a compiled loop."""
 
 from __future__ import annotations
 

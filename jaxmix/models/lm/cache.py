@@ -1,4 +1,4 @@
-"""Keys and values that are kept: several continuations of each prompt, the prompt computed once for all of them.
+"""The key-value cache: several continuations of each prompt, the prompt computed once for all of them.
 
 Letters: b prompts, n continuations of each, p and t tokens of a prompt and of a continuation, s new tokens, h query
 heads, q key-value heads (h = q · r), k size of a head.

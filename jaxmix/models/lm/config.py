@@ -1,4 +1,4 @@
-"""The settings of a decoder-only transformer, checked when they are written down."""
+"""Settings of a decoder-only transformer, checked on construction."""
 
 from __future__ import annotations
 

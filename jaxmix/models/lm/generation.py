@@ -1,4 +1,4 @@
-"""Several completions of every prompt, one compiled program of static shapes."""
+"""Generation: several completions of every prompt, by one compiled program of static shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the transformer as Flax NNX modules. Parameters are float32 and have the axes that sharding names."""
+"""Layers of the transformer as Flax NNX modules. Parameters are float32, with the axes that sharding names."""
 
 from __future__ import annotations
 

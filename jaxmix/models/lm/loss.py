@@ -1,4 +1,4 @@
-"""Loss per token from hidden states, without ever holding the logits of a large vocabulary at once."""
+"""Loss per token from hidden states, without all logits of a large vocabulary in memory at once."""
 
 from __future__ import annotations
 

@@ -8,10 +8,13 @@ large ones use SwiGLU, and the largest grouped-query attention with heads of 128
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.models.lm.config import TransformerConfig
+
+T = TypeVar("T", bound=Any)
 
 _LARGE: dict[str, Any] = {"vocab_size": 32_768, "activation": "swiglu", "seq_len": 1024}
 
@@ -46,8 +49,15 @@ def preset(name: str, **overrides: Any) -> TransformerConfig:
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown model preset {name!r}", where="model.preset", fix=nearest(name, PRESETS))
-    fields = {field.name for field in dataclasses.fields(TransformerConfig)}
-    for field in overrides:
-        if field not in fields:
-            raise ConfigError(f"unknown model setting {field!r}", where=f"model.{field}", fix=nearest(field, fields))
-    return dataclasses.replace(PRESETS[name], **overrides)
+    return replace_settings(PRESETS[name], overrides)
+
+
+def replace_settings(config: T, fields: Mapping[str, Any], prefix: str = "") -> T:
+    """A dataclass of settings with fields replaced; an unknown one raises `ConfigError`, named with its `prefix`."""
+    known = {field.name for field in dataclasses.fields(config)}
+    for field in fields:
+        if field not in known:
+            raise ConfigError(
+                f"unknown model setting {prefix + field!r}", where=f"model.{prefix}{field}", fix=nearest(field, known)
+            )
+    return dataclasses.replace(config, **fields)

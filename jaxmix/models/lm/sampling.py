@@ -1,4 +1,4 @@
-"""Which token comes next: temperature, the k most likely, the least set with a given mass, or the most likely one."""
+"""Sampling of the next token: temperature, top-k, top-p, or greedy."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int32, Int64
 
 from jaxmix.data.hashing import hashed_ngrams
 
@@ -17,19 +18,19 @@ class Features(NamedTuple):
     """The n-grams of n texts, as positions in a table of the buckets that occur.
 
     Attributes:
-        columns: i32[f], row of the table for every n-gram; −1 for buckets that the table has not.
-        offsets: i64[n+1]; columns offsets[i]:offsets[i+1] are those of text i.
+        columns: row of the table for every n-gram; −1 for buckets that are not in the table.
+        offsets: columns offsets[i]:offsets[i+1] are those of text i.
     """
 
-    columns: np.ndarray
-    offsets: np.ndarray
+    columns: Int32[np.ndarray, " f"]
+    offsets: Int64[np.ndarray, " n1"]  # n + 1
 
 
 class StudentBatch(NamedTuple):
     """b texts of a training step, cut into one part per device: arrays, on the host or placed, or their shardings.
 
     Attributes:
-        used: i32[u], the different table rows of the batch, padded with the number of rows of the table.
+        used: i32[u], the distinct table rows of the batch, padded with the number of rows of the table.
         places: i32[parts·f], for every n-gram its place in `used`.
         rows: i32[parts·f], for every n-gram its text within its part.
         shares: f32[parts·f], one over the number of n-grams of its text; 0 for padding.
@@ -94,7 +95,7 @@ def build_batch(
 
 
 def _distinct(columns: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-    """The different values, ascending: by marks, which is many times faster than by sorting."""
+    """The distinct values, ascending: by marking them, which is many times faster than sorting."""
     scratch[:] = 0
     scratch[columns] = 1
     return np.flatnonzero(scratch).astype(np.int32)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
@@ -63,17 +64,17 @@ class Student:
 
     Attributes:
         config: see `StudentConfig`.
-        buckets: i32[u], the buckets that the table has, ascending.
-        table: f32[u, width or k].
-        head: f32[width, k], or None without `width`.
-        bias: f32[k].
+        buckets: those in the table, ascending.
+        table: w is `width`, or k without it.
+        head: None without `width`.
+        bias: added to the logits.
     """
 
     config: StudentConfig
-    buckets: np.ndarray
-    table: np.ndarray
-    head: np.ndarray | None
-    bias: np.ndarray
+    buckets: Int32[np.ndarray, " u"]
+    table: Float32[np.ndarray, "u w"]
+    head: Float32[np.ndarray, "w k"] | None
+    bias: Float32[np.ndarray, " k"]
 
     def predict(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Labels i32[n] and probabilities f32[n, k] of raw texts; a text without known words gets the bias's.
@@ -101,11 +102,11 @@ class Student:
         columns, offsets = self.features(texts)
         counts = np.diff(offsets)
         share = np.repeat(1.0 / np.maximum(counts, 1), counts).astype(np.float32)
-        weights, stretched = self._folded
+        weights, head = self._folded
         columns = np.where(columns < 0, len(self.table), columns)
         hidden = csr_array((share, columns, offsets), shape=(len(texts), len(self.table) + 1)) @ weights
-        if stretched is not None:  # row by row, so that a text's result does not depend on the batch
-            hidden = np.stack([row @ stretched for row in hidden]) if len(hidden) else hidden @ stretched
+        if head is not None:  # row by row, so that a text's result does not depend on the batch
+            hidden = np.stack([row @ head for row in hidden]) if len(hidden) else hidden @ head
         return (hidden + self.bias).astype(np.float32)
 
     @cached_property
@@ -116,7 +117,7 @@ class Student:
 
     @cached_property
     def _folded(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The table with a row of zeros for buckets it has not, the head multiplied in where that makes it smaller."""
+        """The table with a row of zeros for unknown buckets, the head multiplied in where that makes it smaller."""
         weights, head = self.table, self.head
         if head is not None and head.shape[1] <= head.shape[0]:
             weights, head = self.table @ head, None

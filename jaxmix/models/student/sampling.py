@@ -1,10 +1,11 @@
-"""Which of the teacher's documents the student learns from, and how well it learned."""
+"""Selection of the teacher's documents that the student learns from, and comparison of their labels."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.validate import check_choice, check_count
@@ -89,17 +90,17 @@ class StudentQuality(NamedTuple):
     Attributes:
         accuracy: weighted share of equal labels.
         macro_recall: mean over the teacher's clusters of the share the student finds.
-        confusion: float64[k, k], weight of documents by teacher's (row) and student's (column) label; sums to 1.
-        mass_teacher, mass_student: float64[k], shares of the clusters.
+        confusion: weight of documents by teacher's (row) and student's (column) label; sums to 1.
+        mass_teacher, mass_student: shares of the clusters.
         mass_drift: Σ_k |mass_student − mass_teacher|, in [0, 2].
         documents: how many.
     """
 
     accuracy: float
     macro_recall: float
-    confusion: np.ndarray
-    mass_teacher: np.ndarray
-    mass_student: np.ndarray
+    confusion: Float64[np.ndarray, "k k"]
+    mass_teacher: Float64[np.ndarray, " k"]
+    mass_student: Float64[np.ndarray, " k"]
     mass_drift: float
     documents: int
 

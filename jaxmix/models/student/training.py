@@ -1,4 +1,4 @@
-"""Trains a student on a teacher's labels: one jitted step, texts split over the devices of a mesh."""
+"""Training of a student on a teacher's labels: one jitted step, texts split over the devices of a mesh."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_sharding, batch_spec, build_mesh, replicated, shard_map, sum_over
+from jaxmix.core.types import Array, Float, PRNGKeyArray
 from jaxmix.core.validate import check_count, check_number
 from jaxmix.models.student.features import Features, StudentBatch, build_batch, hash_texts
 from jaxmix.models.student.model import Student, StudentConfig
@@ -22,27 +23,15 @@ _EPSILON = 1e-8
 
 
 class StudentParams(NamedTuple):
-    """What is trained, and Adagrad's sums of squares in the same form.
+    """Trained parameters; Adagrad's sums of squares have the same form."""
 
-    Attributes:
-        table: f32[u, w].
-        head: f32[w, k], or None.
-        bias: f32[k].
-    """
-
-    table: jax.Array
-    head: jax.Array | None
-    bias: jax.Array
+    table: Float[Array, "u w"]
+    head: Float[Array, "w k"] | None
+    bias: Float[Array, " k"]
 
 
-def batch_loss(rows: ArrayLike, head: ArrayLike | None, bias: ArrayLike, batch: StudentBatch) -> jax.Array:
-    """Sum of the cross-entropies of a batch's (or one part's) texts, in nats.
-
-    Args:
-        rows: f32[u, w], the table rows that `batch.used` names.
-        head, bias: as in `StudentParams`.
-        batch: see `StudentBatch`; one part.
-    """
+def batch_loss(rows: ArrayLike, head: ArrayLike | None, bias: ArrayLike, batch: StudentBatch) -> Array:
+    """Sum of the cross-entropies of the texts of one part of a batch, nats; `rows` are those of `batch.used`."""
     gathered = jnp.asarray(rows)[batch.places] * batch.shares[:, None]
     hidden = jax.ops.segment_sum(gathered, batch.rows, num_segments=batch.targets.shape[0], indices_are_sorted=True)
     logits = (hidden if head is None else hidden @ head) + jnp.asarray(bias)[None, :]
@@ -54,7 +43,7 @@ def train_student(
     labels: np.ndarray,
     *,
     num_clusters: int,
-    key: jax.Array,
+    key: PRNGKeyArray,
     epochs: int = 5,
     batch_size: int = 64,
     learning_rate: float | None = None,
@@ -149,7 +138,7 @@ def _place(batch: StudentBatch, mesh: Mesh) -> StudentBatch:
     return jax.device_put(batch, StudentBatch(whole, rows, rows, rows, rows))
 
 
-def _initial(key: jax.Array, rows: int, config: StudentConfig) -> StudentParams:
+def _initial(key: Array, rows: int, config: StudentConfig) -> StudentParams:
     bias = jnp.zeros(config.num_clusters, jnp.float32)
     if config.width is None:
         return StudentParams(jnp.zeros((rows, config.num_clusters), jnp.float32), None, bias)
@@ -185,14 +174,12 @@ def _build_step(mesh: Mesh) -> Any:
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def _adagrad(value: jax.Array, squares: jax.Array, gradient: jax.Array, rate: Any) -> tuple[jax.Array, jax.Array]:
+def _adagrad(value: Array, squares: Array, gradient: Array, rate: Any) -> tuple[Array, Array]:
     squares = squares + jnp.square(gradient)
     return value - rate * gradient / (jnp.sqrt(squares) + _EPSILON), squares
 
 
-def _adagrad_rows(
-    table: jax.Array, squares: jax.Array, used: jax.Array, gradient: jax.Array, rate: Any
-) -> tuple[jax.Array, jax.Array]:
+def _adagrad_rows(table: Array, squares: Array, used: Array, gradient: Array, rate: Any) -> tuple[Array, Array]:
     """Adagrad on the rows `used`, which are different; those beyond the table are dropped."""
     sums = squares.at[used].get(mode="fill", fill_value=0.0) + jnp.square(gradient)
     moved = -rate * gradient / (jnp.sqrt(sums) + _EPSILON)

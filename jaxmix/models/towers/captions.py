@@ -1,4 +1,4 @@
-"""From captions to rows of tokens of one length, 0 being padding."""
+"""Captions as rows of tokens of one length, padded with 0."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def caption_tokens(
             if (ids == 0).any():
                 raise ConfigError(f"a caption has a NUL byte: {text!r}", where="texts", fix="Remove it.")
         else:
-            pieces = [piece for word in _words(text) for piece in ((word,) if unit == "word" else _pieces(word))]
-            ids = np.array([1 + zlib.crc32(p.encode("utf-8")) % (vocab_size - 1) for p in pieces[:length]], np.int32)
+            parts = [part for word in _words(text) for part in ((word,) if unit == "word" else _trigrams(word))]
+            ids = np.array([1 + zlib.crc32(p.encode("utf-8")) % (vocab_size - 1) for p in parts[:length]], np.int32)
         row[: len(ids)] = ids
     return rows
 
@@ -68,7 +68,7 @@ def _words(text: str) -> Sequence[str]:
     return "".join(c if c.isalnum() else " " for c in text.lower()).split()
 
 
-def _pieces(word: str) -> Sequence[str]:
+def _trigrams(word: str) -> Sequence[str]:
     """cat → cat, <ca, cat, at>"""
     framed = f"<{word}>"
     return word, *(framed[i : i + 3] for i in range(len(word)))

@@ -1,4 +1,4 @@
-"""The settings of an image tower, a text tower and the pair of them, checked when they are written down."""
+"""Settings of an image tower, a text tower and the pair of them, checked on construction."""
 
 from __future__ import annotations
 
@@ -183,20 +183,14 @@ def grid_of(height: int, width: int, patch_size: int) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
+_SHARED = ("num_layers", "width", "num_heads", "head_dim", "mlp_width", "activation", "norm_epsilon", "remat",
+           "scan_layers")  # fmt: skip
+"""Settings of a tower that its blocks take as they are."""
+
+
 def _trunk(tower: ImageTowerConfig | TextTowerConfig, compute_dtype: str) -> TransformerConfig:
-    return TransformerConfig(
-        num_layers=tower.num_layers,
-        width=tower.width,
-        num_heads=tower.num_heads,
-        head_dim=tower.head_dim,
-        mlp_width=tower.mlp_width,
-        activation=tower.activation,
-        norm_epsilon=tower.norm_epsilon,
-        remat=tower.remat,
-        scan_layers=tower.scan_layers,
-        rope_base=getattr(tower, "rope_base", 10_000.0),
-        compute_dtype=compute_dtype,
-    )
+    rope = {"rope_base": tower.rope_base} if isinstance(tower, TextTowerConfig) else {}
+    return TransformerConfig(**{name: getattr(tower, name) for name in _SHARED}, **rope, compute_dtype=compute_dtype)
 
 
 def _check_tower(name: str, tower: ImageTowerConfig | TextTowerConfig) -> None:

@@ -1,11 +1,11 @@
-"""Losses of an image–text batch: SigLIP's sum over pairs and CLIP's softmax, never a whole matrix of logits.
+"""Contrastive losses of an image–text batch (SigLIP, CLIP), computed without a whole matrix of logits.
 
 Letters: b pairs of the whole batch, m images and n texts of one tile of logits, d width of the common space.
 
     l_ij = t ⟨u_i, v_j⟩ + β
 
 A tile is computed, used and forgotten; the backward pass computes it again. On a mesh every device keeps its images
-and the texts travel around a ring, so that nobody ever holds more than its images against one device's texts.
+and the texts travel around a ring, so that no device holds more than the logits of its images and one device's texts.
 """
 
 from __future__ import annotations
@@ -239,14 +239,14 @@ def _by_blocks(function: Callable[[Array, Array], Any], image: Array, block: int
     rows = image.shape[0]
     if block is None or block >= rows:
         return call(image, jnp.int32(0))
-    piece = jax.checkpoint(call)
+    one_block = jax.checkpoint(call)
     whole = rows // block * block
     starts = jnp.arange(0, whole, block, dtype=jnp.int32)
-    parts = jax.lax.map(lambda x: piece(*x), (image[:whole].reshape(-1, block, image.shape[1]), starts))
+    parts = jax.lax.map(lambda x: one_block(*x), (image[:whole].reshape(-1, block, image.shape[1]), starts))
     parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
     if whole == rows:
         return parts
-    rest = piece(image[whole:], jnp.int32(whole))
+    rest = one_block(image[whole:], jnp.int32(whole))
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), parts, rest)
 
 

@@ -1,4 +1,4 @@
-"""What the image tower and the text tower have in common: attention in both directions, pooling, projection.
+"""Layers that the image and the text tower share: full attention, pooling, projection.
 
 Letters: b rows, t tokens, d width, h heads, k size of a head, e size of the common space.
 """

@@ -1,4 +1,4 @@
-"""A batch of images at several patch sizes at once: the training half of Flexi-JEST."""
+"""Batches of images at several patch sizes at once, as in the training of Flexi-JEST."""
 
 from __future__ import annotations
 

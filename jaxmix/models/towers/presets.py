@@ -7,11 +7,11 @@ size, at the patch sizes 16 and 32, as in SigLIP and Flexi-JEST.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.models.lm.presets import replace_settings
 from jaxmix.models.towers.config import ImageTowerConfig, TextTowerConfig, TwoTowersConfig
 
 _ICONS: dict[str, Any] = {"image_size": 32, "patch_size": 4, "base_patch_size": 8, "base_grid": 8}
@@ -60,17 +60,7 @@ def tower_preset(
         raise ConfigError(f"unknown model preset {name!r}", where="model.preset", fix=nearest(name, TOWER_PRESETS))
     preset = TOWER_PRESETS[name]
     towers = {
-        "image": _replace(preset.image, image or {}, "image."),
-        "text": _replace(preset.text, text or {}, "text."),
+        "image": replace_settings(preset.image, image or {}, "image."),
+        "text": replace_settings(preset.text, text or {}, "text."),
     }
-    return _replace(preset, {**towers, **overrides}, "")
-
-
-def _replace(config: Any, fields: Mapping[str, Any], prefix: str) -> Any:
-    known = {field.name for field in dataclasses.fields(config)}
-    for field in fields:
-        if field not in known:
-            raise ConfigError(
-                f"unknown model setting {prefix + field!r}", where=f"model.{prefix}{field}", fix=nearest(field, known)
-            )
-    return dataclasses.replace(config, **fields)
+    return replace_settings(preset, {**towers, **overrides})

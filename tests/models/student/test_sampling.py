@@ -1,4 +1,4 @@
-"""Which documents are chosen, and the figures of a comparison, against slow counts."""
+"""Which documents are chosen, and the metrics of a comparison, against slow counts."""
 
 from types import SimpleNamespace
 
@@ -42,7 +42,7 @@ def test_scores_of_rules():
         rule_scores("best", **given)
 
 
-def test_figures_of_a_comparison():
+def test_metrics_of_a_comparison():
     teacher, student = RNG.integers(0, 3, 200), RNG.integers(0, 4, 200)
     weights = RNG.random(200)
     found = compare_labels(teacher, student, num_clusters=4, weights=weights)
