@@ -156,8 +156,8 @@ class _Options(NamedTuple):
 
 
 def _form(options: _Options, shape: Shape, parameters: dict[str, Parameter]) -> Form:
-    predict, jacobian = (functools.partial(function, options, shape) for function in (_losses, _columns))
-    return Form(parameters, predict, jacobian=jacobian if options.competition else None)
+    jacobian = functools.partial(_columns, options, shape) if options.competition else None
+    return Form(parameters, functools.partial(_losses, options, shape), jacobian=jacobian)
 
 
 def _losses(options: _Options, shape: Shape, params: Params, weights: Array, model_size: Array, tokens: Array) -> Array:

@@ -151,8 +151,15 @@ def propose(
     }
     shares, prior, caps, floors, available = check_constraints(fit.shape, **given)
     if fit.law.build is None:
-        scale = {"model_size": model_size, "tokens": tokens, "repeat_decay": repeat_decay}
-        return propose_regmix(fit, num_candidates=num_candidates, key=key, **scale, **given)
+        return propose_regmix(
+            fit,
+            model_size=model_size,
+            tokens=tokens,
+            repeat_decay=repeat_decay,
+            num_candidates=num_candidates,
+            key=key,
+            **given,
+        )
     key = jax.random.key(0) if key is None else key
     starts = _starts(key, num_starts, shares, prior, fit.shape)
     with on_host():
