@@ -29,7 +29,7 @@ _EVALUATION, _SKIPPED = -1, -2
 
 
 class SpaceDataset:
-    """Batches of prompts for ever, each drawn by a bandit from what earlier ones earned.
+    """Endless batches of prompts, drawn by a bandit that learns from the rewards of earlier ones.
 
     Every batch is a dict of 1-D NumPy arrays of length `batch_size`: `prompts`, `arm`, `example_id` (number of the
     prompt), `slot` (number of the draw), and `columns` of your own; reward functions get all of them, repeated for each
@@ -262,7 +262,7 @@ class SpaceDataset:
         Args:
             state: of a data set with the same prompts, bandit and batch size.
             skip: full batches that the learner will ask for and throw away before it trains: a learner that restored
-                its own checkpoint calls `next` for every past batch. They cost nothing and move nothing here. `None`:
+                its own checkpoint calls `next` for every past batch. They are not drawn here. `None`:
                 all batches that had their feedback, as it is where both were saved together; 0 for a learner that
                 starts anew.
 

@@ -228,7 +228,7 @@ def d_optimal(
 
 
 def law_features(fit: LawFit, weights: Any, *, model_size: float, tokens: float) -> np.ndarray:
-    """What a run would tell of a law's parameters: d log L_i / d log θ at the fit, float64[c, e, p].
+    """Features of runs for `d_optimal`: d log L_i / d log θ at the fit, float64[c, e, p].
 
     Parameters that are not searched in their logarithm are differentiated as they are.
 
@@ -237,7 +237,7 @@ def law_features(fit: LawFit, weights: Any, *, model_size: float, tokens: float)
     """
     if fit.law.build is None:
         raise ConfigError(
-            f"law {fit.law.name!r} has no parameters to learn about",
+            f"law {fit.law.name!r} has no parameters",
             where="law_features(fit)",
             fix="Leave features out: d_optimal then takes those of a quadratic.",
         )

@@ -249,7 +249,7 @@ def best_static(
         num_steps, batch_size: see `simulate`.
         concentration: of the symmetric Dirichlet distribution; 1 draws evenly from the simplex.
         weights: f[m], of the domains in the objective, the weighted sum of final losses; all 1 if `None`. Losses of
-            nan (nobody measures them) do not count.
+            nan (not measured) do not count.
     """
     check_count("best_static", "num_candidates", num_candidates)
     m = world.num_domains

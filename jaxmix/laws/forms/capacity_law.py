@@ -273,13 +273,13 @@ def _check_metrics(shape: Shape, *, exponents: str, rank: int) -> None:
     which = f"metric {shape.metric_domain.index(-1)} validates no domain"
     if rank == 0:
         raise ConfigError(
-            f"{which}, and without transfer the law can say nothing of it",
+            f"{which}, and without transfer the law has no term for it",
             where="capacity(rank)",
             fix="Use rank=1 or more, name the domain it validates, or leave the metric out.",
         )
     if exponents == "tied":
         raise ConfigError(
-            f"{which}, so that its noise exponent has nothing to be tied to",
+            f"{which}, so that there is no capacity exponent to tie its noise exponent to",
             where="capacity(exponents)",
             fix='Use exponents="free".',
         )

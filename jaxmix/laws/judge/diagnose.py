@@ -27,7 +27,7 @@ from jaxmix.laws.judge.metrics import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What out-of-fold predictions say of a law on a table.
+    """Out-of-fold predictions of a law on a table, and how good they are.
 
     Ranks, regret and optimism are found among runs of one model size and one number of tokens, and averaged over
     these groups by their number of runs: between scales every law ranks well.
@@ -75,7 +75,7 @@ class Diagnosis:
 
 
 class Extrapolation(NamedTuple):
-    """How far asked mixtures and scales are from the runs of a table.
+    """Distance of requested mixtures and scales from the runs of a table.
 
     Attributes:
         distance: float64[q], Σ |difference| / 2 to the nearest mixture of the table: the share of tokens that would
@@ -238,7 +238,7 @@ def split_mixtures(table: RunTable, key: Any, *, folds: int) -> np.ndarray:
     check_count("cross_validate", "folds", folds, 2)
     if count < 2:
         raise ConfigError(
-            "all runs have one mixture: nothing can be said of others",
+            "all runs have one mixture, so that predictions of others cannot be judged",
             where="cross_validate(table)",
             fix="Add runs of other mixtures.",
         )
@@ -249,7 +249,7 @@ def split_mixtures(table: RunTable, key: Any, *, folds: int) -> np.ndarray:
 
 
 def extrapolation(table: RunTable, weights: Any, *, model_size: float, tokens: float) -> Extrapolation:
-    """Says how far mixtures [q, m] (or one, [m]) and a scale are from the runs of a table."""
+    """Distance of mixtures [q, m] (or one, [m]) and of a scale from the runs of a table."""
     asked = np.atleast_2d(np.asarray(weights, np.float64))
     known = np.unique(table.weights.round(9), axis=0)
     apart = lambda a, b: 0.5 * np.abs(a[:, None, :] - b[None, :, :]).sum(axis=2)

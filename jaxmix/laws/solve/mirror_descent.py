@@ -58,7 +58,7 @@ def mirror_descent(
         objective: differentiable on positive weights. Its gradient is not asked for at a domain whose cap is 0.
         start: float[m], within the bounds, positive where the cap is.
         caps: float[m], adding up to 1 or more.
-        floors: float[m], ≤ caps. A small positive floor keeps a domain from dying out for ever.
+        floors: float[m], ≤ caps. A small positive floor lets a domain come back.
         max_steps: most steps tried.
         tolerance: of the gap, relative to |J|.
 
@@ -74,7 +74,7 @@ def mirror_descent(
     def look(weights: Weights) -> tuple[Array, Array]:
         value, gradient = gradient_of(weights)
         gradient = jnp.where(is_open, gradient, 0.0)
-        # Steps add up to 0, so that a constant in the gradient means nothing but rounding.
+        # Steps add up to 0: a constant in the gradient only adds rounding errors.
         return value, gradient - jnp.sum(gradient * weights)
 
     def stepped(weights: Weights, gradient: DomainVector, step_size: Array) -> Weights:
@@ -93,7 +93,7 @@ def mirror_descent(
         step = new - weights
         promised = jnp.sum(gradient * step)
         new_gap = linear_gap(new, new_gradient, caps, floors)
-        # Close to the end the difference of two values is all rounding; the slopes at both ends still tell it.
+        # Near the end the difference of two values is lost in rounding; the slopes at both ends still show it.
         is_level = jnp.abs(new_value - value) <= _ROUNDING * jnp.abs(value)
         change = jnp.where(is_level, 0.5 * (promised + jnp.sum(new_gradient * step)), new_value - value)
         is_good = jnp.isfinite(new_value) & jnp.all(jnp.isfinite(new_gradient)) & (change <= _ARMIJO * promised)

@@ -60,7 +60,7 @@ class EncoderFiles:
                 raise ConfigError(
                     f"the checkpoint has no {name}",
                     where=str(folder),
-                    fix="Fetch the whole repository of the model; a slow tokenizer's vocab.txt alone does not do.",
+                    fix="Fetch the whole repository of the model; the vocab.txt of a slow tokenizer is not enough.",
                 )
         self.config = self.json("config.json")
 
@@ -101,7 +101,9 @@ def read_config(files: EncoderFiles, compute_dtype: str = "float32") -> BertConf
             fix=f"Known: {', '.join(_FIRST_POSITION)}. Wrap any other encoder as a callable.",
         )
     if plain.get("position_embedding_type", "absolute") != "absolute":
-        raise ConfigError(f"positions of type {plain['position_embedding_type']!r} are not known", where=where)
+        raise ConfigError(
+            f"position embeddings of type {plain['position_embedding_type']!r} are not supported", where=where
+        )
     try:
         return BertConfig(
             vocab_size=plain["vocab_size"],
@@ -129,7 +131,7 @@ def read_text_settings(
     clustering.
 
     Raises:
-        ConfigError: nothing says how to pool, or the files ask for a step that is not known.
+        ConfigError: no file gives the pooling, or the files ask for a step that is not supported.
     """
     sentence, tokenizer = files.json("sentence_bert_config.json"), files.json("tokenizer_config.json")
     positions = files.config["max_position_embeddings"] - _first_position(files.config)
@@ -243,14 +245,14 @@ def _pooling(files: EncoderFiles, has_prefix: bool) -> str:
         asked = [name for name, short in _POOLINGS.items() if short == plain["pooling_mode"]] or [plain["pooling_mode"]]
     if not asked:
         raise ConfigError(
-            "nothing says how the checkpoint's tokens become one vector",
+            "no file of the checkpoint gives the pooling",
             where=where,
             fix='Give pooling="mean" (MiniLM, GTE, E5) or pooling="cls" (BGE).',
         )
     if len(asked) > 1 or asked[0] not in _POOLINGS:
-        raise ConfigError(f"a pooling of {' and '.join(asked)} is not known", where=where, fix="Known: mean, cls.")
+        raise ConfigError(f"pooling by {' and '.join(asked)} is not supported", where=where, fix="Known: mean, cls.")
     if has_prefix and plain.get("include_prompt") is False:
-        raise ConfigError("a pooling that leaves out the prompt is not known", where=where, fix='Give prefix="".')
+        raise ConfigError("pooling without the prompt is not supported", where=where, fix='Give prefix="".')
     return _POOLINGS[asked[0]]
 
 

@@ -173,7 +173,7 @@ def function_encoder(
     """Any function as an encoder: its rows are scaled to length 1, its shape and values are checked.
 
     Args:
-        function: `texts -> [b, d]`, finite; a row of zeros means that there is nothing to encode.
+        function: `texts -> [b, d]`, finite; a row of zeros marks a text without anything to encode.
         identity: a name that changes whenever its results do.
         dim: d; by default one word is encoded to find out.
 
@@ -182,7 +182,7 @@ def function_encoder(
     """
     if not identity:
         raise ConfigError(
-            "a function needs a name, by which stores know whether it is still the same",
+            "a function needs a name, by which stored embeddings are recognized as its own",
             where="load_encoder(identity)",
             fix="Give one that changes whenever the function's results do.",
         )
@@ -234,7 +234,7 @@ def _fast_tokenizer(path: Path, max_length: int) -> Any:
 
     try:
         fast = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises its own kinds for every fault of the file
+    except Exception as error:  # the library raises exceptions of its own
         raise ConfigError(f"{path.name} is no tokenizer: {str(error).splitlines()[0]}", where=str(path)) from error
     fast.no_padding()  # files often carry the settings of the training, such as 128 tokens
     fast.enable_truncation(max_length)

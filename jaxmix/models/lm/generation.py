@@ -45,7 +45,7 @@ def generate(
     """Draws `num_rollouts` completions of each prompt. Pure; jit it with everything but params, key, prompts static.
 
     The prompt is computed once. Then all rows advance together, until each has ended or `length` is reached; rows
-    that have ended go on with padding that nobody reads.
+    that have ended continue with padding that is masked.
 
     Args:
         model: with `decoding`.

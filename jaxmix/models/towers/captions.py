@@ -25,7 +25,7 @@ def caption_tokens(
         length: t, ≥ 1.
         unit: "byte": UTF-8 bytes, as `jaxmix.data.byte_tokenizer` (a NUL byte would read as padding and is refused).
             "word": maximal runs of letters and digits, in lower case, hashed to 1 … vocab_size − 1: fewer tokens and
-            thus a cheaper tower, but a word that training never saw says nothing, and words may collide.
+            thus a cheaper tower, but words not seen in training carry no information, and words may collide.
             "trigram": every such word, then its runs of three characters with `<` before and `>` behind it, hashed
             alike: about six tokens a word; what words share is learned once, as in fastText.
         vocab_size: 256 for bytes; else a few times the number of frequent words or trigrams.
