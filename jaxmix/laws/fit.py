@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import PRNGKeyArray
@@ -27,13 +28,13 @@ class LawFit:
     """A law with its parameters.
 
     Attributes:
-        params: by name, float64 arrays; empty for laws that fit themselves.
+        params: by name; empty for laws that fit themselves.
         objective: mean over measured cells of the squared (or Huber's) relative error, with the law's penalty.
         num_params: free numbers over all metrics.
         converged: whether the best start stopped by itself and not by the limit of steps.
         law: the law.
         shape: the outline of the table it was laid out for.
-        objectives: float64[s], where every start stood after the first steps: how much the starts differ. Where
+        objectives: where every start stood after the first steps: how much the starts differ. Where
             metrics are fitted one by one: the sum over metrics.
         at_bounds: names of numbers that lie on a bound, such as `irreducible[3]`: the table does not determine them.
         effective_params: how many numbers the table determines, for laws whose priors hold the others; None for laws
@@ -41,13 +42,13 @@ class LawFit:
         selection: the ranking by which "auto" chose the law (`jaxmix.laws.Selection`); None for laws given by name.
     """
 
-    params: dict[str, np.ndarray]
+    params: dict[str, Float64[np.ndarray, " *x"]]
     objective: float
     num_params: int
     converged: bool
     law: Law
     shape: Shape
-    objectives: np.ndarray
+    objectives: Float64[np.ndarray, " s"]
     at_bounds: tuple[str, ...] = ()
     effective_params: float | None = None
     selection: Any = None
@@ -75,7 +76,7 @@ def fit(
     law: Law,
     table: RunTable,
     *,
-    key: Any,
+    key: PRNGKeyArray,
     num_starts: int = 64,
     loss: str = "relative",
     huber_delta: float = 0.02,

@@ -66,7 +66,7 @@ class Evidence(NamedTuple):
     mode: Mode
     lowest: Float64[Array, " e"]
     noise: Float64[Array, " e"]
-    deviation: Float64[Array, 12]
+    deviation: Float64[Array, " 12"]
     effective: Float64[Array, " e"]
 
 
@@ -75,7 +75,7 @@ class _Hyper(NamedTuple):
 
     theta: Float64[Array, "e p"]
     mean: Float64[Array, "e p"]
-    deviation: Float64[Array, 12]
+    deviation: Float64[Array, " 12"]
     noise: Float64[Array, " e"]
 
 

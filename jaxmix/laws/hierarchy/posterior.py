@@ -42,16 +42,16 @@ class Coordinates(NamedTuple):
         competition: W.
     """
 
-    irreducible: Float64[Array, ...]
-    reducible: Float64[Array, ...]
-    exponent: Float64[Array, ...]
-    exponent_growth: Float64[Array, ...]
-    floor_share: Float64[Array, ...]
-    size_exponent: Float64[Array, ...]
-    token_exponent: Float64[Array, ...]
-    rates: Float64[Array, "... m"]
-    weight_exponents: Float64[Array, "... m"]
-    competition: Float64[Array, "... m"]
+    irreducible: Float64[Array, " *x"]
+    reducible: Float64[Array, " *x"]
+    exponent: Float64[Array, " *x"]
+    exponent_growth: Float64[Array, " *x"]
+    floor_share: Float64[Array, " *x"]
+    size_exponent: Float64[Array, " *x"]
+    token_exponent: Float64[Array, " *x"]
+    rates: Float64[Array, "*x m"]
+    weight_exponents: Float64[Array, "*x m"]
+    competition: Float64[Array, "*x m"]
 
 
 class Runs(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import PRNGKeyArray
@@ -24,14 +25,14 @@ class Bootstrap:
     Attributes:
         fit: what was resampled.
         params: by name, float64[s, ...]: one entry per resample.
-        objectives: float64[s], on its own resample.
-        converged: bool[s].
+        objectives: of each fit on its own resample.
+        converged: of each fit.
     """
 
     fit: LawFit
     params: dict[str, np.ndarray]
-    objectives: np.ndarray
-    converged: np.ndarray
+    objectives: Float64[np.ndarray, " s"]
+    converged: Bool[np.ndarray, " s"]
 
     def interval(self, level: float = 0.9) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Percentile interval of each parameter: (low, high), of the parameter's shape."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float64, Int64
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError
+from jaxmix.core.types import PRNGKeyArray
 from jaxmix.core.validate import check_count
 from jaxmix.laws.base import Law, RunTable
 from jaxmix.laws.checks import metric_shares
@@ -35,21 +37,21 @@ class Diagnosis:
     Attributes:
         law: its name.
         num_params: free numbers over all metrics, fitted on all runs; those of the folds are as many.
-        predicted: float64[r, e], each run predicted by a fit that saw no run of its mixture; nan where a fold has not
+        predicted: each run predicted by a fit that saw no run of its mixture; nan where a fold has not
             measured the metric at all.
-        fold: i64[r].
+        fold: of each run.
         mre: mean |L̂/L − 1| over all measured cells.
         mre_positive: over the cells whose own weight is above 0; nan if there are none.
-        mre_per_metric: float64[e].
+        mre_per_metric: likewise, by metric.
         mae: mean |L̂ − L|, nats.
-        spearman: float64[e], rank correlation per metric; nan where fewer than 3 runs share a scale.
+        spearman: rank correlation per metric; nan where fewer than 3 runs share a scale.
         spearman_mean: of the metric-weighted mean loss.
         regret: excess of the true mean loss of the mixture that the law ranks first, over the best, as a fraction.
         optimism: mean of (L − L̂)/L of the mean loss over the tenth of the runs that the law thinks best: above 0, what
             is chosen by the law disappoints by so much.
         mean_mre: mre of the mean predictor, which predicts each metric by its mean over the other folds' runs.
         mean_mre_positive: likewise.
-        fold_mre: float64[folds].
+        fold_mre: mre of each fold.
         standard_error: of mre, from its spread over the mixtures.
         at_bounds: parameters at their bounds in the fit to all runs, that the table does not determine; () for
             regressors.
@@ -57,19 +59,19 @@ class Diagnosis:
 
     law: str
     num_params: int
-    predicted: np.ndarray
-    fold: np.ndarray
+    predicted: Float64[np.ndarray, "r e"]
+    fold: Int64[np.ndarray, " r"]
     mre: float
     mre_positive: float
-    mre_per_metric: np.ndarray
+    mre_per_metric: Float64[np.ndarray, " e"]
     mae: float
-    spearman: np.ndarray
+    spearman: Float64[np.ndarray, " e"]
     spearman_mean: float
     regret: float
     optimism: float
     mean_mre: float
     mean_mre_positive: float
-    fold_mre: np.ndarray
+    fold_mre: Float64[np.ndarray, " folds"]
     standard_error: float
     at_bounds: tuple[str, ...] = ()
 
@@ -78,22 +80,22 @@ class Extrapolation(NamedTuple):
     """Distance of requested mixtures and scales from the runs of a table.
 
     Attributes:
-        distance: float64[q], Σ |difference| / 2 to the nearest mixture of the table: the share of tokens that would
+        distance: Σ |difference| / 2 to the nearest mixture of the table: the share of tokens that would
             have to change domain.
-        leverage: float64[q], h (HᵀH)⁺ hᵀ with H the table's distinct mixtures.
-        is_far: bool[q], farther from the table than any of its mixtures is from the others, of larger leverage than all
+        leverage: h (HᵀH)⁺ hᵀ with H the table's distinct mixtures.
+        is_far: farther from the table than any of its mixtures is from the others, of larger leverage than all
             of them, or with a part that no combination of them has.
         size_factor: model size over the nearest of the table's range: 1 within.
         tokens_factor: likewise.
-        unseen: i64[...], domains drawn by an asked mixture that no run of the table has drawn.
+        unseen: domains drawn by an asked mixture that no run of the table has drawn.
     """
 
-    distance: np.ndarray
-    leverage: np.ndarray
-    is_far: np.ndarray
+    distance: Float64[np.ndarray, " q"]
+    leverage: Float64[np.ndarray, " q"]
+    is_far: Bool[np.ndarray, " q"]
     size_factor: float
     tokens_factor: float
-    unseen: np.ndarray
+    unseen: Int64[np.ndarray, " unseen"]
 
 
 class Selection(NamedTuple):
@@ -126,7 +128,7 @@ def cross_validate(
     law: Law,
     table: RunTable,
     *,
-    key: Any,
+    key: PRNGKeyArray,
     folds: int = 5,
     metric_weights: Any = None,
     full_fit: bool = True,
@@ -178,7 +180,7 @@ def select(
     laws: Iterable[str | Law] | Mapping[str, str | Law],
     table: RunTable,
     *,
-    key: Any,
+    key: PRNGKeyArray,
     folds: int = 5,
     one_standard_error: bool = False,
     **options: Any,
@@ -227,7 +229,7 @@ def select(
     return Selection(chosen, named[chosen], diagnoses, left_out)
 
 
-def split_mixtures(table: RunTable, key: Any, *, folds: int) -> np.ndarray:
+def split_mixtures(table: RunTable, key: PRNGKeyArray, *, folds: int) -> np.ndarray:
     """Fold of every run, i64[r]: runs of one mixture are in one fold, and folds differ by at most one mixture.
 
     Raises:
@@ -292,7 +294,7 @@ def _judge(
     ranked = [group & has_mean for group in groups]
     counts = [int(group.sum()) for group in ranked]
 
-    def over_scales(measure: Any, observed: np.ndarray, guessed: np.ndarray) -> float:
+    def over_scales(measure: Callable[..., float], observed: np.ndarray, guessed: np.ndarray) -> float:
         found = [(measure(observed[g], guessed[g]), n) for g, n in zip(ranked, counts, strict=True) if n > 0]
         return _average([v for v, _ in found], [n for _, n in found])
 

@@ -47,27 +47,27 @@ class _Problem(NamedTuple):
     """The objective and its constraints, as arrays: other values do not make the solver compile again."""
 
     params: dict[str, Array]
-    model_size: Array
-    tokens: Array
-    metric_weights: Array
-    prior: Array
-    kl_strength: Array
-    caps: Array
-    floors: Array
-    available: Array
-    decay: Array
-    tolerance: Array
+    model_size: Float64[Array, ""]
+    tokens: Float64[Array, ""]
+    metric_weights: Float64[Array, " e"]
+    prior: Float64[Array, " m"]
+    kl_strength: Float64[Array, ""]
+    caps: Float64[Array, " m"]
+    floors: Float64[Array, " m"]
+    available: Float64[Array, " m"]
+    decay: Float64[Array, ""]
+    tolerance: Float64[Array, ""]
 
 
 class _Found(NamedTuple):
     """The best end of a solve on the host; `values` are those of all starts."""
 
-    weights: np.ndarray
-    predicted: np.ndarray
+    weights: Float64[np.ndarray, " m"]
+    predicted: Float64[np.ndarray, " e"]
     objective: float
     is_converged: bool
     gap: float
-    values: np.ndarray
+    values: Float64[np.ndarray, " s"]
 
 
 def propose(

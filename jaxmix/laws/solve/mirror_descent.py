@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmix.core.simplex import kl_project_capped_simplex
-from jaxmix.core.types import Array, DomainVector, Float, Weights
+from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, Weights
 
 _ARMIJO = 1e-4
 _GROW, _SHRINK = 1.5, 0.5
@@ -21,7 +21,7 @@ class Minimum(NamedTuple):
     """Where a descent ended.
 
     Attributes:
-        weights: float[m].
+        weights: on the simplex.
         value: of the objective.
         gap: `linear_gap` there; 0 at a stationary point.
         is_converged: the gap is below the tolerance.
@@ -31,8 +31,8 @@ class Minimum(NamedTuple):
     weights: Weights
     value: Float[Array, ""]
     gap: Float[Array, ""]
-    is_converged: Array
-    steps: Array
+    is_converged: Bool[Array, ""]
+    steps: Int[Array, ""]
 
 
 def mirror_descent(
