@@ -76,7 +76,7 @@ def fit_scipy(law: laws.Law, table: laws.RunTable, starts: int, run: int) -> dic
 
         numbers = lambda vector: tuple(np.asarray(v, np.float64) for v in both(vector))
         draw, _ = jax.random.split(jax.random.key(0), 2)
-        points = jax.device_get(layout.draw(draw, starts))
+        points = jax.device_get(layout.random_points(draw, starts))
         vectors = [flat(Point(s, c)) for s, c in zip(*points, strict=True)][:run]
         numbers(vectors[0])
         bounds = list(zip(flat(layout.low), flat(layout.high), strict=True))

@@ -21,7 +21,7 @@ from jaxmix.laws.hierarchy.law import hierarchical
 from jaxmix.laws.judge.auto import AUTO_CANDIDATES, auto
 from jaxmix.laws.judge.bootstrap import Bootstrap, bootstrap
 from jaxmix.laws.judge.candidates import parse
-from jaxmix.laws.judge.diagnose import Diagnosis, Extrapolation, Selection, cross_validate, extrapolation, select
+from jaxmix.laws.judge.diagnose import Diagnosis, Extrapolation, LawSelection, cross_validate, extrapolation, select
 from jaxmix.laws.proposals.base import Proposal
 from jaxmix.laws.proposals.propose import ScalePath, propose, scale_path
 from jaxmix.laws.proposals.regmix import propose_regmix
@@ -38,11 +38,11 @@ __all__ = [
     "Form",
     "Law",
     "LawFit",
+    "LawSelection",
     "Parameter",
     "Proposal",
     "RunTable",
     "ScalePath",
-    "Selection",
     "Shape",
     "additive",
     "allocate_capacity",

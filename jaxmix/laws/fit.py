@@ -39,7 +39,7 @@ class LawFit:
         at_bounds: names of numbers that lie on a bound, such as `irreducible[3]`: the table does not determine them.
         effective_params: how many numbers the table determines, for laws whose priors hold the others; None for laws
             without priors, where it is `num_params`.
-        selection: the ranking by which "auto" chose the law (`jaxmix.laws.Selection`); None for laws given by name.
+        selection: the ranking by which "auto" chose the law (`jaxmix.laws.LawSelection`); None for laws given by name.
     """
 
     params: dict[str, Float64[np.ndarray, " *x"]]

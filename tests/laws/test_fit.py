@@ -80,7 +80,7 @@ def scipy_best(law, table, starts, huber_delta=None):
 
         both = jax.jit(jax.value_and_grad(cost))
         numbers = lambda vector: tuple(np.asarray(v, np.float64) for v in both(jnp.asarray(vector)))
-        drawn = jax.device_get(layout.draw(KEY, starts))
+        drawn = jax.device_get(layout.random_points(KEY, starts))
         found = [
             scipy.optimize.minimize(
                 numbers, flat(Point(s, c)), jac=True, method="L-BFGS-B",

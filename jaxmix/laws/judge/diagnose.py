@@ -98,7 +98,7 @@ class Extrapolation(NamedTuple):
     unseen: Int64[np.ndarray, " unseen"]
 
 
-class Selection(NamedTuple):
+class LawSelection(NamedTuple):
     """The law chosen for a table.
 
     Attributes:
@@ -184,7 +184,7 @@ def select(
     folds: int = 5,
     one_standard_error: bool = False,
     **options: Any,
-) -> Selection:
+) -> LawSelection:
     """Chooses a law for a table by out-of-fold error alone.
 
     Args:
@@ -226,7 +226,7 @@ def select(
         best = diagnoses[chosen]
         near = [name for name, found in diagnoses.items() if _is_near(found, best, table)]
         chosen = min(near, key=lambda name: (diagnoses[name].num_params, diagnoses[name].mre))
-    return Selection(chosen, named[chosen], diagnoses, left_out)
+    return LawSelection(chosen, named[chosen], diagnoses, left_out)
 
 
 def split_mixtures(table: RunTable, key: PRNGKeyArray, *, folds: int) -> np.ndarray:

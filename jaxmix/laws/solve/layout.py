@@ -74,7 +74,7 @@ class Layout(NamedTuple):
         point = _join(self, find)
         return Point(*(np.clip(value, low, high) for value, low, high in zip(point, self.low, self.high, strict=True)))
 
-    def draw(self, key: PRNGKeyArray, count: int) -> Point:
+    def random_points(self, key: PRNGKeyArray, count: int) -> Point:
         """`count` random starts, uniform over each parameter's range of starts."""
         ends = (_bound(self, lambda parameter: parameter.start[0]), _bound(self, lambda parameter: parameter.start[1]))
         keys = jax.random.split(key)

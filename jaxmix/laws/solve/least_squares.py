@@ -45,8 +45,8 @@ def least_squares(law: Law, table: RunTable, key: PRNGKeyArray, row_weights: np.
         lanes = lanes_for(layout, cells)
         run = functools.partial(solve_all, program, cells, row_weights, lanes)
         few, some = (min(steps, options.max_steps) for steps in _SCREENING)
-        draw, *perturb_keys = jax.random.split(key, options.restarts + 1)
-        points = layout.draw(draw, options.num_starts)
+        start_key, *perturb_keys = jax.random.split(key, options.restarts + 1)
+        points = layout.random_points(start_key, options.num_starts)
         if first is not None:
             points = Point(*(np.concatenate([f[None], p[:-1]]) for f, p in zip(first, points, strict=True)))
         solution = run(points, few)
