@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.models.lm.config import COMPUTE_DTYPES, REMAT, TransformerConfig, check_at_least, check_choice
@@ -189,7 +190,7 @@ _SHARED = ("num_layers", "width", "num_heads", "head_dim", "mlp_width", "activat
 
 
 def _trunk(tower: ImageTowerConfig | TextTowerConfig, compute_dtype: str) -> TransformerConfig:
-    rope = {"rope_base": tower.rope_base} if isinstance(tower, TextTowerConfig) else {}
+    rope: dict[str, Any] = {"rope_base": tower.rope_base} if isinstance(tower, TextTowerConfig) else {}
     return TransformerConfig(**{name: getattr(tower, name) for name in _SHARED}, **rope, compute_dtype=compute_dtype)
 
 
