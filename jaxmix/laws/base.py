@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
@@ -54,25 +54,26 @@ class RunTable:
     Any array-likes are accepted; fields hold the arrays below.
 
     Attributes:
-        weights: rows on the simplex.
-        losses: nats, > 0; nan where a metric was not measured.
-        model_size: millions of parameters.
-        tokens: billions of tokens trained on.
+        weights: float64[r, m], rows on the simplex.
+        losses: float64[r, e], nats, > 0; nan where a metric was not measured.
+        model_size: float64[r], millions of parameters.
+        tokens: float64[r], billions of tokens trained on.
         domain_names: m names.
         metric_names: e names.
-        metric_domain: index of the domain a metric validates, −1 if none. `None` looks for the domain of the same name.
-        seed: of each run; zeros if not given. Runs of one mixture are never split between fitting and judging,
+        metric_domain: i64[e], index of the domain a metric validates, −1 if none. `None` looks for the domain of the
+            same name.
+        seed: i64[r], of each run; zeros if not given. Runs of one mixture are never split between fitting and judging,
             whatever their seeds.
     """
 
-    weights: Float64[np.ndarray, "r m"]
-    losses: Float64[np.ndarray, "r e"]
-    model_size: Float64[np.ndarray, " r"]
-    tokens: Float64[np.ndarray, " r"]
+    weights: Any
+    losses: Any
+    model_size: Any
+    tokens: Any
     domain_names: Sequence[str]
     metric_names: Sequence[str]
-    metric_domain: Int64[np.ndarray, " e"] = None  # type: ignore[assignment]  # set on construction
-    seed: Int64[np.ndarray, " r"] = None  # type: ignore[assignment]
+    metric_domain: Any = None
+    seed: Any = None
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)

@@ -28,7 +28,7 @@ class LawFit:
     """A law with its parameters.
 
     Attributes:
-        params: by name; empty for laws that fit themselves.
+        params: by name, float64 arrays; empty for laws that fit themselves.
         objective: mean over measured cells of the squared (or Huber's) relative error, with the law's penalty.
         num_params: free numbers over all metrics.
         converged: whether the best start stopped by itself and not by the limit of steps.
@@ -42,7 +42,7 @@ class LawFit:
         selection: the ranking by which "auto" chose the law (`jaxmix.laws.LawSelection`); None for laws given by name.
     """
 
-    params: dict[str, Float64[np.ndarray, " *x"]]
+    params: dict[str, np.ndarray]
     objective: float
     num_params: int
     converged: bool
