@@ -132,11 +132,11 @@ def search_tolerance(dtype: Any, num_clusters: int) -> float:
 @functools.cache
 def build_iteration(config: EmConfig, mesh: Mesh | None) -> Any:
     """Compiles `(rows: WeightedRows, state, penalty, workspace) -> Iteration`; the workspace is donated."""
-    e_step = {"dual": _dual_e_step, "mirror": _mirror_e_step, "none": _plain_e_step}[config.e_step]
+    solve = {"dual": _Problem.solve_dual, "mirror": _Problem.solve_mirror, "none": _Problem.solve_plain}[config.e_step]
     add = (lambda tree: tree) if mesh is None else sum_over
 
     def iterate(rows: WeightedRows, state: GemState, penalty: Penalty, workspace: Workspace) -> Iteration:
-        done = e_step(config, add, rows, state, penalty, workspace)
+        done = solve(_Problem(config, add, rows, state, penalty), workspace)
         return Iteration(*improve(config, done.state, done.sums, done.objective), done)
 
     if mesh is not None:
@@ -160,49 +160,6 @@ def improve(config: EmConfig, state: GemState, sums: Sums, objective: Array) -> 
     return new, objective + value(new) - value(state)
 
 
-def _plain_e_step(
-    config: EmConfig, add: Any, rows: WeightedRows, state: GemState, penalty: Penalty, workspace: Workspace
-) -> EStep:
-    """The E-step without balance: every sum in one pass."""
-    sums = add(fused_pass(state, rows.x, rows.weight, hard=config.rule != "soft"))
-    objective = sums.value / rows.total - jnp.log(jnp.asarray(rows.weight.dtype.type(state.biases.shape[0])))
-    workspace = workspace._replace(wants_gram=jnp.bool_(False))
-    return EStep(state, sums, objective, jnp.zeros_like(rows.total), jnp.int32(1), workspace)
-
-
-def _mirror_e_step(
-    config: EmConfig, add: Any, rows: WeightedRows, state: GemState, penalty: Penalty, workspace: Workspace
-) -> EStep:
-    """The E-step by mirror ascent."""
-    sums, table, objective = mirror_pass(
-        state, rows.x, rows.weight, workspace.table, penalty, rows.total, add, config.mirror_steps
-    )
-    biases = -penalty.strength * (sums.mass / rows.total - penalty.target)
-    state = GemState(state.mean_directions, state.concentrations, biases)
-    workspace = Workspace(table, workspace.factor, jnp.bool_(False))
-    return EStep(state, sums, objective, jnp.full_like(rows.total, jnp.nan), jnp.int32(1), workspace)
-
-
-def _dual_e_step(
-    config: EmConfig, add: Any, rows: WeightedRows, state: GemState, penalty: Penalty, workspace: Workspace
-) -> EStep:
-    """Finds the biases by the dual, then reads the rows once more for their means."""
-    search = start_search(state.biases, workspace.factor, workspace.wants_gram)
-    search, posterior = _Dual(rows, state, penalty, add).solve(search, workspace.table)
-    shift = search.change - posterior.change
-    mass, resultant = add(moment_pass(posterior.table, rows.x, rows.weight, shift))
-    sums = Sums(rows.total, rows.total, search.value, mass, resultant, jnp.zeros_like(search.factor))
-    wants_gram = search.evaluations > _MANY + search.base.shape[0] // _CLUSTERS_PER_MORE
-    return EStep(
-        GemState(state.mean_directions, state.concentrations, search.base + search.change),
-        sums,
-        objective_of(search, penalty),
-        search.gap,
-        search.evaluations,
-        Workspace(posterior.table, search.factor, wants_gram),
-    )
-
-
 def objective_of(search: DualSearch, penalty: Penalty) -> Float[Array, ""]:
     """F at the best biases of a search: the dual's value less the certificate (14), which equals (15)."""
     level = search.level + search.value - jnp.log(jnp.asarray(search.base.dtype.type(search.base.shape[0])))
@@ -218,25 +175,55 @@ class _Posterior(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dual:
-    """The dual of one E-step over rows in memory."""
+class _Problem:
+    """The E-step of one iteration, from a given state: three ways to solve it."""
 
+    config: EmConfig
+    add: Callable[[Any], Any]
     rows: WeightedRows
     state: GemState
     penalty: Penalty
-    add: Callable[[Any], Any]
 
-    def solve(self, search: DualSearch, table: Any) -> tuple[DualSearch, _Posterior]:
-        """The search when it is done, and a posterior near the biases that it found."""
-        value, mass, table = posterior_pass(self.state, self.rows.x, self.rows.weight, table)
+    def solve_plain(self, workspace: Workspace) -> EStep:
+        """Without balance: every sum in one pass."""
+        rows, state = self.rows, self.state
+        sums = self.add(fused_pass(state, rows.x, rows.weight, hard=self.config.rule != "soft"))
+        objective = sums.value / rows.total - jnp.log(jnp.asarray(rows.weight.dtype.type(state.biases.shape[0])))
+        workspace = workspace._replace(wants_gram=jnp.bool_(False))
+        return EStep(state, sums, objective, jnp.zeros_like(rows.total), jnp.int32(1), workspace)
+
+    def solve_mirror(self, workspace: Workspace) -> EStep:
+        """By mirror ascent."""
+        (x, weight, total), steps = self.rows, self.config.mirror_steps
+        found = mirror_pass(self.state, x, weight, workspace.table, self.penalty, total, self.add, steps)
+        sums, table, objective = found
+        state = self._with_biases(-self.penalty.strength * (sums.mass / total - self.penalty.target))
+        workspace = Workspace(table, workspace.factor, jnp.bool_(False))
+        return EStep(state, sums, objective, jnp.full_like(total, jnp.nan), jnp.int32(1), workspace)
+
+    def solve_dual(self, workspace: Workspace) -> EStep:
+        """Finds the biases by the dual, then reads the rows once more for their means."""
+        x, weight, total = self.rows
+        assert workspace.table is not None
+        search = start_search(self.state.biases, workspace.factor, workspace.wants_gram)
+        value, mass, table = posterior_pass(self.state, x, weight, workspace.table)
         value, mass = self.add((value, mass))
-        posterior = _Posterior(table, jnp.zeros_like(search.change), jnp.zeros_like(self.rows.total))
+        posterior = _Posterior(table, jnp.zeros_like(search.change), jnp.zeros_like(total))
         search = self._search_near(self._update(search, posterior, value, mass), posterior)
-        return jax.lax.while_loop(
+        search, posterior = jax.lax.while_loop(
             lambda now: ~(now[0].is_done & is_near(now[0].change - now[1].change)),
             lambda now: self._move(*now),
             (search, posterior),
         )
+        mass, resultant = self.add(moment_pass(posterior.table, x, weight, search.change - posterior.change))
+        sums = Sums(total, total, search.value, mass, resultant, jnp.zeros_like(search.factor))
+        wants_gram = search.evaluations > _MANY + search.base.shape[0] // _CLUSTERS_PER_MORE
+        workspace = Workspace(posterior.table, search.factor, wants_gram)
+        state, objective = self._with_biases(search.base + search.change), objective_of(search, self.penalty)
+        return EStep(state, sums, objective, search.gap, search.evaluations, workspace)
+
+    def _with_biases(self, biases: Array) -> GemState:
+        return GemState(self.state.mean_directions, self.state.concentrations, biases)
 
     def _search_near(self, search: DualSearch, posterior: _Posterior) -> DualSearch:
         """Evaluates on a kept posterior until the search is done or leaves the biases that it can be carried to."""
