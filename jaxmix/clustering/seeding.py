@@ -193,7 +193,7 @@ def merge_clusters(
         now = jax.lax.cond(now.is_stale[a], lambda now, a: now, unite, now, a)
         square = now.products[a, a] + jnp.diagonal(now.products) + 2 * now.products[a]
         together, lengths = now.mass[a] + now.mass, jnp.sqrt(jnp.maximum(square, 0))
-        # The union with itself has twice the value: one evaluation serves for all.
+        # The union of a cluster with itself has twice its value, so one evaluation serves for all.
         unions = value(together, lengths)
         own = now.own.at[a].set(unions[a] / 2)
         cost = jnp.where(now.is_alive & (positions != a), own[a] + own - unions, jnp.inf)
@@ -222,6 +222,6 @@ def merge_clusters(
     now = jax.lax.while_loop(lambda now: now.num_alive > num_clusters, step, now)
     kept = now.resultant[jnp.nonzero(now.is_alive, size=num_clusters)[0]]
     norm = jnp.sqrt(jnp.sum(kept**2, axis=1, keepdims=True))
-    # Clusters of no row at all have no direction: any will do, and the first iteration re-seeds them.
+    # Clusters without rows have no direction: any will do, and the first iterations re-seed them.
     spare = jax.nn.one_hot(jnp.arange(num_clusters) % dim, dim, dtype=kept.dtype)
     return jnp.where(norm > _SHORT * 1e-3, kept / jnp.maximum(norm, jnp.finfo(kept.dtype).tiny), spare)

@@ -127,7 +127,7 @@ def as_mixer(
     def mixed(prior: Weights, bandit_state: Any) -> Weights:
         share = prior * bandit_of(prior.shape[0]).probabilities(bandit_state).astype(prior.dtype)
         total = jnp.sum(share)
-        # A bandit may want nothing but domains that the prior leaves out.
+        # The bandit may give its whole probability to domains whose prior is 0.
         return jnp.where(total > 0, share / jnp.where(total > 0, total, 1.0), prior)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> CurriculumState:

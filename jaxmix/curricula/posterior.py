@@ -255,7 +255,7 @@ def _nearest_draw(
         return chosen[jnp.argsort(distance[0, chosen])[:batch]].astype(jnp.int32)
 
     def probabilities(state: BetaState) -> Float[Array, " k"]:
-        # The distance |θ − target| as a distribution function per arm, and who has the smallest.
+        # The distribution function of |θ − target| per arm, and the probability that it is the smallest.
         radius = jnp.linspace(0.0, max(target, 1.0 - target), _CELLS + 1, dtype=jnp.float32)[None, :]
         below = lambda x: jax.scipy.special.betainc(state.solved[:, None], state.failed[:, None], jnp.clip(x, 0.0, 1.0))
         distribution = below(target + radius) - below(target - radius)

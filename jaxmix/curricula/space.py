@@ -179,7 +179,7 @@ def space(
         size = state.count + prior_strength
         solve_rate = (state.solve + 0.5 * prior_strength) / size
         signal = (state.signal + prior_signal * prior_strength) / size
-        # A mean of numbers up to 1 may come out a rounding above 1, and its complement below 0.
+        # Rounding may put a mean of numbers up to 1 above 1, and its complement below 0.
         value = signal**alpha * jnp.maximum(1.0 - solve_rate, 0.0) ** beta / largest
         progress = jnp.abs(state.fast - state.slow)
         score = (1.0 - progress_share) * value + progress_share * jnp.minimum(1.0, progress / progress_scale)

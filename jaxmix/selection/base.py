@@ -169,7 +169,7 @@ def check_chunks(name: str, num_select: int, num_chunks: int) -> None:
         raise ConfigError(
             f"num_select {num_select} is not a multiple of num_chunks {num_chunks}",
             where=f"{name}(num_chunks)",
-            fix=f"The nearest above is num_select={-(-num_select // num_chunks) * num_chunks}.",
+            fix=f"The next multiple is num_select={-(-num_select // num_chunks) * num_chunks}.",
         )
 
 

@@ -81,7 +81,7 @@ def independent(
     check_sizes("independent", num_select=num_select)
     if form == "marginal":
         raise ConfigError(
-            "form 'marginal' is a difference that one example makes to others chosen, and here there are none",
+            "form 'marginal' scores the effect on the examples already chosen, and independent selection has none",
             where="independent(form)",
             fix="Use paper or self.",
         )
@@ -92,7 +92,7 @@ def independent(
         models, group = data
         if not context:
             return no_interaction(contrastive(models, candidates, loss=loss, form=form).own)
-        # What rows that are not valid hold must not reach the others, not even as 0 · nan.
+        # Values of rows that are not valid must not reach the others, not even as 0 · nan.
         clean = lambda x: jnp.where(valid[:, None], x, jnp.zeros((), x.dtype)) if x.ndim else x
         models = jax.tree.map(clean, models)
         pairwise = contrastive(models, candidates, loss=loss, form=form, group=group, row_block=row_block)

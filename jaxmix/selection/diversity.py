@@ -306,6 +306,6 @@ def _balance(key: PRNGKeyArray, plain: Interaction, valid: Array, candidates: Ca
     )
     penalty = plain.shared(total, padded)
     mean, spread = _moments(penalty, candidates.mark(valid, chosen, False), candidates)
-    # Rounding alone makes equal penalties differ by some parts in 10⁷.
+    # Rounding alone makes equal penalties differ by a few parts in 10⁷.
     is_flat = spread <= 1e-5 * jnp.abs(mean)
     return jnp.where(is_flat, 0.0, 1.0 / jnp.where(is_flat, 1.0, spread))

@@ -191,7 +191,7 @@ def draw_chunks(
         carry = total, candidates.mark(free, drawn, False), chunks.at[turn].set(drawn)
         return carry, (parts, new if config.sweeps else ())
 
-    # Nothing is drawn after the last chunk of all, so its contribution is not computed.
+    # Nothing is drawn after the very last chunk, so its contribution is not computed.
     turns = jnp.arange(num_chunks if config.sweeps else num_chunks - 1, dtype=jnp.int32)
     carry = interaction.nothing, valid, jnp.full((num_chunks, size), -1, jnp.int32)
     parts, contributions = jnp.zeros((0, size, 2), interaction.own.dtype), ()

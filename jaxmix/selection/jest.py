@@ -146,7 +146,7 @@ def check_contrastive(
     check_sizes(name, num_domains=num_domains, row_block=row_block)
     if loss == "sigmoid" and form != "paper":
         raise ConfigError(
-            f"form {form!r} is one of the softmax loss; the sigmoid loss has one form, which is exact",
+            f"form {form!r} is one of the softmax loss's; the sigmoid loss has a single form, which is exact",
             where=f"{name}(form)",
             fix="Leave it out, or set loss to softmax.",
         )

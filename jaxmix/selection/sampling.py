@@ -59,7 +59,7 @@ def sample(
     if room is not None and domain is not None:
         return top_rows(_within_room(candidates.gather(value), domain, room), size)
     if candidates.shards * min(size, candidates.local_count) * 2 < candidates.total:
-        # Each device offers its best; the order of devices and the order within keep ties as they are.
+        # Each device offers its best. They are gathered in global order, so ties resolve as on one device.
         top, at = jax.lax.top_k(value, min(size, candidates.local_count))
         top, at = candidates.gather(top), candidates.gather(candidates.local_indices()[at])
         found = top_rows(top, size)

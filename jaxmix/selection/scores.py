@@ -45,7 +45,7 @@ def check_embeddings(
         model = {"learner": learner, "reference": reference}[role]
         if model is None:
             raise ConfigError(
-                f"the score needs the embeddings of the {role}", where=f"{name}: {role}", fix="Pass them."
+                f"the score needs the embeddings of the {role}", where=f"{name}: {role}", fix="Pass Embeddings."
             )
         if model.image.ndim != 2 or model.image.shape != model.text.shape:
             raise ConfigError(

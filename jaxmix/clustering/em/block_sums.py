@@ -138,7 +138,7 @@ def linear_pass(rule: LinearRule, x: Array, sample_weight: Array, *, hard: bool 
             value, weight_of = jnp.log(total) + top, weights / total
         weighted = shares * weight_of[None, :]
         if gram and not hard:
-            # Not `weights / total²` on one side: a small total has no square in float32.
+            # One total on each side: the square of a small one underflows in float32.
             products = jnp.matmul(weighted, (shares * (1 / total)[None, :]).T, precision=HIGHEST)
         return Sums(
             count=jnp.sum(weights > 0, dtype=dtype),
@@ -267,7 +267,7 @@ def _largest(logits: Array) -> tuple[Array, Array]:
     k = logits.shape[0]
     largest = jnp.max(logits, axis=0)
     positions = jnp.arange(k, dtype=logits.dtype)[:, None]
-    # A column of nan has no position.
+    # A column of nan equals its maximum nowhere.
     found = jnp.min(jnp.where(logits >= largest[None, :], positions, k), axis=0)
     return largest, jnp.minimum(found, k - 1).astype(jnp.int32)
 
