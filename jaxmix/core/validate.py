@@ -1,4 +1,4 @@
-"""Checks that every part of the library shares: numbers, counts, named choices, weights, mesh shapes.
+"""Checks of arguments: numbers, counts, named choices, weights, mesh shapes.
 
 They need no JAX, so that a configuration is checked before anything is loaded.
 """
@@ -31,7 +31,7 @@ def check_number(
     if not math.isfinite(value) or is_low or value > most or value >= below:
         span = f"{'above' if is_open else 'at least'} {least:g}"
         span += f" and at most {most:g}" if most < math.inf else ""
-        span += f" and below {below:g}" if below < math.inf else ""
+        span += f" and below {below}" if below < math.inf else ""
         raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")
 
 

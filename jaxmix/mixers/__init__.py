@@ -20,21 +20,13 @@ from jaxmix.mixers.methods.skillit import skill_graph, skillit
 from jaxmix.mixers.methods.static import static, stratified
 from jaxmix.mixers.methods.tikmix import tikmix_weights
 from jaxmix.mixers.methods.velocitune import velocitune
-from jaxmix.mixers.wrappers.build import (
-    build,
-    ema,
-    epoch_cap,
-    floor,
-    freeze_after,
-    hold,
-    keep_out,
-    kl_to_prior,
-    temperature,
-    time_average,
-    warm_up,
-    wrap_with,
-)
-from jaxmix.mixers.wrappers.build import registry as wrapper_registry
+from jaxmix.mixers.wrappers.base import registry as wrapper_registry
+from jaxmix.mixers.wrappers.bounds import floor, kl_to_prior, temperature
+from jaxmix.mixers.wrappers.build import build, wrap_with
+from jaxmix.mixers.wrappers.epoch_cap import epoch_cap
+from jaxmix.mixers.wrappers.mask import mask
+from jaxmix.mixers.wrappers.smoothing import ema, time_average
+from jaxmix.mixers.wrappers.timing import freeze_after, hold, warm_up
 
 __all__ = [
     "Cadence",
@@ -56,11 +48,11 @@ __all__ = [
     "freeze_after",
     "grape",
     "hold",
-    "keep_out",
     "kl_to_prior",
     "learnability",
     "loss_proportional",
     "make",
+    "mask",
     "odm",
     "pike",
     "r_and_b",

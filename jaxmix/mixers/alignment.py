@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Weights
-from jaxmix.core.validate import check_choice, check_simplex
+from jaxmix.core.validate import check_choice, check_one_per_domain, check_simplex
 from jaxmix.mixers.base import GRADIENTS
 
 LARGEST = 1e30
@@ -64,8 +64,7 @@ def target_row(weights: Sequence[float] | None, like: Weights, where: str) -> We
     """The checked weights of the evaluation domains, as many as `like` has; uniform if `None`."""
     if weights is None:
         return jnp.full_like(like, 1.0 / like.shape[0])
-    if len(weights) != like.shape[0]:
-        raise ConfigError(f"got {len(weights)} weights for {like.shape[0]} domains", where=where)
+    check_one_per_domain(len(weights), like.shape[0], where)
     row = jnp.asarray(check_simplex(list(weights), where), like.dtype)
     return row / jnp.sum(row)
 

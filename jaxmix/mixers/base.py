@@ -1,13 +1,13 @@
 """What a mixer is: three pure functions, the signals it needs, and when it needs them.
 
-A mixer turns what training learned about each domain (`Feedback`) into the next sampling weights. The training
-loop knows nothing else of it: it computes the signals in `needs`, calls `update` at the mixer's `cadence`, and
-draws data by `weights(state)`.
+A mixer turns what training measured on each domain (`Feedback`) into the next sampling weights. That is all the
+training loop knows of it: the loop computes the signals in `needs`, calls `update` at the mixer's `cadence`, and draws
+data by `weights(state)`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.registry import Registry
-from jaxmix.core.types import Array, Bool, DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.types import Array, Bool, DomainVector, Float, PRNGKeyArray, Weights
 from jaxmix.core.validate import check_simplex
 
 SIGNALS = (
@@ -33,7 +33,7 @@ SIGNALS = (
 """Names of the fields of `Feedback`, which are also the names a mixer may list in `needs`."""
 
 REFERENCE_SIGNALS = ("reference_loss_sum", "clipped_excess_sum")
-"""Those that measure against a frozen reference model."""
+"""The signals that need a frozen reference model."""
 
 registry = Registry("mixer")
 """All mixers by name. Register a factory of your own with `@jaxmix.mixers.registry.register`."""
@@ -42,9 +42,19 @@ make = registry.make
 """`make("odm", **kwargs)`: the mixer of that name; unknown names and arguments list the nearest known one."""
 
 
+if TYPE_CHECKING:  # a mixer reads only the signals it needs, after `require`
+    Vector: TypeAlias = Any
+    Matrix: TypeAlias = Any
+    VectorOrMatrix: TypeAlias = Any
+    Scalar: TypeAlias = Any
+else:
+    Vector, Matrix, Scalar = DomainVector | None, Float[Array, "m m"] | None, Float[Array, ""] | None
+    VectorOrMatrix = DomainVector | Matrix
+
+
 @state(version=1)
 class Feedback:
-    """What one optimizer step learned, per domain. Every field is optional; `None` means "not measured".
+    """What one optimizer step measured, per domain. Every field is optional; `None` means "not measured".
 
     Attributes:
         loss_sum: f32[m], summed training loss (nats) of the step's tokens, over all micro-batches and devices.
@@ -59,23 +69,23 @@ class Feedback:
             gradient of domain i's held-out loss.
         gradient_noise: f32[m], trace of the covariance of one row's gradient, per domain.
         learning_rate: f32[], of the step.
-        reward: f32[m], any other figure per domain that is better when larger.
+        reward: f32[m], any other measurement per domain; larger is better.
     """
 
-    loss_sum: Any = None
-    token_count: Any = None
-    reference_loss_sum: Any = None
-    clipped_excess_sum: Any = None
-    validation_loss: Any = None
-    gradient_alignment: Any = None
-    validation_alignment: Any = None
-    gradient_noise: Any = None
-    learning_rate: Any = None
-    reward: Any = None
+    loss_sum: Vector = None
+    token_count: Vector = None
+    reference_loss_sum: Vector = None
+    clipped_excess_sum: Vector = None
+    validation_loss: Vector = None
+    gradient_alignment: VectorOrMatrix = None
+    validation_alignment: Matrix = None
+    gradient_noise: Vector = None
+    learning_rate: Scalar = None
+    reward: Vector = None
 
 
 class Cadence(NamedTuple):
-    """When the loop serves a mixer, in optimizer steps. Static: it never depends on an array.
+    """When the loop updates a mixer, in optimizer steps. Static: it never depends on an array.
 
     Attributes:
         update: `update` is called after every `update` steps. Sums in its feedback run over them; gradients are
@@ -104,10 +114,10 @@ class Cadence(NamedTuple):
 
 
 class MixerInfo(NamedTuple):
-    """What one update shows for diagnosis; logged and forgotten.
+    """What one update reports for diagnosis; logged, not carried over.
 
     Attributes:
-        score: f32[m], what the method thinks of each domain, larger means "draw more".
+        score: f32[m], the method's score of each domain; a larger one means "draw more".
         extra: further named arrays of fixed shape.
     """
 
@@ -189,5 +199,5 @@ def initial_weights(num_domains: int, prior: Weights | None) -> Weights:
 
 
 def is_present(feedback: Feedback) -> Bool[Array, " m"]:
-    """Which domains the step drew, with a finite loss. The others' figures say nothing and must not act."""
+    """Which domains the step drew, with a finite loss. Ignore what the feedback holds for the others."""
     return (feedback.token_count > 0) & jnp.isfinite(feedback.loss_sum)

@@ -1,4 +1,4 @@
-"""Linear mixing optimization: what the online methods share, written once.
+"""Linear mixing optimization: the update that the online methods share.
 
 In one round, losses are taken to fall linearly in the weights, `L_i(t+1) = L_i(t) − Σ_j A_ij(t) p_j(t)`. A method
 is an estimate of the matrix A; what it does with it is one exponentiated-gradient step on the column sums of A, the
@@ -26,7 +26,7 @@ EVERY_STEP = Cadence()
 
 
 class Estimate(NamedTuple):
-    """What a method learned from one update's feedback.
+    """What a method estimates from one update's feedback.
 
     Attributes:
         score: f32[m], column sums of the method's A, finite: the more, the more weight.
@@ -48,17 +48,17 @@ class LmoState:
     estimator: the method's own state.
     """
 
-    count: Any
-    weights: Any
-    average: Any
+    count: Int[Array, ""]
+    weights: Weights
+    average: Weights
     estimator: Any
 
 
-Start = Callable[[PRNGKeyArray, Weights], Any]
-"""`(key, starting weights) -> estimator`: the method's state before the first update."""
+Start = Callable[[Weights], Any]
+"""`(starting weights) -> estimator`: the method's state before the first update."""
 
-Learn = Callable[[PRNGKeyArray, LmoState, Feedback], tuple[Any, Estimate]]
-"""`(key, state, feedback) -> (estimator, estimate)`: the method itself."""
+Learn = Callable[[LmoState, Feedback], tuple[Any, Estimate]]
+"""`(state, feedback) -> (estimator, estimate)`: the method itself."""
 
 
 def lmo(
@@ -98,12 +98,14 @@ def lmo(
         check_number(name, "step_size", step_size, 0.0)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> LmoState:
+        del key
         weights = initial_weights(num_domains, prior)
-        return LmoState(count=jnp.int32(0), weights=weights, average=weights, estimator=start(key, weights))
+        return LmoState(count=jnp.int32(0), weights=weights, average=weights, estimator=start(weights))
 
     def update(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[LmoState, MixerInfo]:
+        del key
         require(feedback, needs, name)
-        estimator, estimate = learn(key, state, feedback)
+        estimator, estimate = learn(state, feedback)
         size = step_size(state.count) if callable(step_size) else step_size
         moved = exponentiated_gradient_step(state.weights, estimate.score, step_size=size, memory=memory)
         if smoothing > 0:
@@ -147,8 +149,8 @@ def normalized_interaction(interaction: Float[Array, "n m"]) -> Float[Array, "n 
 def estimate_quality(estimate: Float[Array, "n m"], truth: Float[Array, "n m"]) -> Float[Array, ""]:
     """How well an estimated A steers: `0.5 · cosine + 0.5 · Spearman` of the column sums of both.
 
-    Blind to scale and to everything but column sums, as the allocation is. Ties share their mean rank; 0 takes the
-    place of a figure that is undefined (all column sums equal, or all zero).
+    Blind to scale and to everything but column sums, as the allocation is. Ties share their mean rank; a term
+    that is undefined (all column sums equal, or all zero) counts as 0.
     """
     a, b = jnp.sum(estimate, axis=0), jnp.sum(truth, axis=0)
     ranks = [_ranks(a), _ranks(b)]

@@ -1,7 +1,7 @@
-"""Figures that are not measured at every update: what is fresh, what is kept, and what stands in for the unknown.
+"""Values that are missing from an update: the last one is kept, and the mean of the others stands in before the first.
 
-A domain that a step did not draw, or whose validation loss was not measured, has nothing new to say. Its last
-figure is kept; before it has one, it takes the mean of the others, which moves it neither up nor down among them.
+A domain has no new value when a step did not draw it or its validation loss was not measured. The mean of the others
+moves it neither up nor down among them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector
 
 LARGEST = 1e30
-"""Losses beyond ± this count as this, so that sums over domains and evaluations stay finite in float32."""
+"""Losses are clipped to ± this, so that sums over domains and evaluations stay finite in float32."""
 
 
 def finite_or_nan(losses: DomainVector, dtype: Any) -> DomainVector:
@@ -30,7 +30,7 @@ def fresh_mean(sums: DomainVector, counts: DomainVector, dtype: Any) -> tuple[Do
     return jnp.clip(mean, -LARGEST, LARGEST), is_fresh
 
 
-def hold(last: DomainVector, new: DomainVector) -> DomainVector:
+def keep_last(last: DomainVector, new: DomainVector) -> DomainVector:
     """`new`, and `last` where `new` is nan."""
     return jnp.where(jnp.isnan(new), last, new)
 

@@ -1,4 +1,4 @@
-"""Figures that mixers take for all domains at once or one per domain."""
+"""Arguments that are one number for all domains or one per domain."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import DomainVector
+from jaxmix.core.validate import check_one_per_domain
 
 
-def check_figures(name: str, argument: str, value: float | Sequence[float]) -> float | tuple[float, ...]:
-    """Returns one finite number for all domains, or one per domain; `figures_of` checks how many there must be."""
+def check_values(name: str, argument: str, value: float | Sequence[float]) -> float | tuple[float, ...]:
+    """Returns one finite number for all domains, or one per domain; `domain_values` checks how many."""
     is_one = isinstance(value, (int, float))
     try:
         numbers = [float(value)] if is_one else [float(number) for number in value]  # type: ignore[arg-type,union-attr]
@@ -28,14 +29,10 @@ def check_figures(name: str, argument: str, value: float | Sequence[float]) -> f
     return numbers[0] if is_one else tuple(numbers)
 
 
-def figures_of(
+def domain_values(
     name: str, argument: str, value: float | tuple[float, ...], num_domains: int, dtype: Any
 ) -> DomainVector:
-    """What `check_figures` returned as an array [m]; `ConfigError` if it is not one number and not m."""
-    if isinstance(value, tuple) and len(value) != num_domains:
-        raise ConfigError(
-            f"{len(value)} numbers for {num_domains} domains",
-            where=f"{name}({argument})",
-            fix="Give one per source, in the order of the sources, or one for all.",
-        )
+    """What `check_values` returned as an array [m]; `ConfigError` if it is not one number and not m."""
+    if isinstance(value, tuple):
+        check_one_per_domain(len(value), num_domains, f"{name}({argument})", "numbers")
     return jnp.broadcast_to(jnp.asarray(value, dtype), (num_domains,))

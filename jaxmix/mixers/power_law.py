@@ -1,7 +1,7 @@
 """Fits `L(n) = e^floor + e^scale · n^−exponent` to many loss curves at once, inside `jit`.
 
 The objective is that of Adaptive Data Optimization (Jiang et al., arXiv 2410.11820): a Huber loss on the logarithm
-of the loss, plus penalties that act as soft bounds. What is solved it with is our own, see `fit_power_law`.
+of the loss, plus penalties that act as soft bounds. The solver is our own, see `fit_power_law`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.types import Array, Bool, Float
+from jaxmix.core.types import Array, Bool, Float, Int
 
 MAX_LOG_SCALE = 6.5
 MIN_EXPONENT, MAX_EXPONENT = 1e-3, 0.8
@@ -32,9 +32,9 @@ class PowerLaw(NamedTuple):
         exponent: f32[...].
     """
 
-    log_scale: Any
-    log_floor: Any
-    exponent: Any
+    log_scale: Float[Array, "*n"]
+    log_floor: Float[Array, "*n"]
+    exponent: Float[Array, "*n"]
 
 
 class PowerLawFit(NamedTuple):
@@ -46,9 +46,9 @@ class PowerLawFit(NamedTuple):
     """
 
     law: PowerLaw
-    objective: Any
-    iterations: Any
-    is_valid: Any
+    objective: Float[Array, "*n"]
+    iterations: Int[Array, "*n"]
+    is_valid: Bool[Array, "*n"]
 
 
 def predict(law: PowerLaw, examples: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -79,19 +79,10 @@ def fit_power_laws(
     examples: Float[Array, "m n"],
     losses: Float[Array, "m n"],
     weights: Float[Array, "m n"],
-    *,
-    min_irreducible: float = 0.5,
-    num_polished: int = 2,
-    max_iterations: int = 100,
+    **options: Any,
 ) -> PowerLawFit:
-    """`fit_power_law` for every row; all fields of the result have shape [m]."""
-
-    def fit(*row: Array) -> PowerLawFit:
-        return fit_power_law(
-            *row, min_irreducible=min_irreducible, num_polished=num_polished, max_iterations=max_iterations
-        )
-
-    return jax.vmap(fit)(examples, losses, weights)
+    """`fit_power_law` with its options for every row; all fields of the result have shape [m]."""
+    return jax.vmap(lambda *row: fit_power_law(*row, **options))(examples, losses, weights)
 
 
 def fit_power_law(
@@ -113,7 +104,7 @@ def fit_power_law(
     Args:
         examples: f32[n] > 0, data seen at each point.
         losses: f32[n] > 0, nats per token.
-        weights: f32[n] ≥ 0; points with weight 0, and points whose other figures are not usable, do not count.
+        weights: f32[n] ≥ 0; points with weight 0, and points whose examples or losses are not usable, do not count.
         min_irreducible: least log_floor that costs nothing; 0.5 means a floor of 1.65 nats.
         num_polished: starts that are polished, 1 to 16.
         max_iterations: of the polish.

@@ -80,7 +80,7 @@ VARIANTS = {
     "loss_proportional_cold": ("loss_proportional", {"temperature": 0.01, "smoothing": 0.01}),
     "skillit_anchored": (
         "skillit",
-        {"graph": 0.5, "is_anchored": True, "relative": True, "schedule": "loss_ratio", "update_every": 250},
+        {"graph": 0.5, "anchored": True, "relative": True, "schedule": "loss_ratio", "update_every": 250},
     ),
     "skillit_mean": ("skillit", {"graph": 0.2, "reduce": "mean", "orientation": "lmo", "window": 1}),
     "velocitune_from": ("velocitune", {"target_losses": 0.5, "initial_losses": 4.0, "step_size": 0.1}),
@@ -102,7 +102,7 @@ WRAPPERS = {
     "kl_to_prior": 0.5,
     "temperature": 2.0,
     "time_average": {},
-    "warm_up": {"updates": 8, "is_linear": True},
+    "warm_up": {"updates": 8, "linear": True},
 }
 
 CHAINS = {

@@ -32,7 +32,7 @@ def test_weights_keep_their_sum():
 def test_a_bound_that_is_not_reached():
     check_number("ema", "decay", 0.0, 0.0, below=1.0)
     for wrong in (1.0, -0.1, math.nan):
-        with pytest.raises(ConfigError, match=r"decay must be finite and at least 0 and below 1.*ema\(decay\)"):
+        with pytest.raises(ConfigError, match=r"decay must be finite and at least 0 and below 1.0.*ema\(decay\)"):
             check_number("ema", "decay", wrong, 0.0, below=1.0)
 
 

@@ -6,9 +6,9 @@ arXiv 2410.11820.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.simplex import mix_with, normalize
-from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_number, check_simplex
+from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_number, check_one_per_domain, check_simplex
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 from jaxmix.mixers.power_law import PowerLaw, fit_power_laws, predict
 
@@ -40,14 +40,14 @@ class LossHistory:
     stride: i32[], steps between points.
     """
 
-    count: Any
-    examples: Any
-    recent_losses: Any
-    recent_examples: Any
-    losses: Any
-    point_examples: Any
-    num_points: Any
-    stride: Any
+    count: Int[Array, ""]
+    examples: Float[Array, ""]
+    recent_losses: Float[Array, "w m"]
+    recent_examples: Float[Array, " w"]
+    losses: Float[Array, "k m"]
+    point_examples: Float[Array, " k"]
+    num_points: Int[Array, ""]
+    stride: Int[Array, ""]
 
 
 @state(version=1)
@@ -64,15 +64,15 @@ class AdoState:
     has_law: bool[m].
     """
 
-    count: Any
-    weights: Any
-    average: Any
-    natural: Any
-    drawn: Any
-    loss: Any
+    count: Int[Array, ""]
+    weights: Weights
+    average: Weights
+    natural: Weights
+    drawn: Weights
+    loss: DomainVector
     history: LossHistory
     law: PowerLaw
-    has_law: Any
+    has_law: Bool[Array, " m"]
 
 
 def learning_speed(law: PowerLaw, examples: Float[Array, ""], min_exponent: float = 0.05) -> DomainVector:
@@ -221,7 +221,7 @@ def ado(
             f"{wrong} must be {odd}, got {window if wrong == 'window' else buffer}", where=f"ado({wrong})"
         )
     check_number("ado", "credit", credit, 0.0)
-    check_number("ado", "credit_decay", credit_decay, 0.0, math.nextafter(1.0, 0.0))
+    check_number("ado", "credit_decay", credit_decay, 0.0, below=1.0)
     check_number("ado", "momentum", momentum, 0.0, 1.0)
     check_number("ado", "min_weight", min_weight, 0.0, 1.0)
     check_number("ado", "min_exponent", min_exponent, 0.0)
@@ -234,8 +234,8 @@ def ado(
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> AdoState:
         del key
         weights = initial_weights(num_domains, prior)
-        if natural is not None and len(natural) != num_domains:
-            raise ConfigError(f"natural has {len(natural)} numbers for {num_domains} domains", where="ado(natural)")
+        if natural is not None:
+            check_one_per_domain(len(natural), num_domains, "ado(natural)", "numbers")
         zeros = jnp.zeros_like(weights)
         return AdoState(
             count=jnp.int32(0),
@@ -262,10 +262,8 @@ def ado(
         examples, losses, weights = fit_points(history, ignore=ignore)
         # A point stands for as many steps as it is apart from the next one.
         weights = weights * (history.stride // subsample).astype(weights.dtype)
-        rows = jnp.broadcast_to(examples[None, :], losses.T.shape)
-        fit = fit_power_laws(
-            rows, losses.T, jnp.broadcast_to(weights[None, :], rows.shape), min_irreducible=min_irreducible
-        )
+        rows = jnp.broadcast_to(examples, losses.T.shape), losses.T, jnp.broadcast_to(weights, losses.T.shape)
+        fit = fit_power_laws(*rows, min_irreducible=min_irreducible)
         is_new = fit.is_valid & (jnp.sum((weights > 0).astype(jnp.int32)) >= min_points)
         law = jax.tree.map(lambda new, last: jnp.where(is_new, new, last), fit.law, old)
         return law, had | is_new
@@ -279,25 +277,23 @@ def ado(
         loss_sum = jnp.where(present, feedback.loss_sum, 0.0).astype(dtype)
         total = jnp.sum(tokens)
         overall = jnp.sum(loss_sum / jnp.maximum(total, 1.0))
-        held = jnp.where(state.loss > 0, state.loss, overall)
-        loss = mean_by_domain(loss_sum, tokens, held)
+        loss = mean_by_domain(loss_sum, tokens, jnp.where(state.loss > 0, state.loss, overall))
         share = jnp.where(total > 0, tokens / jnp.where(total > 0, total, 1.0), state.drawn)
         drawn = credit_decay * state.drawn + (1.0 - credit_decay) * share
         history = record(state.history, loss, total / tokens_per_example, ignore=ignore)
 
         is_due = (state.count >= start) & (state.count % refit_every == 0) & (history.num_points > 0)
-        keep = lambda _, law, had: (law, had)
-        law, has_law = jax.lax.cond(is_due, refit, keep, history, state.law, state.has_law)
+        law, has_law = jax.lax.cond(is_due, refit, lambda _, *same: same, history, state.law, state.has_law)
 
         is_ready = jnp.all(has_law)
         speed = jnp.where(is_ready, learning_speed(law, history.examples, min_exponent), 0.0)
         preference = ado_preference(state.natural, drawn, speed, credit=credit, min_weight=min_weight, variant=variant)
         weights, average = ado_weights(state.average, preference, state.count, momentum)
-        new = AdoState(
+        new = dataclasses.replace(
+            state,
             count=state.count + 1,
             weights=jnp.where(is_ready, normalize(weights), state.weights),
             average=jnp.where(is_ready, average, state.average),
-            natural=state.natural,
             drawn=drawn,
             loss=loss,
             history=history,
@@ -337,7 +333,8 @@ def record(history: LossHistory, loss: DomainVector, new_examples: Float[Array, 
     smoothed = _weighted(_smoother(window)[half], recent_losses[_oldest_first(history.count, window)])
     # A row past the end is dropped: no branch, and nothing but this row is written.
     place = jnp.where(is_due, history.num_points, size)
-    return LossHistory(
+    return dataclasses.replace(
+        history,
         count=count,
         examples=examples,
         recent_losses=recent_losses,
@@ -345,7 +342,6 @@ def record(history: LossHistory, loss: DomainVector, new_examples: Float[Array, 
         losses=history.losses.at[place].set(smoothed, mode="drop"),
         point_examples=history.point_examples.at[place].set(recent_examples[middle % window], mode="drop"),
         num_points=history.num_points + is_due.astype(jnp.int32),
-        stride=history.stride,
     )
 
 
@@ -375,11 +371,8 @@ def fit_points(
 def _thin(history: LossHistory) -> LossHistory:
     """Drops every second point of a full buffer."""
     size = history.losses.shape[0]
-    return LossHistory(
-        count=history.count,
-        examples=history.examples,
-        recent_losses=history.recent_losses,
-        recent_examples=history.recent_examples,
+    return dataclasses.replace(
+        history,
         losses=jnp.concatenate([history.losses[::2], jnp.zeros_like(history.losses[::2])]),
         point_examples=jnp.concatenate([history.point_examples[::2], jnp.zeros_like(history.point_examples[::2])]),
         num_points=jnp.int32(size // 2),

@@ -6,15 +6,13 @@ arXiv 2411.05735.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step
-from jaxmix.core.types import Array, Float, Int, PRNGKeyArray, Weights
+from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, PRNGKeyArray, Weights
 from jaxmix.core.validate import check_choice, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.lmo import normalized_interaction
@@ -38,33 +36,16 @@ class AioliState:
     average: f32[m, m], the average of A that moves the weights.
     """
 
-    count: Any
-    weights: Any
-    order: Any
-    next_order: Any
-    last_losses: Any
-    shares: Any
-    drops: Any
-    filtered: Any
-    interaction: Any
-    average: Any
-
-
-class _Settings(NamedTuple):
-    round_length: int
-    sweeps: int
-    interval: int
-    smoothing: float
-    step_size: float
-    memory: float
-    ema: float
-    estimator: str
-    is_normalized: bool
-    momentum: float
-    initial_steps: int
-    total_steps: int | None
-    is_reset: bool
-    lead: int
+    count: Int[Array, ""]
+    weights: Weights
+    order: Int[Array, " k"]
+    next_order: Int[Array, " k"]
+    last_losses: DomainVector
+    shares: Float[Array, "k m"]
+    drops: Float[Array, "k m"]
+    filtered: Weights
+    interaction: Float[Array, "m m"]
+    average: Float[Array, "m m"]
 
 
 def probe_mixtures(num_domains: int, smoothing: float) -> Float[Array, "m m"]:
@@ -208,22 +189,7 @@ def aioli(
     check_number("aioli", "memory", memory, 0.0, 1.0)
     for argument, value in (("smoothing", smoothing), ("ema", ema), ("momentum", momentum)):
         check_number("aioli", argument, value, 0.0, 1.0 - 1e-6)
-    settings = _Settings(
-        round_length=round_length,
-        sweeps=sweeps,
-        interval=interval,
-        smoothing=smoothing,
-        step_size=step_size,
-        memory=memory,
-        ema=ema,
-        estimator=estimator,
-        is_normalized=normalize,
-        momentum=momentum,
-        initial_steps=initial_steps,
-        total_steps=total_steps,
-        is_reset=initial_steps > 0 and after_initial == "uniform",
-        lead=lead,
-    )
+    starts_over = initial_steps > 0 and after_initial == "uniform"
     needs = frozenset({"token_count", "validation_loss"})
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> AioliState:
@@ -235,35 +201,104 @@ def aioli(
                 where="aioli(round_length)",
                 fix="Lengthen the round, or use fewer sweeps or shorter intervals.",
             )
-        weights = initial_weights(m, prior)
+        start = initial_weights(m, prior)
         first, second = jax.random.split(key)
-        table = jnp.zeros((m * sweeps, m), weights.dtype)
-        square = jnp.zeros((m, m), weights.dtype)
+        table = jnp.zeros((m * sweeps, m), start.dtype)
+        square = jnp.zeros((m, m), start.dtype)
         return AioliState(
             count=jnp.int32(0),
-            weights=weights,
+            weights=start,
             order=_sweep_order(first, m, sweeps),
             next_order=_sweep_order(second, m, sweeps),
-            last_losses=jnp.zeros_like(weights),
+            last_losses=jnp.zeros_like(start),
             shares=table,
             drops=table,
-            filtered=weights,
+            filtered=start,
             interaction=square,
             average=square,
         )
 
+    def is_probing(step: Int[Array, ""], m: int) -> Bool[Array, ""]:
+        """Whether the batch after `step` steps of rounds belongs to a probe."""
+        probe_steps = m * sweeps * interval
+        position = step % round_length
+        is_probe = position < probe_steps
+        if total_steps is not None:
+            is_probe &= step - position + probe_steps <= total_steps - initial_steps
+        return is_probe
+
+    def weights(state: AioliState) -> Weights:
+        m, step = state.weights.shape[0], state.count - initial_steps
+        ahead = step + lead
+        # Just before a round ends, the weights are already for the first batches of the next one.
+        is_next_round = (step >= 0) & (ahead // round_length > step // round_length)
+        order = jnp.where(is_next_round, state.next_order, state.order)
+        number = jnp.clip((ahead % round_length) // interval, 0, order.shape[0] - 1)
+        probe = probe_mixtures(m, smoothing).astype(state.weights.dtype)[order[number]]
+        return jnp.where((ahead >= 0) & is_probing(jnp.maximum(ahead, 0), m), probe, state.weights)
+
     def update(key: PRNGKeyArray, state: AioliState, feedback: Feedback) -> tuple[AioliState, MixerInfo]:
         require(feedback, needs, "aioli")
-        new = _update(key, state, feedback, settings)
-        score = jnp.sum(new.average, axis=0)
-        step = new.count - settings.initial_steps
-        is_probing = ((step >= 0) & _is_probing(step, score.shape[0], settings)).astype(score.dtype)
-        return new, MixerInfo(score=score, extra={"interaction": new.interaction, "is_probing": is_probing})
+        m, dtype = state.weights.shape[0], state.weights.dtype
+        losses, counts = feedback.validation_loss.astype(dtype), feedback.token_count.astype(dtype)
+
+        total = jnp.sum(counts)
+        drawn = jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), state.filtered)
+        filtered = momentum * state.filtered + (1.0 - momentum) * drawn
+        before = state.count - initial_steps
+        is_in_round = before >= 0
+        position = before % round_length
+        is_probed = is_in_round & is_probing(jnp.maximum(before, 0), m)
+        number = jnp.clip(position // interval, 0, m * sweeps - 1)
+        share = filtered / interval if estimator == "filtered" else counts
+        shares = state.shares.at[number].add(jnp.where(is_probed, share, 0.0))
+
+        after = position + 1
+        # The first update sees the losses before any step: an interval has at least two steps.
+        is_start = (before == 0) | (is_in_round & (after == round_length))
+        is_boundary = is_probed & (after % interval == 0)
+        last = jnp.where(before == 0, losses, state.last_losses)
+        drops = state.drops.at[number].set(jnp.where(is_boundary, last - losses, state.drops[number]))
+        is_complete = is_boundary & (after == m * sweeps * interval)
+
+        def learn() -> tuple[Array, Array, Array]:
+            found = estimate_interaction(drops, shares, state.order, smoothing=smoothing, estimator=estimator)
+            is_usable = jnp.all(jnp.isfinite(found)) & jnp.all(jnp.isfinite(drops))
+            found = jnp.where(is_usable, found, state.interaction)
+            fresh = normalized_interaction(found) if normalize else found
+            smooth = ema * state.average + (1.0 - ema) * fresh
+            average = jnp.where(is_usable, jnp.where(before < round_length, fresh, smooth), state.average)
+            moved = exponentiated_gradient_step(
+                state.weights, jnp.sum(average, axis=0), step_size=step_size, memory=memory
+            )
+            return found, average, jnp.where(is_usable, moved, state.weights)
+
+        interaction, average, mixture = jax.lax.cond(
+            is_complete, learn, lambda: (state.interaction, state.average, state.weights)
+        )
+        if starts_over:
+            mixture = jnp.where(before == -1, 1.0 / m, mixture)
+        is_turn = is_in_round & (after == round_length)
+        new = AioliState(
+            count=state.count + 1,
+            weights=mixture,
+            order=jnp.where(is_turn, state.next_order, state.order),
+            next_order=jnp.where(is_turn, _sweep_order(key, m, sweeps), state.next_order),
+            last_losses=jnp.where(is_start | is_boundary, losses, last),
+            shares=jnp.where(is_turn, 0.0, shares),
+            drops=jnp.where(is_turn, 0.0, drops),
+            filtered=filtered,
+            interaction=interaction,
+            average=average,
+        )
+        step = new.count - initial_steps
+        extra = {"interaction": interaction, "is_probing": ((step >= 0) & is_probing(step, m)).astype(dtype)}
+        return new, MixerInfo(score=jnp.sum(average, axis=0), extra=extra)
 
     return Mixer(
         init=init,
         update=update,
-        weights=lambda state: _weights(state, settings),
+        weights=weights,
         needs=needs,
         cadence=Cadence(1, interval, round_length, sweeps, initial_steps),
         name="aioli",
@@ -276,86 +311,3 @@ def _sweep_order(key: PRNGKeyArray, num_domains: int, sweeps: int) -> Int[Array,
     keys = jax.random.split(key, sweeps)
     domains = jnp.arange(num_domains, dtype=jnp.int32)
     return jax.vmap(lambda k: jax.random.permutation(k, domains))(keys).reshape(-1)
-
-
-def _is_probing(step: Int[Array, ""], num_domains: int, settings: _Settings) -> Array:
-    """Whether the batch after `step` steps of rounds belongs to a probe."""
-    probe_steps = num_domains * settings.sweeps * settings.interval
-    position = step % settings.round_length
-    is_probing = position < probe_steps
-    if settings.total_steps is not None:
-        is_probing &= step - position + probe_steps <= settings.total_steps - settings.initial_steps
-    return is_probing
-
-
-def _weights(state: AioliState, settings: _Settings) -> Weights:
-    m, step = state.weights.shape[0], state.count - settings.initial_steps
-    ahead = step + settings.lead
-    # Just before a round ends, the weights are already for the first batches of the next one.
-    is_next_round = (step >= 0) & (ahead // settings.round_length > step // settings.round_length)
-    order = jnp.where(is_next_round, state.next_order, state.order)
-    interval = jnp.clip((ahead % settings.round_length) // settings.interval, 0, order.shape[0] - 1)
-    probe = probe_mixtures(m, settings.smoothing).astype(state.weights.dtype)[order[interval]]
-    is_probing = (ahead >= 0) & _is_probing(jnp.maximum(ahead, 0), m, settings)
-    return jnp.where(is_probing, probe, state.weights)
-
-
-def _update(key: PRNGKeyArray, state: AioliState, feedback: Feedback, settings: _Settings) -> AioliState:
-    m, dtype = state.weights.shape[0], state.weights.dtype
-    losses = feedback.validation_loss.astype(dtype)
-    counts = feedback.token_count.astype(dtype)
-    probe_steps = m * settings.sweeps * settings.interval
-
-    total = jnp.sum(counts)
-    drawn = jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), state.filtered)
-    filtered = settings.momentum * state.filtered + (1.0 - settings.momentum) * drawn
-    before = state.count - settings.initial_steps
-    is_in_round = before >= 0
-    position = before % settings.round_length
-    is_probed = is_in_round & _is_probing(jnp.maximum(before, 0), m, settings)
-    interval = jnp.clip(position // settings.interval, 0, m * settings.sweeps - 1)
-    share = filtered / settings.interval if settings.estimator == "filtered" else counts
-    shares = state.shares.at[interval].add(jnp.where(is_probed, share, 0.0))
-
-    after = position + 1
-    # The first update sees the losses before any step: an interval has at least two steps.
-    is_start = (before == 0) | (is_in_round & (after == settings.round_length))
-    is_boundary = is_probed & (after % settings.interval == 0)
-    last = jnp.where(before == 0, losses, state.last_losses)
-    fallen = last - losses
-    drops = state.drops.at[interval].set(jnp.where(is_boundary, fallen, state.drops[interval]))
-    is_complete = is_boundary & (after == probe_steps)
-
-    def learn() -> tuple[Array, Array, Array]:
-        found = estimate_interaction(
-            drops, shares, state.order, smoothing=settings.smoothing, estimator=settings.estimator
-        )
-        is_usable = jnp.all(jnp.isfinite(found)) & jnp.all(jnp.isfinite(drops))
-        found = jnp.where(is_usable, found, state.interaction)
-        fresh = normalized_interaction(found) if settings.is_normalized else found
-        is_first = before < settings.round_length
-        smooth = settings.ema * state.average + (1.0 - settings.ema) * fresh
-        average = jnp.where(is_usable, jnp.where(is_first, fresh, smooth), state.average)
-        moved = exponentiated_gradient_step(
-            state.weights, jnp.sum(average, axis=0), step_size=settings.step_size, memory=settings.memory
-        )
-        return found, average, jnp.where(is_usable, moved, state.weights)
-
-    interaction, average, weights = jax.lax.cond(
-        is_complete, learn, lambda: (state.interaction, state.average, state.weights)
-    )
-    if settings.is_reset:
-        weights = jnp.where(before == -1, 1.0 / m, weights)
-    is_turn = is_in_round & (after == settings.round_length)
-    return AioliState(
-        count=state.count + 1,
-        weights=weights,
-        order=jnp.where(is_turn, state.next_order, state.order),
-        next_order=jnp.where(is_turn, _sweep_order(key, m, settings.sweeps), state.next_order),
-        last_losses=jnp.where(is_start | is_boundary, losses, last),
-        shares=jnp.where(is_turn, 0.0, shares),
-        drops=jnp.where(is_turn, 0.0, drops),
-        filtered=filtered,
-        interaction=interaction,
-        average=average,
-    )

@@ -6,13 +6,12 @@ Fan, Grangier, Ablin: "Dynamic Gradient Alignment for Online Data Mixing", arXiv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
-from jaxmix.core.types import Array, Float, PRNGKeyArray, Weights
+from jaxmix.core.types import Array, DomainVector, Float, Weights
 from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.alignment import (
     bounded,
@@ -26,7 +25,7 @@ from jaxmix.mixers.alignment import (
 )
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
-from jaxmix.mixers.wrappers.build import ema
+from jaxmix.mixers.wrappers.smoothing import ema
 
 TARGETS = ("validation", "training")
 
@@ -39,9 +38,9 @@ class DgaState:
     scale: f32[], running mean of the squared gradient norm; 0 before the first and without `normalize`.
     """
 
-    score: Any
-    target: Any
-    scale: Any
+    score: DomainVector
+    target: Weights
+    scale: Float[Array, ""]
 
 
 @registry.register
@@ -115,16 +114,14 @@ def dga(
     check_count("dga", "every", every)
     signal = "validation_alignment" if target == "validation" else "gradient_alignment"
 
-    def start(key: PRNGKeyArray, weights: Weights) -> DgaState:
-        del key
+    def start(weights: Weights) -> DgaState:
         return DgaState(
             score=jnp.zeros_like(weights),
             target=target_row(target_weights, weights, "dga(target_weights)"),
             scale=jnp.zeros((), weights.dtype),
         )
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[DgaState, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[DgaState, Estimate]:
         dtype, old = state.weights.dtype, state.estimator
         rows = getattr(feedback, signal).astype(dtype)
         _check_shape(rows, target_weights)

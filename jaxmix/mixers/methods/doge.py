@@ -5,12 +5,10 @@ Fan, Pagliardini, Jaggi: "DoGE: Domain Reweighting with Generalization Estimatio
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
-from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.types import DomainVector, Weights
 from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms, target_row, weigh_targets
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
@@ -28,8 +26,8 @@ class DogeState:
     sampling: f32[m] on the simplex, the prior.
     """
 
-    score: Any
-    sampling: Any
+    score: DomainVector
+    sampling: Weights
 
 
 @registry.register
@@ -107,12 +105,10 @@ def doge(
     check_count("doge", "every", every)
     has_target = target == "validation"
 
-    def start(key: PRNGKeyArray, weights: Weights) -> DogeState:
-        del key
+    def start(weights: Weights) -> DogeState:
         return DogeState(score=jnp.zeros_like(weights), sampling=weights)
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[DogeState, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[DogeState, Estimate]:
         dtype = state.weights.dtype
         gram = feedback.gradient_alignment.astype(dtype)
         squares = squared_norms(gram, "doge")

@@ -5,8 +5,6 @@ Xie et al.: "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraini
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
@@ -28,8 +26,8 @@ class DoremiEstimate:
     prior: f32[m] on the simplex, what a proxy run draws by.
     """
 
-    score: Any
-    prior: Any
+    score: DomainVector
+    prior: Weights
 
 
 @registry.register
@@ -103,12 +101,10 @@ def doremi(
     check_number("doremi", "initial_score", initial_score, 0.0)
     sums = {"clipped_excess_sum"} if clip == "token" else {"loss_sum", "reference_loss_sum"}
 
-    def start(key: PRNGKeyArray, weights: Weights) -> DoremiEstimate:
-        del key
+    def start(weights: Weights) -> DoremiEstimate:
         return DoremiEstimate(score=jnp.full_like(weights, initial_score), prior=weights)
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[DoremiEstimate, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[DoremiEstimate, Estimate]:
         last = state.estimator
         excess = feedback.clipped_excess_sum if clip == "token" else feedback.loss_sum - feedback.reference_loss_sum
         new, is_fresh = fresh_mean(excess, feedback.token_count, last.score.dtype)

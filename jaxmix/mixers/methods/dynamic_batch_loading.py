@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.types import DomainVector, Weights
 from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
-from jaxmix.mixers.missing import finite_or_nan, hold, mean_for_unknown
-from jaxmix.mixers.per_domain import check_figures, figures_of
+from jaxmix.mixers.missing import finite_or_nan, keep_last, mean_for_unknown
+from jaxmix.mixers.per_domain import check_values, domain_values
 
 VARIANTS = ("exponentiated", "bandit")
 _NAME = "dynamic_batch_loading"
@@ -76,22 +76,20 @@ def dynamic_batch_loading(
     References:
         arXiv 2310.06694, section 2.2 and Algorithm 1; github.com/princeton-nlp/LLM-Shearing.
     """
-    targets = check_figures(_NAME, "target_losses", target_losses)
+    targets = check_values(_NAME, "target_losses", target_losses)
     check_count(_NAME, "every", every)
     check_choice(_NAME, "variant", variant, VARIANTS)
     check_number(_NAME, "step_size", step_size, 0.0)
     is_bandit = variant == "bandit"
 
-    def start(key: PRNGKeyArray, weights: Weights) -> DomainVector:
-        del key
-        figures_of(_NAME, "target_losses", targets, weights.shape[0], weights.dtype)
+    def start(weights: Weights) -> DomainVector:
+        domain_values(_NAME, "target_losses", targets, weights.shape[0], weights.dtype)
         return jnp.full_like(weights, jnp.nan)
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[DomainVector, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[DomainVector, Estimate]:
         new = finite_or_nan(feedback.validation_loss, state.weights.dtype)
-        losses = hold(state.estimator, new)
-        excess = losses - figures_of(_NAME, "target_losses", targets, losses.shape[0], losses.dtype)
+        losses = keep_last(state.estimator, new)
+        excess = losses - domain_values(_NAME, "target_losses", targets, losses.shape[0], losses.dtype)
         excess = jnp.maximum(excess, 0.0) if clip else excess
         score = mean_for_unknown(excess, ~jnp.isnan(losses))
         score = state.weights + step_size * score if is_bandit else score

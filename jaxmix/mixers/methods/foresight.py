@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import mix_with
-from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
+from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
 from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.missing import finite_or_nan, fresh_mean
-from jaxmix.mixers.per_domain import check_figures, figures_of
+from jaxmix.mixers.per_domain import check_values, domain_values
 
 SIGNALS = ("train", "validation")
 _ITERATIONS = 100
@@ -38,13 +38,13 @@ class CurveSums:
         xx, xy, yy: weighted sums of products of deviations from them.
     """
 
-    weight: Any
-    weight_squares: Any
-    mean_x: Any
-    mean_y: Any
-    xx: Any
-    xy: Any
-    yy: Any
+    weight: Float[Array, "k m"]
+    weight_squares: Float[Array, "k m"]
+    mean_x: Float[Array, "k m"]
+    mean_y: Float[Array, "k m"]
+    xx: Float[Array, "k m"]
+    xy: Float[Array, "k m"]
+    yy: Float[Array, "k m"]
 
 
 @state(version=1)
@@ -56,9 +56,9 @@ class ForesightState:
     curves: `CurveSums`.
     """
 
-    count: Any
-    weights: Any
-    drawn: Any
+    count: Int[Array, ""]
+    weights: Weights
+    drawn: DomainVector
     curves: CurveSums
 
 
@@ -211,8 +211,8 @@ def foresight(
     check_number("foresight", "exponent", exponent, 0.0, is_open=True)
     check_number("foresight", "smoothing", smoothing, 0.0, 1.0)
     check_number("foresight", "least_horizon", least_horizon, 0.0)
-    figures = check_figures("foresight", "objective", objective)
-    if min(figures if isinstance(figures, tuple) else (figures,)) < 0:
+    objectives = check_values("foresight", "objective", objective)
+    if min(objectives if isinstance(objectives, tuple) else (objectives,)) < 0:
         raise ConfigError(f"objective must be ≥ 0, got {objective}", where="foresight(objective)")
     powers = tuple(windows)
     if not powers or any(not h >= 0 for h in powers) or list(powers) != sorted(set(powers)):
@@ -222,7 +222,7 @@ def foresight(
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> ForesightState:
         del key
         weights = initial_weights(num_domains, prior)
-        figures_of("foresight", "objective", figures, num_domains, weights.dtype)
+        domain_values("foresight", "objective", objectives, num_domains, weights.dtype)
         table = jnp.zeros((len(powers), num_domains), weights.dtype)
         sums = CurveSums(*[table] * 7)
         return ForesightState(jnp.int32(0), weights, jnp.zeros_like(weights), sums)
@@ -264,7 +264,7 @@ def foresight(
             remaining,
             transfer=transfer,
             exponent=exponent,
-            objective=figures_of("foresight", "objective", figures, m, dtype),
+            objective=domain_values("foresight", "objective", objectives, m, dtype),
         )
         planned = mix_with(planned, jnp.full_like(planned, 1.0 / m), smoothing)
         has_plan = (progress >= start) & jnp.any(found.variance < _UNKNOWN) & jnp.all(jnp.isfinite(planned))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
-from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.types import Array, DomainVector, Float, Weights
 from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.mixers.alignment import bounded, check_gradients, is_measured, weigh_targets
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
@@ -34,9 +34,9 @@ class GrapeState:
     alignment: f32[m, m], the last inner products of training domain j (row) and task i; 0 before j was drawn.
     """
 
-    tasks: Any
-    loss: Any
-    alignment: Any
+    tasks: Weights
+    loss: DomainVector
+    alignment: Float[Array, "m m"]
 
 
 @registry.register
@@ -126,8 +126,7 @@ def grape(
     needs |= {"validation_loss"} if has_loss else set()
     needs |= {"learning_rate"} if has_rate else set()
 
-    def start(key: PRNGKeyArray, weights: Weights) -> GrapeState:
-        del key
+    def start(weights: Weights) -> GrapeState:
         m = weights.shape[0]
         return GrapeState(
             tasks=jnp.full_like(weights, 1.0 / m),
@@ -135,8 +134,7 @@ def grape(
             alignment=jnp.zeros((m, m), weights.dtype),
         )
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[GrapeState, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[GrapeState, Estimate]:
         dtype, old = state.weights.dtype, state.estimator
         loss = old.loss
         if has_loss:

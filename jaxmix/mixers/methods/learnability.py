@@ -6,13 +6,11 @@ learning", arXiv 2406.17711; Mindermann et al., arXiv 2206.07137 (the score, as 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
-from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.types import Array, DomainVector, Int, Weights
+from jaxmix.core.validate import check_number
 from jaxmix.mixers.base import Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import fresh_mean
@@ -25,8 +23,8 @@ class LearnabilityEstimate:
     seen: i32[m], updates at which the domain was drawn.
     """
 
-    score: Any
-    seen: Any
+    score: DomainVector
+    seen: Int[Array, " m"]
 
 
 @registry.register
@@ -61,7 +59,7 @@ def learnability(
     Raises:
         ConfigError: an argument is out of range.
 
-    Numerics: in log space, finite for losses of ±1e30; figures that are not finite count as "not drawn". A step
+    Numerics: in log space, finite for losses of ±1e30; sums that are not finite count as "not drawn". A step
     without any token leaves the weights as they are.
 
     Differs from the paper: JEST selects examples and has no domains; this is its score at the level of domains. With
@@ -80,15 +78,12 @@ def learnability(
     References:
         arXiv 2406.17711, section 3 (learnability); arXiv 2305.10429, Algorithm 1 (the same feedback, clipped).
     """
-    if not 0 <= averaging < 1:
-        raise ConfigError(f"averaging must be in [0, 1), got {averaging}", where="learnability(averaging)")
+    check_number("learnability", "averaging", averaging, 0.0, below=1.0)
 
-    def start(key: PRNGKeyArray, weights: Weights) -> LearnabilityEstimate:
-        del key
+    def start(weights: Weights) -> LearnabilityEstimate:
         return LearnabilityEstimate(score=jnp.zeros_like(weights), seen=jnp.zeros(weights.shape, jnp.int32))
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[LearnabilityEstimate, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[LearnabilityEstimate, Estimate]:
         last = state.estimator
         excess = feedback.loss_sum - feedback.reference_loss_sum
         new, is_fresh = fresh_mean(excess, feedback.token_count, last.score.dtype)

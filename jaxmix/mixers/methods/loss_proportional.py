@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.types import DomainVector, Weights
 from jaxmix.core.validate import check_count, check_number
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
-from jaxmix.mixers.missing import finite_or_nan, hold, mean_for_unknown
+from jaxmix.mixers.missing import finite_or_nan, keep_last, mean_for_unknown
 
 
 @registry.register
@@ -49,14 +49,12 @@ def loss_proportional(*, temperature: float = 1.0, every: int = 500, smoothing: 
     check_number("loss_proportional", "temperature", temperature, 1e-30)
     check_count("loss_proportional", "every", every)
 
-    def start(key: PRNGKeyArray, weights: Weights) -> DomainVector:
-        del key
+    def start(weights: Weights) -> DomainVector:
         return jnp.full_like(weights, jnp.nan)
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[DomainVector, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[DomainVector, Estimate]:
         new = finite_or_nan(feedback.validation_loss, state.weights.dtype)
-        losses = hold(state.estimator, new)
+        losses = keep_last(state.estimator, new)
         score = mean_for_unknown(losses, ~jnp.isnan(losses))
         return losses, Estimate(score, has_moved=jnp.any(~jnp.isnan(new)))
 

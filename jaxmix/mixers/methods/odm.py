@@ -6,16 +6,14 @@ Albalak, Pan, Raffel, Wang: "Efficient Online Data Mixing For Language Model Pre
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice
+from jaxmix.core.validate import check_choice, check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 
 VARIANTS = ("paper", "repository")
@@ -31,9 +29,9 @@ class OdmState:
     estimate: f32[m], discounted reward per domain; its logarithm in the variant "repository".
     """
 
-    count: Any
-    weights: Any
-    estimate: Any
+    count: Int[Array, ""]
+    weights: Weights
+    estimate: DomainVector
 
 
 def exploration_rate(count: Int[Array, ""], num_domains: int) -> Float[Array, ""]:
@@ -108,10 +106,8 @@ def odm(variant: str = "paper", *, discount: float = 0.9, warmup_updates: int = 
         arXiv 2312.02406, section 3 and Algorithm 1; github.com/alon-albalak/online-data-mixing.
     """
     check_choice("odm", "variant", variant, VARIANTS)
-    if not 0 <= discount < 1:
-        raise ConfigError(f"discount must be in [0, 1), got {discount}", where="odm(discount)")
-    if warmup_updates < 0:
-        raise ConfigError(f"warmup_updates must be ≥ 0, got {warmup_updates}", where="odm(warmup_updates)")
+    check_number("odm", "discount", discount, 0.0, below=1.0)
+    check_number("odm", "warmup_updates", warmup_updates, 0)
     needs = frozenset({"loss_sum", "token_count"})
     learn = _paper_estimate if variant == "paper" else _repository_estimate
 

@@ -6,12 +6,10 @@ Gradient Conflicts", arXiv 2502.06244.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
-from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.types import Array, DomainVector, Float, Weights
 from jaxmix.core.validate import check_count, check_number
 from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, running_scale, squared_norms
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
@@ -26,9 +24,9 @@ class PikeState:
     scale: f32[], running mean of the squared gradient norm; 0 before the first and without `normalize`.
     """
 
-    score: Any
-    noise: Any
-    scale: Any
+    score: DomainVector
+    noise: DomainVector
+    scale: Float[Array, ""]
 
 
 @registry.register
@@ -73,7 +71,7 @@ def pike(
     Raises:
         ConfigError: an argument out of its range; when traced, a `gradient_alignment` f32[m].
 
-    Numerics: finite for figures from 0 to 1e30; scores are cut at ±1e30. Norms that are not finite count as
+    Numerics: finite for signals from 0 to 1e30; scores are cut at ±1e30. Norms that are not finite count as
     "not drawn". A step that drew nothing leaves the weights as they are.
 
     Differs from the paper: its gains and interval were not found, so the defaults are this project's, and `normalize`
@@ -101,14 +99,12 @@ def pike(
     check_number("pike", "scale_decay", scale_decay, 0.0, 1.0)
     check_count("pike", "every", every)
 
-    def start(key: PRNGKeyArray, weights: Weights) -> PikeState:
-        del key
+    def start(weights: Weights) -> PikeState:
         return PikeState(
             score=jnp.zeros_like(weights), noise=jnp.zeros_like(weights), scale=jnp.zeros((), weights.dtype)
         )
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[PikeState, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[PikeState, Estimate]:
         dtype, old = state.weights.dtype, state.estimator
         squares = squared_norms(feedback.gradient_alignment.astype(dtype), "pike")
         now = feedback.gradient_noise.astype(dtype)

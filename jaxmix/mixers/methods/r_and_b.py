@@ -7,12 +7,11 @@ Balancing for Efficient Foundation Model Training", arXiv 2505.00358.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
-from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.types import Array, DomainVector, Float, Weights
 from jaxmix.core.validate import check_count, check_number
 from jaxmix.mixers.alignment import bounded, check_gradients, squared_norms, target_row
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
@@ -28,10 +27,10 @@ class RAndBState:
     evaluation: f32[m] on the simplex.
     """
 
-    mean: Any
-    pairs: Any
-    gram: Any
-    evaluation: Any
+    mean: Float[Array, "m m"]
+    pairs: Float[Array, "m m"]
+    gram: Float[Array, "m m"]
+    evaluation: Weights
 
 
 def unit_norm(vector: DomainVector) -> DomainVector:
@@ -104,8 +103,7 @@ def r_and_b(
     check_count("r_and_b", "round_updates", round_updates)
     check_count("r_and_b", "every", every)
 
-    def start(key: PRNGKeyArray, weights: Weights) -> RAndBState:
-        del key
+    def start(weights: Weights) -> RAndBState:
         m = weights.shape[0]
         nothing = jnp.zeros((m, m), weights.dtype)
         return RAndBState(
@@ -115,8 +113,7 @@ def r_and_b(
             evaluation=target_row(evaluation_weights, weights, "r_and_b(evaluation_weights)"),
         )
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[RAndBState, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[RAndBState, Estimate]:
         old = state.estimator
         now = bounded(feedback.gradient_alignment.astype(state.weights.dtype))
         is_drawn = squared_norms(now, "r_and_b") > 0

@@ -24,7 +24,7 @@ class ScheduledState:
     """
 
     position: Counter
-    prior: Any
+    prior: Weights
 
 
 @registry.register

@@ -17,11 +17,11 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import TINY
-from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_count, check_number
+from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_choice, check_count, check_number, check_one_per_domain
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
-from jaxmix.mixers.missing import LARGEST, finite_or_nan, hold
+from jaxmix.mixers.missing import LARGEST, finite_or_nan, keep_last
 
 ORIENTATIONS = ("source_to_target", "lmo")
 REDUCES = ("sum", "mean")
@@ -39,10 +39,10 @@ class SkillitEstimate:
     prior: f32[m] on the simplex, the weights before the first update.
     """
 
-    recent: Any
-    seen: Any
-    initial: Any
-    prior: Any
+    recent: Float[Array, "window m"]
+    seen: Int[Array, " m"]
+    initial: DomainVector
+    prior: Weights
 
 
 def skill_graph(start_losses: DomainVector, end_losses: Float[Array, "m m"]) -> Float[Array, "m m"]:
@@ -71,7 +71,7 @@ def skillit(
     relative: bool = False,
     schedule: str = "constant",
     start: str = "prior",
-    is_anchored: bool = False,
+    anchored: bool = False,
     orientation: str = "source_to_target",
     evaluate_every: int = 250,
     update_every: int = 500,
@@ -94,7 +94,7 @@ def skillit(
         schedule: "constant" η, or "loss_ratio": η · Σ first losses / Σ last losses, an option of the released code
             which lengthens the step as losses fall (by at most a factor of 1e6).
         start: the weights before the first update: "prior", or "graph" (released code: the rule with all losses 1).
-        is_anchored: whether the prior stays as a factor of p at every update (an option of the released code).
+        anchored: whether the prior stays as a factor of p at every update (an option of the released code).
         orientation: "source_to_target" (rows of the graph are sources) or "lmo" (rows are targets, as in A).
         evaluate_every: optimizer steps from one evaluation to the next, ≥ 1.
         update_every: optimizer steps from one change of the weights to the next, a multiple of `evaluate_every`.
@@ -150,10 +150,9 @@ def skillit(
         effect = _matrix(entries, losses.shape[0], losses.dtype)
         effect = effect if orientation == "source_to_target" else effect.T
         benefit = jnp.minimum(size * jnp.sum(effect * losses[None, :], axis=1), LARGEST)
-        return benefit + jnp.log(jnp.maximum(prior, TINY)) if is_anchored else benefit
+        return benefit + jnp.log(jnp.maximum(prior, TINY)) if anchored else benefit
 
-    def begin(key: PRNGKeyArray, weights: Weights) -> SkillitEstimate:
-        del key
+    def begin(weights: Weights) -> SkillitEstimate:
         _matrix(entries, weights.shape[0], weights.dtype)
         return SkillitEstimate(
             recent=jnp.zeros((window, *weights.shape), weights.dtype),
@@ -162,14 +161,15 @@ def skillit(
             prior=weights,
         )
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[SkillitEstimate, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[SkillitEstimate, Estimate]:
         estimator = _remember(state.estimator, finite_or_nan(feedback.validation_loss, state.weights.dtype))
         losses = jnp.sum(estimator.recent, axis=0)
         if reduce == "mean":
             losses = losses / jnp.maximum(estimator.seen, 1).astype(losses.dtype)
         if relative:
-            losses = jnp.minimum(losses / jnp.maximum(hold(jnp.ones_like(losses), estimator.initial), TINY), LARGEST)
+            losses = jnp.minimum(
+                losses / jnp.maximum(keep_last(jnp.ones_like(losses), estimator.initial), TINY), LARGEST
+            )
         size = jnp.asarray(step_size, losses.dtype)
         if schedule == "loss_ratio":
             size = size * _loss_ratio(estimator)
@@ -207,7 +207,7 @@ def _remember(last: SkillitEstimate, losses: DomainVector) -> SkillitEstimate:
     return SkillitEstimate(
         recent=jnp.where(is_fresh[None, :], shifted, last.recent),
         seen=seen,
-        initial=hold(losses, last.initial),
+        initial=keep_last(losses, last.initial),
         prior=last.prior,
     )
 
@@ -244,10 +244,6 @@ def _matrix(entries: np.ndarray, num_domains: int, dtype: Any) -> Float[Array, "
     if entries.ndim == 0:
         entries = np.full((num_domains, num_domains), float(entries))
         np.fill_diagonal(entries, 1.0)
-    elif len(entries) != num_domains:
-        raise ConfigError(
-            f"a graph of {len(entries)} domains for {num_domains} domains",
-            where="skillit(graph)",
-            fix="One row and one column per source, in the order of the sources.",
-        )
+    else:
+        check_one_per_domain(len(entries), num_domains, "skillit(graph)", "rows and columns")
     return jnp.asarray(entries, dtype)

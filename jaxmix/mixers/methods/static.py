@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import normalize
 from jaxmix.core.types import PRNGKeyArray, Weights
-from jaxmix.core.validate import check_number, check_simplex
+from jaxmix.core.validate import check_number, check_one_per_domain, check_simplex
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, registry
+from jaxmix.mixers.wrappers.bounds import tempered
 
 
 @state(version=1)
@@ -21,15 +20,7 @@ class StaticState:
     weights: f32[m].
     """
 
-    weights: Any
-
-
-def tempered(weights: Weights, temperature: float) -> Weights:
-    """`p ∝ weights^(1/temperature)`: 1 leaves them, above flattens, below sharpens. A weight of 0 stays 0."""
-    is_positive = weights > 0
-    # Relative to the largest, so that a small temperature underflows to 0 and not all to 0 / 0.
-    log = jnp.log(jnp.where(is_positive, weights, 1.0) / jnp.max(weights))
-    return normalize(jnp.where(is_positive, jnp.exp(log / temperature), 0.0))
+    weights: Weights
 
 
 @registry.register
@@ -61,15 +52,10 @@ def static(weights: Sequence[float] | None = None, *, temperature: float = 1.0) 
         del key
         if fixed is None:
             chosen = initial_weights(num_domains, prior)
-        elif len(fixed) != num_domains:
-            raise ConfigError(
-                f"{len(fixed)} weights for {num_domains} domains",
-                where="static(weights)",
-                fix="Give one weight per source, in the order of the sources.",
-            )
         else:
+            check_one_per_domain(len(fixed), num_domains, "static(weights)")
             chosen = jnp.asarray(fixed, jnp.result_type(float))
-        return StaticState(weights=chosen if temperature == 1 else tempered(chosen, temperature))
+        return StaticState(weights=tempered(chosen, temperature))
 
     return Mixer(init=init, update=_stay, weights=lambda state: state.weights, name="static")
 

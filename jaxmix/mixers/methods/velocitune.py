@@ -7,17 +7,16 @@ arXiv 2411.14318.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
-from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
+from jaxmix.core.types import DomainVector, Weights
 from jaxmix.core.validate import check_count
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
-from jaxmix.mixers.missing import finite_or_nan, hold, mean_for_unknown
-from jaxmix.mixers.per_domain import check_figures, figures_of
+from jaxmix.mixers.missing import finite_or_nan, keep_last, mean_for_unknown
+from jaxmix.mixers.per_domain import check_values, domain_values
 
 
 @state(version=1)
@@ -27,8 +26,8 @@ class VelocituneEstimate:
     initial: f32[m], where each domain set out from; nan until it is known.
     """
 
-    losses: Any
-    initial: Any
+    losses: DomainVector
+    initial: DomainVector
 
 
 def remaining_share(losses: DomainVector, initial: DomainVector, target: DomainVector) -> DomainVector:
@@ -91,24 +90,22 @@ def velocitune(
     References:
         arXiv 2411.14318, section 3.
     """
-    targets = check_figures("velocitune", "target_losses", target_losses)
-    given = None if initial_losses is None else check_figures("velocitune", "initial_losses", initial_losses)
+    targets = check_values("velocitune", "target_losses", target_losses)
+    given = None if initial_losses is None else check_values("velocitune", "initial_losses", initial_losses)
     check_count("velocitune", "every", every)
 
-    def start(key: PRNGKeyArray, weights: Weights) -> VelocituneEstimate:
-        del key
+    def start(weights: Weights) -> VelocituneEstimate:
         m, dtype = weights.shape[0], weights.dtype
-        figures_of("velocitune", "target_losses", targets, m, dtype)
+        domain_values("velocitune", "target_losses", targets, m, dtype)
         unknown = jnp.full_like(weights, jnp.nan)
-        initial = unknown if given is None else figures_of("velocitune", "initial_losses", given, m, dtype)
+        initial = unknown if given is None else domain_values("velocitune", "initial_losses", given, m, dtype)
         return VelocituneEstimate(losses=unknown, initial=initial)
 
-    def learn(key: PRNGKeyArray, state: LmoState, feedback: Feedback) -> tuple[VelocituneEstimate, Estimate]:
-        del key
+    def learn(state: LmoState, feedback: Feedback) -> tuple[VelocituneEstimate, Estimate]:
         last, m, dtype = state.estimator, state.weights.shape[0], state.weights.dtype
         new = finite_or_nan(feedback.validation_loss, dtype)
-        losses, initial = hold(last.losses, new), hold(new, last.initial)
-        target = figures_of("velocitune", "target_losses", targets, m, dtype)
+        losses, initial = keep_last(last.losses, new), keep_last(new, last.initial)
+        target = domain_values("velocitune", "target_losses", targets, m, dtype)
         score = mean_for_unknown(remaining_share(losses, initial, target), ~jnp.isnan(losses))
         estimate = Estimate(score, has_moved=jnp.any(~jnp.isnan(new)))
         return VelocituneEstimate(losses=losses, initial=initial), estimate

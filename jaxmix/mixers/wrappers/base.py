@@ -1,4 +1,4 @@
-"""What all wrappers share: their registry, and how the inner mixer's functions are lifted to the wrapper's state."""
+"""What all wrappers share: their registry, and the functions that a wrapper takes over from its inner mixer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ registry = Registry("wrapper")
 
 @state(version=1)
 class InnerState:
-    """Of a wrapper that remembers nothing itself.
+    """The state of a wrapper that has none of its own.
 
     Attributes:
         inner: the wrapped mixer's state.
@@ -25,22 +25,22 @@ class InnerState:
     inner: Any
 
 
-def lift(mixer: Mixer, name: str, *, bound: Callable[[Weights], Weights] | None = None, **functions: Any) -> Mixer:
-    """The wrapper `name` around `mixer` as a bundle.
+def wrapped(mixer: Mixer, name: str, *, bound: Callable[[Weights], Weights] | None = None, **functions: Any) -> Mixer:
+    """Wraps `mixer` under the name `name(mixer)`.
 
-    What the wrapper does not define itself is the inner mixer's, read from the field `inner` of the wrapper's state,
-    which is an `InnerState` unless the wrapper brings `init` and `update`.
+    What the wrapper does not define itself is the inner mixer's, applied to the field `inner` of the wrapper's state.
+    That state is an `InnerState` unless the wrapper defines `init` and `update`.
 
     Args:
         mixer: the inner mixer.
         name: of the wrapper.
-        bound: a function of weights alone that the wrapper applies to what is drawn; it then holds for the
-            recommended mixture too. Factors on losses are the inner mixer's: wrappers act on what is drawn.
+        bound: a function of weights alone, applied to the inner mixer's weights and to the mixture that it
+            recommends. Factors on losses stay the inner mixer's: wrappers act on what is drawn.
         functions: fields of `Mixer` that the wrapper defines.
     """
 
     def on_inner(function: Callable[[Any], Weights], then: Callable[[Weights], Weights] | None = None) -> Any:
-        return lambda state: function(state.inner) if then is None else then(function(state.inner))
+        return lambda state: then(function(state.inner)) if then else function(state.inner)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
         return InnerState(inner=mixer.init(key, num_domains, prior))
@@ -49,11 +49,11 @@ def lift(mixer: Mixer, name: str, *, bound: Callable[[Weights], Weights] | None 
         inner, info = mixer.update(key, state.inner, feedback)
         return InnerState(inner=inner), info
 
-    lifted = {
+    inherited = {
         "init": init,
         "update": update,
         "weights": on_inner(mixer.weights, bound),
         "loss_weights": mixer.loss_weights and on_inner(mixer.loss_weights),
         "final": mixer.final and on_inner(mixer.final, bound),
     }
-    return mixer._replace(**{**lifted, **functions}, name=f"{name}({mixer.name})")
+    return mixer._replace(**{**inherited, **functions}, name=f"{name}({mixer.name})")

@@ -1,6 +1,6 @@
-"""Wrappers that bound or bend the weights: a floor, a temperature, a pull toward a prior.
+"""Wrappers that change weights as a function of themselves: a floor, a temperature, a pull toward a prior.
 
-Each is a function of the inner mixer's weights alone, and holds for its recommended mixture too.
+Each applies to the mixture that the inner mixer recommends, too.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import PRNGKeyArray, Weights
-from jaxmix.core.validate import check_number, check_simplex
+from jaxmix.core.validate import check_number, check_one_per_domain, check_simplex
 from jaxmix.mixers import base
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
-from jaxmix.mixers.wrappers.base import InnerState, lift, registry
+from jaxmix.mixers.wrappers.base import InnerState, registry, wrapped
 
 
 @registry.register
@@ -33,8 +32,7 @@ def floor(mixer: Mixer, minimum: float) -> Mixer:
         mixer: the inner mixer.
         minimum: in [0, 1]; at most 1/m, which `init` checks.
     """
-    if not 0 <= minimum <= 1:
-        raise ConfigError(f"the floor must be in [0, 1], got {minimum}", where="floor(minimum)")
+    check_number("floor", "minimum", minimum, 0.0, 1.0)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
         if minimum * num_domains > 1 + 1e-6:
@@ -45,10 +43,7 @@ def floor(mixer: Mixer, minimum: float) -> Mixer:
             )
         return InnerState(inner=mixer.init(key, num_domains, prior))
 
-    def bound(weights: Weights) -> Weights:
-        return kl_project_capped_simplex(weights, 1.0, minimum)
-
-    return lift(mixer, "floor", bound=bound, init=init)
+    return wrapped(mixer, "floor", bound=lambda weights: kl_project_capped_simplex(weights, 1.0, minimum), init=init)
 
 
 @registry.register
@@ -61,16 +56,18 @@ def temperature(mixer: Mixer, value: float) -> Mixer:
     """
     check_number("temperature", "value", value, 0.0, is_open=True)
 
-    def bound(weights: Weights) -> Weights:
-        if value == 1:
-            return weights
-        is_drawn = weights > 0
-        logits = jnp.log(jnp.where(is_drawn, weights, 1.0))
-        # Relative to the largest, so that a small temperature does not leave float32's range.
-        logits = (logits - jnp.max(jnp.where(is_drawn, logits, -jnp.inf))) / value
-        return jax.nn.softmax(jnp.where(is_drawn, logits, -jnp.inf))
+    return wrapped(mixer, "temperature", bound=lambda weights: tempered(weights, value))
 
-    return lift(mixer, "temperature", bound=bound)
+
+def tempered(weights: Weights, temperature: float) -> Weights:
+    """`p ∝ weights^(1/temperature)`: 1 leaves them, above flattens, below sharpens. A weight of 0 stays 0."""
+    if temperature == 1:
+        return weights
+    is_drawn = weights > 0
+    logits = jnp.log(jnp.where(is_drawn, weights, 1.0))
+    # Relative to the largest, so that a small temperature does not leave float32's range.
+    logits = (logits - jnp.max(jnp.where(is_drawn, logits, -jnp.inf))) / temperature
+    return jax.nn.softmax(jnp.where(is_drawn, logits, -jnp.inf))
 
 
 @state(version=1)
@@ -81,7 +78,7 @@ class KlToPriorState:
     """
 
     inner: Any
-    prior: Any
+    prior: Weights
 
 
 @registry.register
@@ -96,20 +93,15 @@ def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = N
         prior: m numbers that add to 1; the prior given to `init` (uniform by default) if `None`. A domain whose
             weight or prior is 0 gets 0 (for strength > 0); if that leaves none, the weights are the prior.
     """
-    if not (np.isfinite(strength) and strength >= 0):
-        raise ConfigError(f"strength must be finite and ≥ 0, got {strength}", where="kl_to_prior(strength)")
+    check_number("kl_to_prior", "strength", strength, 0.0)
     fixed = None if prior is None else check_simplex(prior, "kl_to_prior(prior)")
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> KlToPriorState:
-        if fixed is not None and len(fixed) != num_domains:
-            raise ConfigError(
-                f"{len(fixed)} weights for {num_domains} domains",
-                where="kl_to_prior(prior)",
-                fix="Give one per source.",
-            )
-        anchor = base.initial_weights(
-            num_domains, prior if fixed is None else jnp.asarray(fixed, jnp.result_type(float))
-        )
+        if fixed is None:
+            anchor = base.initial_weights(num_domains, prior)
+        else:
+            check_one_per_domain(len(fixed), num_domains, "kl_to_prior(prior)")
+            anchor = base.initial_weights(num_domains, jnp.asarray(fixed, jnp.result_type(float)))
         return KlToPriorState(inner=mixer.init(key, num_domains, prior), prior=anchor)
 
     def update(key: PRNGKeyArray, state: KlToPriorState, feedback: Feedback) -> tuple[KlToPriorState, MixerInfo]:
@@ -123,8 +115,7 @@ def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = N
         assert mixer.final is not None
         return geometric_mean(mixer.final(state.inner), state.prior, strength)
 
-    lifted: dict[str, Any] = {"weights": weights, "final": mixer.final and final}
-    return lift(mixer, "kl_to_prior", init=init, update=update, **lifted)
+    return wrapped(mixer, "kl_to_prior", init=init, update=update, weights=weights, final=mixer.final and final)
 
 
 def geometric_mean(weights: Weights, prior: Weights, strength: float) -> Weights:

@@ -1,8 +1,8 @@
-"""Wrappers take a mixer and return a mixer: bounds, smoothing, timing, budgets and priors, each written once.
+"""Builds mixers and wraps them as a configuration says.
 
-They compose in any order around any mixer; the first one applied is the innermost. A wrapper changes the weights
-that data is drawn by, not what the inner mixer believes: the inner mixer's state evolves as if it were alone
-(until `freeze_after` stops it).
+A wrapper takes a mixer and returns a mixer. Wrappers compose in any order around any mixer; the first one applied is
+the innermost. A wrapper changes the weights that data is drawn by, not what the inner mixer learns: the inner mixer's
+state evolves as if it were alone (until `freeze_after` stops it).
 """
 
 from __future__ import annotations
@@ -14,28 +14,6 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import base
 from jaxmix.mixers.base import Mixer
 from jaxmix.mixers.wrappers.base import registry
-from jaxmix.mixers.wrappers.bounds import floor, geometric_mean, kl_to_prior, temperature
-from jaxmix.mixers.wrappers.epoch_cap import epoch_cap
-from jaxmix.mixers.wrappers.mask import keep_out
-from jaxmix.mixers.wrappers.smoothing import ema, time_average
-from jaxmix.mixers.wrappers.timing import freeze_after, hold, warm_up
-
-__all__ = [
-    "build",
-    "ema",
-    "epoch_cap",
-    "floor",
-    "freeze_after",
-    "geometric_mean",
-    "hold",
-    "keep_out",
-    "kl_to_prior",
-    "registry",
-    "temperature",
-    "time_average",
-    "warm_up",
-    "wrap_with",
-]
 
 
 def wrap_with(mixer: Mixer, wrappers: Sequence[Mapping[str, Any]], *, where: str = "mixer.wrap") -> Mixer:
@@ -57,10 +35,8 @@ def wrap_with(mixer: Mixer, wrappers: Sequence[Mapping[str, Any]], *, where: str
                 f"a wrapper is one name with its argument, got {entry!r}", where=place, fix="For example floor: 0.001."
             )
         ((name, value),) = entry.items()
-        if isinstance(value, Mapping):
-            mixer = registry.make(name, mixer, where=place, **value)
-        else:
-            mixer = registry.make(name, mixer, value, where=place)
+        options, arguments = (value, ()) if isinstance(value, Mapping) else ({}, (value,))
+        mixer = registry.make(name, mixer, *arguments, where=place, **options)
     return mixer
 
 

@@ -13,9 +13,10 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.validate import check_number, check_one_per_domain
 from jaxmix.mixers import base
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
-from jaxmix.mixers.wrappers.base import lift, registry
+from jaxmix.mixers.wrappers.base import registry, wrapped
 
 
 @state(version=1)
@@ -66,10 +67,7 @@ def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: flo
     needs = mixer.needs | {"token_count"}
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> EpochCapState:
-        if num_domains != m:
-            raise ConfigError(
-                f"{m} values for {num_domains} domains", where="epoch_cap(available_tokens)", fix="Give one per source."
-            )
+        check_one_per_domain(m, num_domains, "epoch_cap(available_tokens)", "values")
         inner = mixer.init(key, num_domains, prior)
         return EpochCapState(inner=inner, drawn=counter(np.zeros(m, np.int64)))
 
@@ -84,7 +82,7 @@ def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: flo
         capped = kl_project_capped_simplex(mixer.weights(state.inner), left / ahead)
         return jnp.where(jnp.any(left > 0), capped, jnp.asarray(natural, capped.dtype))
 
-    return lift(mixer, "epoch_cap", init=init, update=update, weights=weights, needs=needs)
+    return wrapped(mixer, "epoch_cap", init=init, update=update, weights=weights, needs=needs)
 
 
 def _check_budget(available_tokens: Sequence[float], total_tokens: float, max_epochs: float) -> tuple[np.ndarray, int]:
@@ -94,7 +92,6 @@ def _check_budget(available_tokens: Sequence[float], total_tokens: float, max_ep
             f"token counts must be finite, ≥ 0 and not all 0, got {available.tolist()}",
             where="epoch_cap(available_tokens)",
         )
-    for name, value in (("total_tokens", total_tokens), ("max_epochs", max_epochs)):
-        if not (np.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} must be finite and > 0, got {value}", where=f"epoch_cap({name})")
+    check_number("epoch_cap", "total_tokens", total_tokens, 0.0, is_open=True)
+    check_number("epoch_cap", "max_epochs", max_epochs, 0.0, is_open=True)
     return available, round(total_tokens)

@@ -1,4 +1,4 @@
-"""Hides domains from a mixer that are there for evaluation only."""
+"""The wrapper that hides domains which are only evaluated."""
 
 from __future__ import annotations
 
@@ -11,60 +11,58 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_one_per_domain
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
-from jaxmix.mixers.wrappers.base import InnerState, lift
+from jaxmix.mixers.wrappers.base import InnerState, wrapped
 
 
-def keep_out(mixer: Mixer, is_active: Sequence[bool]) -> Mixer:
-    """A mixer of the active domains alone, whatever it would do with the others: those have exactly 0 weight.
+def mask(mixer: Mixer, active: Sequence[bool]) -> Mixer:
+    """Shows the mixer the active domains alone; the others have a weight of exactly 0.
 
     The inner mixer never learns that there are other domains. Its prior is the given one on the active domains,
-    scaled to add to 1; of every signal it sees the active domains' rows and columns. What it was built with per
-    domain (targets, token counts, …) is of the active domains only.
+    scaled to add to 1; of every signal it sees the active domains' rows and columns. Arguments that it was built with
+    per domain (targets, token counts, …) must be those of the active domains alone.
 
     Args:
         mixer: the inner mixer, with all its wrappers.
-        is_active: one entry per domain; false for those that are kept for evaluation.
+        active: one entry per domain; false for those that are only evaluated.
 
     Returns:
-        The mixer itself if all domains are active. Otherwise a mixer of `len(is_active)` domains. Where nothing is
-        known of the domains kept out, `info.score` is 0, its other figures are nan (0 in whole numbers), and
-        `loss_weights` are 1. An axis of `info.extra` counts domains if it is as long as there are active domains.
+        The mixer itself if all domains are active. Otherwise a mixer of `len(active)` domains. For the hidden ones
+        `info.score` is 0, values in `info.extra` are nan (0 in whole numbers), and `loss_weights` are 1. An axis of
+        `info.extra` counts domains if it is as long as there are active domains.
 
     Raises:
         ConfigError: no domain is active; `init` is given another number of domains.
     """
-    total = len(is_active)
-    active = np.flatnonzero(np.asarray(is_active, bool))
-    if not len(active):
+    total, shown = len(active), np.flatnonzero(np.asarray(active, bool))
+    if not len(shown):
         raise ConfigError(
-            "all domains are kept out, none is left to draw", where="keep_out(is_active)", fix="Leave one active."
+            "no domain is active, so none can be drawn", where="mask(active)", fix="Leave at least one active."
         )
-    if len(active) == total:
+    if len(shown) == total:
         return mixer
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
-        if num_domains != total:
-            raise ConfigError(f"{total} values for {num_domains} domains", where="keep_out(is_active)")
-        own = None
+        check_one_per_domain(total, num_domains, "mask(active)", "values")
         if prior is not None:
-            own = _gather(jnp.asarray(prior, jnp.result_type(float)), active)
-            own = own / jnp.sum(own)
-        return InnerState(inner=mixer.init(key, len(active), own))
+            prior = _gather(jnp.asarray(prior, jnp.result_type(float)), shown)
+            prior = prior / jnp.sum(prior)
+        return InnerState(inner=mixer.init(key, len(shown), prior))
 
     def update(key: PRNGKeyArray, state: InnerState, feedback: Feedback) -> tuple[InnerState, MixerInfo]:
         # Every axis of every signal counts domains, see `Feedback`.
-        own = jax.tree.map(lambda leaf: _gather(leaf, active), feedback)
+        own = jax.tree.map(lambda leaf: _gather(leaf, shown), feedback)
         inner, info = mixer.update(key, state.inner, own)
-        extra = {name: _spread(jnp.asarray(value), active, total) for name, value in info.extra.items()}
-        return InnerState(inner=inner), MixerInfo(score=_scatter(info.score, active, total, 0.0), extra=extra)
+        extra = {name: _spread(jnp.asarray(value), shown, total) for name, value in info.extra.items()}
+        return InnerState(inner=inner), MixerInfo(score=_scatter(info.score, shown, total, 0.0), extra=extra)
 
     def scattered(function: Any, fill: float) -> Any:
-        return function and (lambda state: _scatter(function(state.inner), active, total, fill))
+        return function and (lambda state: _scatter(function(state.inner), shown, total, fill))
 
-    return lift(
+    return wrapped(
         mixer,
-        "keep_out",
+        "mask",
         init=init,
         update=update,
         weights=scattered(mixer.weights, 0.0),
@@ -84,7 +82,7 @@ def _scatter(values: Array, active: np.ndarray, total: int, fill: float) -> Arra
 
 
 def _spread(values: Array, active: np.ndarray, total: int) -> Array:
-    """A figure of the inner mixer with the domains kept out marked as unknown along every axis of domains."""
+    """An array of the inner mixer over all domains: the hidden ones are nan (or 0) along every axis of domains."""
     fill = jnp.nan if jnp.issubdtype(values.dtype, jnp.floating) else 0
     shape = tuple(total if size == len(active) else size for size in values.shape)
     if shape == values.shape:

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import normalize
-from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.types import Array, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
-from jaxmix.mixers.wrappers.base import lift, registry
+from jaxmix.mixers.wrappers.base import registry, wrapped
 
 
 @state(version=1)
@@ -22,7 +22,7 @@ class EmaState:
     """
 
     inner: Any
-    average: Any
+    average: Weights
 
 
 @registry.register
@@ -33,8 +33,7 @@ def ema(mixer: Mixer, decay: float) -> Mixer:
         mixer: the inner mixer.
         decay: in [0, 1), per update; 0 does nothing. The average starts at the inner mixer's first weights.
     """
-    if not 0 <= decay < 1:
-        raise ConfigError(f"decay must be in [0, 1), got {decay}", where="ema(decay)")
+    check_number("ema", "decay", decay, 0.0, below=1.0)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> EmaState:
         inner = mixer.init(key, num_domains, prior)
@@ -45,7 +44,7 @@ def ema(mixer: Mixer, decay: float) -> Mixer:
         average = decay * state.average + (1.0 - decay) * mixer.weights(inner)
         return EmaState(inner=inner, average=normalize(average)), info
 
-    return lift(mixer, "ema", init=init, update=update, weights=lambda state: state.average)
+    return wrapped(mixer, "ema", init=init, update=update, weights=lambda state: state.average)
 
 
 @state(version=1)
@@ -57,8 +56,8 @@ class TimeAverageState:
     """
 
     inner: Any
-    count: Any
-    average: Any
+    count: Int[Array, ""]
+    average: Weights
 
 
 @registry.register
@@ -80,4 +79,4 @@ def time_average(mixer: Mixer) -> Mixer:
         average = (1.0 - share) * state.average + share * mixer.weights(inner)
         return TimeAverageState(inner=inner, count=count, average=normalize(average)), info
 
-    return lift(mixer, "time_average", init=init, update=update, weights=lambda state: state.average)
+    return wrapped(mixer, "time_average", init=init, update=update, weights=lambda state: state.average)

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
-from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.types import Array, Int, PRNGKeyArray, Weights
+from jaxmix.core.validate import check_number
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights
-from jaxmix.mixers.wrappers.base import lift, registry
+from jaxmix.mixers.wrappers.base import registry, wrapped
 
 
 @state(version=1)
@@ -23,22 +23,22 @@ class WarmUpState:
     """
 
     inner: Any
-    count: Any
-    prior: Any
+    count: Int[Array, ""]
+    prior: Weights
 
 
 @registry.register
-def warm_up(mixer: Mixer, updates: int, is_linear: bool = False) -> Mixer:
+def warm_up(mixer: Mixer, updates: int, linear: bool = False) -> Mixer:
     """Draws by the prior until the inner mixer, which learns from the start, has had `updates` updates.
 
     Args:
         mixer: the inner mixer.
         updates: length of the warm-up; 0 does nothing. A state after `updates` updates is the first whose weights
             are the inner mixer's.
-        is_linear: go over from the prior to the inner mixer's weights evenly instead of at once: after t updates
-            the weights are `(1 − t/updates) prior + (t/updates) q`.
+        linear: move from the prior to the inner mixer's weights q evenly instead of at once: after t updates the
+            weights are `(1 − t/updates) prior + (t/updates) q`.
     """
-    _check_updates("warm_up", updates, 0)
+    check_number("warm_up", "updates", updates, 0, below=2**31)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> WarmUpState:
         inner = mixer.init(key, num_domains, prior)
@@ -52,12 +52,12 @@ def warm_up(mixer: Mixer, updates: int, is_linear: bool = False) -> Mixer:
     def weights(state: WarmUpState) -> Weights:
         own = mixer.weights(state.inner)
         prior = state.prior.astype(own.dtype)
-        if is_linear:
+        if linear:
             share = state.count.astype(own.dtype) / max(updates, 1)
             prior = prior + share * (own - prior)
         return jnp.where(state.count >= updates, own, prior)
 
-    return lift(mixer, "warm_up", init=init, update=update, weights=weights)
+    return wrapped(mixer, "warm_up", init=init, update=update, weights=weights)
 
 
 @state(version=1)
@@ -69,19 +69,19 @@ class HoldState:
     """
 
     inner: Any
-    count: Any
-    held: Any
+    count: Int[Array, ""]
+    held: Weights
 
 
 @registry.register
 def hold(mixer: Mixer, updates: int) -> Mixer:
-    """The weights change only at every `updates`-th update, to what the inner mixer's are then.
+    """Takes the inner mixer's weights at every `updates`-th update and keeps them in between.
 
     Args:
         mixer: the inner mixer; it learns at every update.
         updates: ≥ 1; 1 does nothing.
     """
-    _check_updates("hold", updates, 1)
+    check_number("hold", "updates", updates, 1, below=2**31)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> HoldState:
         inner = mixer.init(key, num_domains, prior)
@@ -93,7 +93,7 @@ def hold(mixer: Mixer, updates: int) -> Mixer:
         held = jnp.where(count == 0, mixer.weights(inner), state.held)
         return HoldState(inner=inner, count=count, held=held), info
 
-    return lift(mixer, "hold", init=init, update=update, weights=lambda state: state.held)
+    return wrapped(mixer, "hold", init=init, update=update, weights=lambda state: state.held)
 
 
 @state(version=1)
@@ -104,21 +104,20 @@ class FreezeAfterState:
     """
 
     inner: Any
-    count: Any
+    count: Int[Array, ""]
 
 
 @registry.register
 def freeze_after(mixer: Mixer, updates: int) -> Mixer:
-    """The mixer learns from `updates` updates and then stays as it is: weights, factors on losses, recommendation.
+    """Stops the mixer after `updates` updates: its weights, factors on losses and recommendation then stay.
 
-    A method that probes must not be stopped inside a sweep: choose a multiple of its round, or put `time_average`
-    inside.
+    Do not stop a method that probes inside a sweep: choose a multiple of its round, or put `time_average` inside.
 
     Args:
         mixer: the inner mixer.
         updates: ≥ 0; 0 keeps the starting weights.
     """
-    _check_updates("freeze_after", updates, 0)
+    check_number("freeze_after", "updates", updates, 0, below=2**31)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> FreezeAfterState:
         return FreezeAfterState(inner=mixer.init(key, num_domains, prior), count=jnp.int32(0))
@@ -129,9 +128,4 @@ def freeze_after(mixer: Mixer, updates: int) -> Mixer:
         inner = jax.tree.map(lambda old, new: jnp.where(is_frozen, old, new), state.inner, inner)
         return FreezeAfterState(inner=inner, count=jnp.minimum(state.count + 1, updates)), info
 
-    return lift(mixer, "freeze_after", init=init, update=update)
-
-
-def _check_updates(name: str, updates: int, least: int) -> None:
-    if not least <= updates < 2**31:
-        raise ConfigError(f"updates must be from {least} to 2^31 - 1, got {updates}", where=f"{name}(updates)")
+    return wrapped(mixer, "freeze_after", init=init, update=update)

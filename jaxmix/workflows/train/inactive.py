@@ -29,7 +29,7 @@ def resolve_drawing_mixer(config: RunConfig, prior: Mapping[str, float], sizes: 
     Raises:
         ConfigError: the mixer's arguments are wrong, or what is given per source does not fit the drawn ones alone.
     """
-    from jaxmix.mixers import keep_out
+    from jaxmix.mixers import mask
 
     mixer = resolve_mixer(config, sizes=sizes)
     is_active = [weight > 0 for weight in prior.values()]
@@ -42,7 +42,7 @@ def resolve_drawing_mixer(config: RunConfig, prior: Mapping[str, float], sizes: 
     )
     drawn = {name: sizes[name] for name, weight in prior.items() if weight > 0}
     try:
-        return keep_out(resolve_mixer(dataclasses.replace(config, mixer=own), sizes=drawn), is_active)
+        return mask(resolve_mixer(dataclasses.replace(config, mixer=own), sizes=drawn), is_active)
     except ConfigError as error:
         hidden = next(name for name in prior if name not in drawn)
         why = f"Source {hidden!r} has weight 0 and is hidden from the mixer: what is left must fit the others."

@@ -214,5 +214,5 @@ def test_errors(arguments, message):
 
 
 def test_natural_must_fit_the_domains():
-    with pytest.raises(ConfigError, match="natural has 2 numbers for 3 domains"):
+    with pytest.raises(ConfigError, match=r"2 numbers for 3 domains \(ado\(natural\)\)"):
         ado(natural=[0.5, 0.5]).init(KEY, 3)

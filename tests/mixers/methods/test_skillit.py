@@ -27,14 +27,14 @@ def oracle(
     relative=False,
     schedule="constant",
     start="prior",
-    is_anchored=False,
+    anchored=False,
     orientation="source_to_target",
     per_update=2,
 ):
     """The released trainer's rule with lists of losses; weights after every evaluation, the first row before any."""
     m, graph = len(prior), np.array(graph)
     graph = graph if orientation == "source_to_target" else graph.T
-    anchor = np.array(prior) if is_anchored else np.ones(m)
+    anchor = np.array(prior) if anchored else np.ones(m)
     p = np.array(prior, float)
     if start == "graph":
         p = anchor * np.exp(step_size * graph @ np.ones(m))
@@ -70,8 +70,8 @@ def oracle(
         {"relative": True, "window": 5},
         {"schedule": "loss_ratio", "window": 1},
         {"start": "graph", "orientation": "lmo"},
-        {"is_anchored": True, "start": "graph"},
-        {"is_anchored": True, "relative": True, "schedule": "loss_ratio", "reduce": "mean", "step_size": 1.0},
+        {"anchored": True, "start": "graph"},
+        {"anchored": True, "relative": True, "schedule": "loss_ratio", "reduce": "mean", "step_size": 1.0},
     ],
 )
 @pytest.mark.parametrize("per_update", [1, 3])
@@ -179,5 +179,5 @@ def test_errors(graph, arguments, message):
 
 @pytest.mark.parametrize("start", ["prior", "graph"])
 def test_the_graph_must_fit_the_domains(start):
-    with pytest.raises(ConfigError, match=r"a graph of 2 domains for 3 domains \(skillit\(graph\)\)"):
+    with pytest.raises(ConfigError, match=r"2 rows and columns for 3 domains \(skillit\(graph\)\)"):
         skillit(PUBLIC_TWO, start=start).init(KEY, 3)

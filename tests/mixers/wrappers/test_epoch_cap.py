@@ -77,5 +77,5 @@ class TestEpochCap:
             epoch_cap(static(), [60.0, 40.0], 100.0).init(KEY, 3)
         with pytest.raises(ConfigError, match="finite, ≥ 0 and not all 0"):
             epoch_cap(static(), [-1.0, 40.0], 10.0)
-        with pytest.raises(ConfigError, match="max_epochs must be finite and > 0"):
+        with pytest.raises(ConfigError, match="max_epochs must be finite and above 0"):
             epoch_cap(static(), [1.0, 40.0], 10.0, 0.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.mixers import Feedback, MixerInfo, floor, keep_out, kl_to_prior, odm, static
+from jaxmix.mixers import Feedback, MixerInfo, floor, kl_to_prior, mask, odm, static
 from jaxmix.mixers.base import SIGNALS
 
 KEY = jax.random.key(0)
@@ -30,7 +30,7 @@ def only_active(signals):
 @pytest.mark.parametrize("make", [odm, lambda: floor(odm(), 0.1), lambda: kl_to_prior(odm(), 0.5, [0.2, 0.3, 0.5])])
 def test_equals_the_mixer_of_the_active_domains_alone(make):
     prior = jnp.asarray([0.4, 0.0, 0.1, 0.3, 0.2])
-    inner, hidden = make(), keep_out(make(), IS_ACTIVE)
+    inner, hidden = make(), mask(make(), IS_ACTIVE)
     a = inner.init(KEY, 3, jnp.asarray([0.5, 0.125, 0.375]))
     b = hidden.init(KEY, 5, prior)
     update, readout = jax.jit(hidden.update), jax.jit(hidden.weights)
@@ -67,7 +67,7 @@ def spy():
 
 def test_signals_of_any_rank_are_gathered(spy):
     seen, mixer = spy
-    hidden = keep_out(mixer, IS_ACTIVE)
+    hidden = mask(mixer, IS_ACTIVE)
     signals = feedback(3)
     hidden.update(KEY, hidden.init(KEY, 5), signals)
     for name in SIGNALS:
@@ -79,7 +79,7 @@ def test_signals_of_any_rank_are_gathered(spy):
 
 def test_figures_are_spread_over_all_domains(spy):
     _, mixer = spy
-    hidden = keep_out(mixer, IS_ACTIVE)
+    hidden = mask(mixer, IS_ACTIVE)
     state, info = hidden.update(KEY, hidden.init(KEY, 5), feedback(0))
     nan = np.nan
     np.testing.assert_array_equal(info.score, [1, 0, 1, 1, 0])
@@ -96,26 +96,26 @@ def test_figures_are_spread_over_all_domains(spy):
 
 def test_without_anything_to_hide_the_mixer_stays_as_it_is():
     mixer = odm()
-    assert keep_out(mixer, [True, True]) is mixer
+    assert mask(mixer, [True, True]) is mixer
 
 
 def test_the_bundle_is_the_inner_mixers():
     mixer = odm()._replace(gradients="sketch")
-    hidden = keep_out(mixer, IS_ACTIVE)
+    hidden = mask(mixer, IS_ACTIVE)
     assert (hidden.needs, hidden.cadence, hidden.gradients) == (mixer.needs, mixer.cadence, "sketch")
-    assert (hidden.name, hidden.loss_weights, hidden.final) == ("keep_out(odm)", None, None)
+    assert (hidden.name, hidden.loss_weights, hidden.final) == ("mask(odm)", None, None)
 
 
 def test_one_active_domain_gets_everything():
-    hidden = keep_out(odm(), [False, True, False])
+    hidden = mask(odm(), [False, True, False])
     state, _ = hidden.update(KEY, hidden.init(KEY, 3), feedback(0, 3))
     np.testing.assert_array_equal(hidden.weights(state), [0, 1, 0])
 
 
 def test_errors():
-    with pytest.raises(ConfigError, match="all domains are kept out"):
-        keep_out(odm(), [False, False])
+    with pytest.raises(ConfigError, match="no domain is active"):
+        mask(odm(), [False, False])
     with pytest.raises(ConfigError, match="5 values for 4 domains"):
-        keep_out(odm(), IS_ACTIVE).init(KEY, 4)
+        mask(odm(), IS_ACTIVE).init(KEY, 4)
     with pytest.raises(ConfigError, match="prior"):
-        keep_out(static(), IS_ACTIVE).init(KEY, 5, jnp.asarray([0.0, 0.5, 0.0, 0.0, 0.5]))
+        mask(static(), IS_ACTIVE).init(KEY, 5, jnp.asarray([0.0, 0.5, 0.0, 0.0, 0.5]))

@@ -22,7 +22,7 @@ class TestEma:
             np.testing.assert_allclose(mixer.weights(state), average, atol=1e-6)
 
     def test_errors(self):
-        with pytest.raises(ConfigError, match=r"\[0, 1\), got 1.0"):
+        with pytest.raises(ConfigError, match=r"at least 0 and below 1\.0, got 1\.0"):
             ema(static(), 1.0)
 
 

@@ -35,7 +35,7 @@ def drawn(mixer, updates=3):
 )
 def test_a_mixer_that_explores_never_draws_what_is_kept_for_evaluation(wrap):
     mixer = drawing({"name": "odm", "wrap": wrap})
-    assert mixer.name.startswith("keep_out(")
+    assert mixer.name.startswith("mask(")
     weights = drawn(mixer)
     assert weights[1] == 0
     assert (weights[[0, 2]] > 0.05).all()
@@ -55,7 +55,7 @@ def test_written_weights_stay_as_they_are():
 
 def test_a_wrapper_does_not_draw_what_written_weights_leave_out():
     mixer = drawing({"name": "static", "wrap": [{"floor": 0.3}]})
-    assert mixer.name == "keep_out(floor(static))"
+    assert mixer.name == "mask(floor(static))"
     np.testing.assert_allclose(drawn(mixer), [0.7, 0.0, 0.3], atol=1e-6)
 
 
