@@ -1,11 +1,9 @@
-"""Exact counters beyond 32 bits: tokens seen by a run do not fit an int32, and float32 skips past 2²⁴.
+"""Exact counters beyond 32 bits: a run's tokens overflow an int32, and float32 is not exact above 2²⁴.
 
 JAX runs with 64-bit types off; two int32 limbs in base 2³⁰ count exactly to 2⁶¹.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +25,8 @@ class Counter:
         low: i32[...] in [0, 2³⁰).
     """
 
-    high: Any
-    low: Any
+    high: Int[Array, "*s"]
+    low: Int[Array, "*s"]
 
 
 def counter(value: int | np.ndarray) -> Counter:

@@ -1,4 +1,4 @@
-"""Names to factories, with the nearest name suggested for a typing error."""
+"""Registries of factories by name; an unknown name raises an error that suggests the nearest one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Registry:
         self._factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, factory: F) -> F:
-        """Decorator: adds `factory` under its own name. A module that is loaded again replaces its own factories."""
+        """Decorator: adds `factory` under its own name. Reloading a module replaces its factories."""
         name = factory.__name__
         if name in self._factories and self._factories[name].__module__ != factory.__module__:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
@@ -41,7 +41,7 @@ class Registry:
         return self._factories[name]
 
     def make(self, name: str, /, *args: Any, where: str | None = None, **kwargs: Any) -> Any:
-        """Calls the factory `name`; an argument it does not take, or needs and does not get, raises `ConfigError`."""
+        """Calls the factory `name`; an unknown or missing argument raises `ConfigError`."""
         factory = self.get(name, where=where)
         parameters = inspect.signature(factory).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -54,9 +54,7 @@ class Registry:
             is_given = position < len(args) or parameter.name in kwargs
             is_single = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             if is_single and parameter.default is parameter.empty and not is_given:
-                raise ConfigError(
-                    f"{self.kind} {name!r} needs the argument {parameter.name!r}", where=where, fix="Give it."
-                )
+                raise ConfigError(f"{self.kind} {name!r} needs the argument {parameter.name!r}", where=where)
         return factory(*args, **kwargs)
 
     def __iter__(self) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Processes of one run find each other before JAX starts, so that a missing one can be named.
+"""Lets the processes of one run find each other before JAX starts, so that a missing one can be named.
 
-`jax.distributed.initialize` ends the interpreter with a stack trace of C++ frames when a process does not turn up.
-Here every process first reports its number to process 0 over the coordinator's port; process 0 tells all of them
-whether everybody is there or who is not, and gives the port free for JAX.
+`jax.distributed.initialize` ends the interpreter with a stack trace of C++ frames when a process is missing. Here
+every process first reports its number to process 0 over the coordinator's port; process 0 tells all of them which
+processes are missing, if any, and frees the port for JAX.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _gather(port: int, num_processes: int, deadline: float) -> str:
             with contextlib.suppress(OSError):
                 member = stack.enter_context(server.accept()[0])
                 member.settimeout(max(0.1, min(5.0, deadline - time.monotonic())))
-                # What does not introduce itself by a number is no member of this run, such as a port scan.
+                # A connection that does not send a number is not a process of this run; it may be a port scan.
                 number = _read_line(member)
                 if number.isdigit() and 0 < int(number) < num_processes:
                     members[int(number)] = member

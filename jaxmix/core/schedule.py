@@ -45,7 +45,7 @@ def mixture_schedule(
     unit: str = "steps",
     where: str = "schedule",
 ) -> MixtureSchedule:
-    """Checks the points of a schedule, as they stand in a configuration file.
+    """Checks the points of a schedule as a configuration file gives them.
 
     Args:
         points: mappings with `at` (whole number ≥ 0, strictly increasing) and `weights`: a list that adds to 1, or

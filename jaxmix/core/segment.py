@@ -1,4 +1,4 @@
-"""Sums and means per domain, the same bits on every run and every backend."""
+"""Sums and means per domain, bit for bit the same on every run and backend."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sum_by_domain(
     if rows.ndim == 2:
         rows = jnp.sum(rows, axis=1)
     is_member = domain[:, None] == jnp.arange(num_domains, dtype=domain.dtype)[None, :]
-    # 0 · inf is nan: non-finite rows go around the product, so that they stay in their own domain.
+    # 0 · inf is nan: non-finite rows are left out of the product, so that they affect their own domain alone.
     is_finite = jnp.isfinite(rows)
     total = jnp.einsum(
         "b,bm->m",

@@ -73,7 +73,7 @@ def proxy_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def one_device_per_core() -> None:
-    """Lets the CPU count as one device per core that this process may use. No effect once a device was touched.
+    """Makes every core that this process may use a device of its own. No effect once a device was touched.
 
     Several small programs side by side, each on one core, waste less than one program on all cores.
     """
@@ -246,8 +246,8 @@ def shard_map(
 ) -> Callable[..., Any]:
     """Maps `function` over the shards of its arguments on `mesh`.
 
-    The check of varying axes stays on by default: it proves that what `out_specs` calls replicated is replicated, and
-    `sum_over` relies on it. A function whose shards never meet does not need it.
+    The check of varying axes is on by default: it proves that what `out_specs` calls replicated is replicated, and
+    `sum_over` relies on it. A function whose shards do not communicate does not need it.
     """
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=is_checked)
 

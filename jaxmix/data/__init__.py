@@ -1,4 +1,4 @@
-"""The host's data plane: documents in, batches of one domain per row out."""
+"""The host side of the data: documents in, batches of one domain per row out."""
 
 from __future__ import annotations
 

@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt
 
-from jaxmix.core.validate import check_count
+from jaxmix.core.types import Int
+from jaxmix.core.validate import check_count, check_number
 
 _TABLE_SIZE = 0x30001  # the planes that hold scripts, and one entry for all beyond: letters without cases
 _CHARACTERS_PER_WORD = 16
@@ -42,11 +44,11 @@ class Words(NamedTuple):
         text: the texts as one string, in lower case.
     """
 
-    hashes: np.ndarray
-    starts: np.ndarray
-    stops: np.ndarray
-    offsets: np.ndarray
-    text: np.ndarray
+    hashes: UInt[np.ndarray, " w"]
+    starts: Int[np.ndarray, " w"]
+    stops: Int[np.ndarray, " w"]
+    offsets: Int[np.ndarray, " n+1"]
+    text: UInt[np.ndarray, " characters"]
 
     def word(self, index: int) -> str:
         """The word at `index` as text."""
@@ -62,8 +64,8 @@ class HashedNgrams(NamedTuple):
         offsets: i64[n+1]; ids offsets[i]:offsets[i+1] are those of text i.
     """
 
-    ids: np.ndarray
-    offsets: np.ndarray
+    ids: Int[np.ndarray, " f"]
+    offsets: Int[np.ndarray, " n+1"]
 
 
 def hashed_ngrams(
@@ -102,7 +104,7 @@ def hashed_ngrams(
         the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
     """
     check_count("hashed_ngrams", "buckets", buckets)
-    check_count("hashed_ngrams", "2³¹ - buckets", 2**31 - buckets)
+    check_number("hashed_ngrams", "buckets", buckets, 1, below=2**31)
     check_count("hashed_ngrams", "seed", seed, 0)
     for order in orders:
         check_count("hashed_ngrams", "orders", order)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.validate import check_number
 from jaxmix.data.files import write_whole
 from jaxmix.laws.base import RunTable
 
@@ -30,7 +31,7 @@ _EXACT, _ROUNDED = 1e-6, 0.02
 
 
 def write_run_table(path: str | Path, table: RunTable) -> Path:
-    """Writes a table such that reading it gives the same numbers to the last bit.
+    """Writes a table; reading it gives the same numbers to the last bit.
 
     Args:
         path: file to write, replaced as a whole; missing folders are made.
@@ -77,7 +78,7 @@ def read_run_table(path: str | Path, *, renormalize: bool = False) -> RunTable:
 
     Raises:
         ConfigError: with file, line and column: no such file, missing, unknown or repeated columns, cells that are
-            no numbers, weights that are negative or do not add up to 1, sizes and losses that are not positive.
+            not numbers, weights that are negative or do not add up to 1, sizes and losses that are not positive.
     """
     sheet = _read_sheet(path)
     where = str(path)
@@ -93,17 +94,15 @@ def read_run_table(path: str | Path, *, renormalize: bool = False) -> RunTable:
     for prefix, found in ((_WEIGHT, domains), (_LOSS, metrics)):
         if not found:
             raise ConfigError(f"there is no column {prefix}…", where=f"{where}, line 1", fix=_COLUMNS)
-    has_seed = "seed" in sheet.columns
-    table = RunTable(
-        _weights(sheet, [_WEIGHT + n for n in domains], is_rounded=renormalize, flag="renormalize=True"),
+    return RunTable(
+        _weights(sheet, [_WEIGHT + n for n in domains], is_rounded=renormalize),
         _losses(sheet, [_LOSS + n for n in metrics]),
         _positive(sheet, "model_size"),
         _positive(sheet, "tokens"),
         domains,
         metrics,
-        seed=_whole(sheet, "seed") if has_seed else None,
+        seed=_whole(sheet, "seed") if "seed" in sheet.columns else None,
     )
-    return table
 
 
 def read_regmix(
@@ -154,11 +153,10 @@ def read_regmix(
     weight_columns = [c for c in mixtures.columns if c != "index"]
     loss_columns = [c for c in losses.columns if c != "index"]
     order = [position[name] for name in names]
-    weights = _weights(mixtures, weight_columns, is_rounded=renormalize, flag="renormalize=True")
+    weights = _weights(mixtures, weight_columns, is_rounded=renormalize)
     metric = lambda column: column.removeprefix("metric/").removesuffix("_val_loss").removeprefix(prefix)
-    for name, value in (("model_size", model_size), ("tokens", tokens)):
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} must be finite and > 0, got {value}", where=f"read_regmix({name})")
+    check_number("read_regmix", "model_size", model_size, 0.0, is_open=True)
+    check_number("read_regmix", "tokens", tokens, 0.0, is_open=True)
     return RunTable(
         weights,
         _losses(losses, loss_columns)[order],
@@ -219,13 +217,13 @@ def _read_sheet(path: str | Path) -> _Sheet:
 
 
 def _numbers(sheet: _Sheet, column: str, *, may_be_empty: bool = False) -> np.ndarray:
-    """A column as float64; empty cells and "nan" are nan where they are allowed."""
+    """A column as float64; empty cells and "nan" are nan where these are allowed."""
     values = np.empty(len(sheet.lines))
     for row, text in enumerate(sheet.cells[column]):
         try:
             values[row] = float(text) if text else math.nan
         except ValueError:
-            raise _bad_cell(sheet, row, column, f"is no number: {text!r}") from None
+            raise _bad_cell(sheet, row, column, f"is not a number: {text!r}") from None
         if math.isinf(values[row]) or (math.isnan(values[row]) and not may_be_empty):
             raise _bad_cell(sheet, row, column, "is empty" if not text else f"must be finite: {text!r}")
     return values
@@ -255,7 +253,7 @@ def _losses(sheet: _Sheet, columns: Sequence[str]) -> np.ndarray:
     return losses
 
 
-def _weights(sheet: _Sheet, columns: Sequence[str], *, is_rounded: bool, flag: str) -> np.ndarray:
+def _weights(sheet: _Sheet, columns: Sequence[str], *, is_rounded: bool) -> np.ndarray:
     weights = np.stack([_numbers(sheet, c) for c in columns], axis=1)
     if (weights < 0).any():
         row, column = (int(i) for i in np.argwhere(weights < 0)[0])
@@ -264,7 +262,7 @@ def _weights(sheet: _Sheet, columns: Sequence[str], *, is_rounded: bool, flag: s
     off = np.abs(sums - 1) > (_ROUNDED if is_rounded else _EXACT)
     if off.any():
         row = int(np.argmax(off))
-        fix = f"If they were rounded, divide by the sum with {flag}." if abs(sums[row] - 1) <= _ROUNDED else None
+        fix = "If they were rounded, pass renormalize=True." if abs(sums[row] - 1) <= _ROUNDED else None
         raise ConfigError(
             f"the weights add up to {sums[row]:.6g}, not 1", where=f"{sheet.path}, line {sheet.lines[row]}", fix=fix
         )

@@ -1,4 +1,4 @@
-"""From text to tokens: a byte tokenizer that needs nothing, and any `tokenizer.json`."""
+"""Tokenizers: UTF-8 bytes, or any `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>",
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What `prepare` and the report need of a tokenizer.
+    """The tokenizer that `prepare` and the report need.
 
     Attributes:
         vocab_size: ids are below it.
@@ -59,7 +59,7 @@ class _File:
             self._fast: Any = Fast.from_str(data.decode("utf-8"))
         except Exception as error:  # the library raises its own kinds for every fault of the file
             raise ConfigError(
-                f"{path} is no tokenizer file: {str(error).splitlines()[0]}",
+                f"{path} is not a tokenizer file: {str(error).splitlines()[0]}",
                 where="data.tokenizer",
                 fix="Name a tokenizer.json of the `tokenizers` library, or `byte`.",
             ) from error
@@ -73,7 +73,7 @@ class _File:
             raise ConfigError(
                 f"{path} has none of the tokens {', '.join(names)} to end a document with",
                 where="data.tokenizer",
-                fix="Say which of its tokens does: load_tokenizer(path, end_of_document=...).",
+                fix="Name the token: load_tokenizer(path, end_of_document=...).",
             )
         self.end_of_document = int(found[0])
         self.fingerprint = hashlib.blake2b(data + str(self.end_of_document).encode(), digest_size=16).hexdigest()

@@ -64,7 +64,7 @@ HEAD = "run,model_size,tokens,seed,weight/x,weight/y,loss/x\n"
         ("model_size,tokens,weight/x,loss/x,los/y\n1,1,1,1,1\n", "unknown column 'los/y'"),
         ("model_size,tokens,weight/x,weight/x,loss/x\n1,1,1,0,1\n", "'weight/x' occurs twice"),
         (HEAD + "0,1,1,0,0.5,0.5,2\n1,1,1,0,1,0\n", "6 cells for 7 columns (t.csv, line 3)"),
-        (HEAD + "0,1,1,0,0.5,half,2\n", "weight/y is no number: 'half' (t.csv, line 2, column weight/y)"),
+        (HEAD + "0,1,1,0,0.5,half,2\n", "weight/y is not a number: 'half' (t.csv, line 2, column weight/y)"),
         (HEAD + "0,1,1,0,0.5,,2\n", "weight/y is empty (t.csv, line 2, column weight/y)"),
         (HEAD + "0,1,1,0,1.5,-0.5,2\n", "weight/y must be >= 0: -0.5 (t.csv, line 2"),
         (HEAD + "0,1,1,0,0.5,0.3,2\n", "add up to 0.8, not 1 (t.csv, line 2)"),

@@ -1,14 +1,14 @@
 """Embeddings of a corpus on disk: shards of 16-bit rows with an index, written in parallel, read through memory maps.
 
-A folder holds, while work goes on and afterwards:
+A folder holds, during the work and afterwards:
 
-    store.json         what was asked: encoder, width, dtype
+    store.json         the settings: encoder, width, dtype
     shard-00000.bin    rows of one shard of texts, little-endian [rows, dim]
     shard-00000.json   its source, rows, dropped documents, hash of its texts, checksum; written after the rows
     index.json         all of these together; written last
 
 Every file is written under another name, synced and renamed: a kill at any moment leaves whole shards, and the same
-call goes on with the rest. Several processes, on one machine or many, may each write a part of the shards.
+call continues with the rest. Several processes, on one machine or many, may each write a part of the shards.
 """
 
 from __future__ import annotations

@@ -1,30 +1,16 @@
-"""The files of an embedding store: names, checksums, replacement as a whole, the index."""
+"""The files of an embedding store: their names, checksums, and the index."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmix.core.errors import RunError
-from jaxmix.data.files import write_whole
-
-__all__ = [
-    "DTYPES",
-    "FORMAT",
-    "INDEX",
-    "SETTINGS",
-    "Shard",
-    "checksum",
-    "read_json",
-    "read_store_index",
-    "stored_dtype",
-    "write_json",
-]
+from jaxmix.data.files import read_json
 
 FORMAT = 1
 DTYPES = ("float16", "bfloat16")
@@ -33,7 +19,7 @@ INDEX, SETTINGS = "index.json", "store.json"
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What the index says of a shard.
+    """The entry of a shard in the index.
 
     Attributes:
         source: name of the shard of texts it was made from.
@@ -69,25 +55,8 @@ def stored_dtype(name: str) -> Any:
 
 def checksum(path: Path) -> str:
     """Hash of a file's content."""
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, None where there is none. RunError: it is damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise RunError(f"{path.name} is not JSON: {error}", where=str(path.parent), fix="Delete it.") from error
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def read_store_index(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jaxmix.data.embeddings.files import Shard, checksum, read_store_index, stor
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What a store needs of an encoder; `jaxmix.models.Encoder` is one.
+    """The encoder that a store needs; `jaxmix.models.Encoder` is one.
 
     Attributes:
         encode: `texts -> f32[b, d]`; a row of zeros where there is nothing to encode.
@@ -49,7 +49,7 @@ class EmbeddingStore:
         folder: where.
         dim: d, width of a row.
         identity: of the encoder that made the rows.
-        shards: what is known of every shard.
+        shards: the index's entry of every shard.
         num_documents: rows and dropped documents together.
     """
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.validate import check_choice, check_count
-from jaxmix.data.embeddings.files import DTYPES, FORMAT, INDEX, SETTINGS, Shard, read_json, stored_dtype
-from jaxmix.data.embeddings.files import write_json as _write_json
+from jaxmix.data.embeddings.files import DTYPES, FORMAT, INDEX, SETTINGS, Shard, stored_dtype
 from jaxmix.data.embeddings.read import EmbeddingStore, TextEncoder, open_embedding_store
-from jaxmix.data.files import replaced
+from jaxmix.data.files import read_json, replaced, write_json
 
 Texts = Sequence[str] | Callable[[], Iterable[str]]
 
@@ -56,7 +55,7 @@ class EmbeddingWriter:
         self._settings = {"format": FORMAT, "dim": encoder.dim, "dtype": dtype, "encoder": encoder.identity}
         stored = read_json(self._folder / SETTINGS)
         if stored is None:
-            _write_json(self._folder / SETTINGS, self._settings)
+            write_json(self._folder / SETTINGS, self._settings)
         elif stored != self._settings:
             differing = [name for name, value in self._settings.items() if stored.get(name) != value]
             was = ", ".join(f"{name} {stored.get(name)} and not {self._settings[name]}" for name in differing)
@@ -112,7 +111,7 @@ class EmbeddingWriter:
             texts=digest.hexdigest(),
             checksum=content.hexdigest(),
         )
-        _write_json(self._folder / f"{Path(name).stem}.json", dataclasses.asdict(entry))
+        write_json(self._folder / f"{Path(name).stem}.json", dataclasses.asdict(entry))
         for leftover in self._folder.glob(f".{Path(name).stem}.*.partial"):  # of killed processes
             leftover.unlink(missing_ok=True)
         return entry
@@ -123,7 +122,7 @@ class EmbeddingWriter:
         if any(entry is None for entry in entries):
             return False
         index = {**self._settings, "shards": [dataclasses.asdict(entry) for entry in entries if entry]}
-        _write_json(self._folder / INDEX, index)
+        write_json(self._folder / INDEX, index)
         return True
 
     def _entry(self, number: int) -> Shard | None:
@@ -178,7 +177,7 @@ def write_embedding_store(
     part: tuple[int, int] = (0, 1),
     report: Callable[[int, int, Shard], None] | None = None,
 ) -> EmbeddingStore | None:
-    """Embeds texts into a store, going on where earlier calls stopped, and opens it.
+    """Embeds texts into a store, continuing where earlier calls stopped, and opens it.
 
     Args:
         folder, encoder, dtype, block: see `EmbeddingWriter`.

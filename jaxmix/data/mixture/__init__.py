@@ -1,1 +1,1 @@
-"""From weights to batches: the plan of every block, and the stream that follows it."""
+"""From weights to batches: plans of blocks, and the stream that follows them."""

@@ -1,4 +1,4 @@
-"""What a stream's arguments may be, and errors that say so."""
+"""Checks of the stream's arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stream has asked for and drawn so far, per source, in a form that JSON keeps to the last bit."""
+"""What a stream has asked for and drawn so far, per source; JSON keeps it to the last bit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from jaxmix.core.types import Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +20,10 @@ class Ledger:
     tokens: i64[m], tokens with a target among the rows drawn.
     """
 
-    cursors: np.ndarray
-    carry: np.ndarray
-    asked: np.ndarray
-    tokens: np.ndarray
+    cursors: Int[np.ndarray, " m"]
+    carry: Float[np.ndarray, " m"]
+    asked: Float[np.ndarray, " m"]
+    tokens: Int[np.ndarray, " m"]
 
     @classmethod
     def empty(cls, num_sources: int) -> Ledger:
@@ -35,7 +37,7 @@ class Ledger:
 
     @classmethod
     def from_json(cls, record: dict[str, dict[str, Any]], names: Sequence[str]) -> Ledger:
-        """Reads the sources in `names`; one that the record does not know starts from nothing."""
+        """Reads the sources in `names`; one that is not in the record starts at 0."""
         empty = cls.empty(len(names))
         return cls(
             **{

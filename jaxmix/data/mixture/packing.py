@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
-
-
-class Rows(Protocol):
-    """What the stream needs of a source: its rows, and how many tokens of each have a target."""
-
-    num_documents: int
-
-    def __len__(self) -> int: ...
-    def read_into(self, rows: Sequence[int], tokens: np.ndarray, targets: np.ndarray, places: Sequence[int]) -> None:
-        """Reads rows in one request into `tokens[place]` and `targets[place]`, i32[b, t] each."""
-
-    def count_targets(self, rows: np.ndarray) -> np.ndarray: ...
+from jaxmix.core.validate import check_count
 
 
 def document_tokens(item: Any, *, where: str) -> np.ndarray:
@@ -38,11 +28,8 @@ def document_tokens(item: Any, *, where: str) -> np.ndarray:
     return tokens
 
 
-class PackedRows:
-    """Documents of one source, laid end to end and cut into rows of `seq_len` tokens.
-
-    The target of a row's last position is the first token of the next row. The last row is padded with token 0 and
-    target −1, so that no token is lost or trained on twice in an epoch.
+class RowSource(ABC):
+    """A token source as rows of fixed length, read by their numbers.
 
     Args:
         source: `__len__` and `__getitem__(i)`; uses `doc_lengths` (i64[n]) and `read(indices)` where it has them. A
@@ -51,12 +38,47 @@ class PackedRows:
         name: for error messages.
     """
 
+    num_tokens: int
+
     def __init__(self, source: Any, seq_len: int, *, name: str = "source"):
-        if seq_len < 1:
-            raise ConfigError(f"seq_len must be at least 1, got {seq_len}", where="seq_len")
+        check_count("MixtureStream", "seq_len", seq_len)
         self._source, self._seq_len, self._where = source, seq_len, f"source {name!r}"
-        self._flat: np.ndarray | None = None
         self.num_documents = len(source)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def count_targets(self, rows: np.ndarray) -> np.ndarray:
+        """i64[n]: tokens of each row that have a target."""
+
+    @abstractmethod
+    def read_into(self, rows: Sequence[int], tokens: np.ndarray, targets: np.ndarray, places: Sequence[int]) -> None:
+        """Reads rows in one request into `tokens[place]` and `targets[place]`, i32[b, seq_len] each."""
+
+    def _read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        items = self._source.read(indices) if hasattr(self._source, "read") else [self._source[i] for i in indices]
+        return [document_tokens(item, where=self._where) for item in items]
+
+    def _measured(self) -> np.ndarray:
+        """i64[n], tokens of every document; reads them all where the source does not say."""
+        if hasattr(self._source, "doc_lengths"):
+            return np.asarray(self._source.doc_lengths, np.int64)
+        return np.asarray(
+            [len(document_tokens(self._source[i], where=self._where)) for i in range(len(self._source))], np.int64
+        )
+
+
+class PackedRows(RowSource):
+    """Documents of one source, laid end to end and cut into rows of `seq_len` tokens.
+
+    The target of a row's last position is the first token of the next row. The last row is padded with token 0 and
+    target −1, so that no token is lost or trained on twice in an epoch.
+    """
+
+    def __init__(self, source: Any, seq_len: int, *, name: str = "source"):
+        super().__init__(source, seq_len, name=name)
+        self._flat: np.ndarray | None = None
         if isinstance(source, np.ndarray):
             if source.ndim != 2 or not np.issubdtype(source.dtype, np.integer):
                 raise ConfigError(
@@ -70,10 +92,8 @@ class PackedRows:
             documents = [document_tokens(item, where=self._where) for item in source]
             self._flat = np.concatenate(documents) if documents else np.zeros(0, np.int32)
             lengths = np.asarray([len(d) for d in documents], np.int64)
-        elif hasattr(source, "doc_lengths"):
-            lengths = np.asarray(source.doc_lengths, np.int64)
         else:
-            lengths = np.asarray([len(self._document(i)) for i in range(len(source))], np.int64)
+            lengths = self._measured()
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.num_tokens = int(self._offsets[-1])
 
@@ -81,11 +101,9 @@ class PackedRows:
         return -(-self.num_tokens // self._seq_len)
 
     def count_targets(self, rows: np.ndarray) -> np.ndarray:
-        """i64[n]: tokens of each row that have a target; `seq_len` for all but the last row."""
         return np.clip(self.num_tokens - 1 - rows.astype(np.int64) * self._seq_len, 0, self._seq_len)
 
     def read_into(self, rows: Sequence[int], tokens: np.ndarray, targets: np.ndarray, places: Sequence[int]) -> None:
-        """Reads rows in one request into `tokens[place]` and `targets[place]`, i32[b, seq_len] each."""
         starts = [row * self._seq_len for row in rows]
         ends = [min(start + self._seq_len + 1, self.num_tokens) for start in starts]
         flat, offsets = (self._flat, starts) if self._flat is not None else self._gather(starts, ends)
@@ -115,38 +133,20 @@ class PackedRows:
         offsets = [place_of[f] + start - begin for f, start, begin in zip(first, starts, begins, strict=True)]
         return documents[0] if len(documents) == 1 else np.concatenate(documents), offsets
 
-    def _read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        if hasattr(self._source, "read"):
-            return [document_tokens(d, where=self._where) for d in self._source.read(indices)]
-        return [self._document(i) for i in indices]
 
-    def _document(self, index: int) -> np.ndarray:
-        return document_tokens(self._source[index], where=self._where)
-
-
-class WholeRows:
+class WholeRows(RowSource):
     """Items of one source that are rows already: at most `seq_len` tokens, or `seq_len` + 1 with the last target.
 
     Shorter items are padded with token 0 and target −1. A longer one is an error that names it: nothing is cut.
-
-    Args:
-        source: `__len__` and `__getitem__(i)`; uses `doc_lengths` and `read(indices)` where it has them.
-        seq_len: tokens per row, ≥ 1.
-        name: for error messages.
     """
 
     def __init__(self, source: Any, seq_len: int, *, name: str = "source"):
-        if seq_len < 1:
-            raise ConfigError(f"seq_len must be at least 1, got {seq_len}", where="seq_len")
-        self._source, self._seq_len, self._where = source, seq_len, f"source {name!r}"
-        self.num_documents = len(source)
-        lengths = getattr(source, "doc_lengths", None)
+        super().__init__(source, seq_len, name=name)
         if isinstance(source, np.ndarray) and source.ndim == 2:
             self._source = np.asarray(source)  # slices of a memory map are slow
-            lengths = np.full(len(source), source.shape[1])
-        elif lengths is None:
-            lengths = [len(document_tokens(source[i], where=self._where)) for i in range(len(source))]
-        self._lengths = np.asarray(lengths, np.int64)
+            self._lengths = np.full(len(source), source.shape[1], np.int64)
+        else:
+            self._lengths = self._measured()
         too_long = np.flatnonzero(self._lengths > seq_len + 1)
         if len(too_long):
             raise ConfigError(
@@ -160,14 +160,11 @@ class WholeRows:
         return len(self._lengths)
 
     def count_targets(self, rows: np.ndarray) -> np.ndarray:
-        """i64[n]: tokens of each row that have a target."""
         return np.maximum(self._lengths[rows] - 1, 0)
 
     def read_into(self, rows: Sequence[int], tokens: np.ndarray, targets: np.ndarray, places: Sequence[int]) -> None:
-        """Reads rows in one request into `tokens[place]` and `targets[place]`, i32[b, seq_len] each."""
-        items = self._source.read(rows) if hasattr(self._source, "read") else [self._source[row] for row in rows]
-        for place, item in zip(places, items, strict=True):
-            _fill(tokens[place], targets[place], document_tokens(item, where=self._where))
+        for place, item in zip(places, self._read(rows), strict=True):
+            _fill(tokens[place], targets[place], item)
 
 
 def _fill(tokens: np.ndarray, targets: np.ndarray, row: np.ndarray) -> None:

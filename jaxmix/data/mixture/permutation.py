@@ -20,17 +20,17 @@ class EpochPermutation:
         num_rows: length of an epoch.
         seed: of the run.
         name: of the source; sources of the same length get different orders.
-        is_shuffled: False keeps the order of the source.
+        shuffle: False keeps the order of the source.
     """
 
-    def __init__(self, num_rows: int, *, seed: int, name: str, is_shuffled: bool = True):
-        self._num_rows, self._seed, self._name, self._is_shuffled = num_rows, seed, name, is_shuffled
+    def __init__(self, num_rows: int, *, seed: int, name: str, shuffle: bool = True):
+        self._num_rows, self._seed, self._name, self._shuffle = num_rows, seed, name, shuffle
         self._tables: dict[int, np.ndarray] = {}
 
     def __call__(self, cursors: np.ndarray) -> np.ndarray:
         """Row numbers i64[n] for places i64[n] ≥ 0."""
         epochs, places = np.divmod(cursors, self._num_rows)
-        if not self._is_shuffled or self._num_rows == 1:
+        if not self._shuffle or self._num_rows == 1:
             return places
         if self._num_rows > _LARGEST_TABLE:
             return self._compute(epochs, places)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmix.core.types import Float, Int
 from jaxmix.data.mixture.apportion import earlier, order_rows
 
 POLICIES = ("repeat", "stop", "drop", "error")
@@ -28,10 +29,10 @@ class BlockPlan(NamedTuple):
         ended: why there are fewer rows than planned: (policy, domain), or None. ("drop", −1): every source is used up.
     """
 
-    domain: np.ndarray
-    cursor: np.ndarray
-    spans: list[tuple[int, np.ndarray, np.ndarray]]
-    carry: np.ndarray
+    domain: Int[np.ndarray, " r"]
+    cursor: Int[np.ndarray, " r"]
+    spans: list[tuple[int, Float[np.ndarray, " m"], Float[np.ndarray, " m"]]]
+    carry: Float[np.ndarray, " m"]
     ended: tuple[str, int] | None
 
     def asked(self, rows: int) -> np.ndarray:

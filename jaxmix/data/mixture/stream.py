@@ -1,4 +1,4 @@
-"""Batches by weights that may change while training: the data plane's one iterator."""
+"""The iterator of batches, drawn by weights that may change during training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError, warn_renamed
+from jaxmix.core.types import Int
 from jaxmix.data.mixture.arguments import (
     UNITS,
     check_arguments,
@@ -19,7 +20,7 @@ from jaxmix.data.mixture.arguments import (
     row_limit,
 )
 from jaxmix.data.mixture.ledger import Ledger
-from jaxmix.data.mixture.packing import PackedRows, Rows, WholeRows
+from jaxmix.data.mixture.packing import PackedRows, RowSource, WholeRows
 from jaxmix.data.mixture.permutation import EpochPermutation
 from jaxmix.data.mixture.plan import BlockPlan, plan_block
 
@@ -34,9 +35,9 @@ class _Block(NamedTuple):
     number: int
     version: int
     plan: BlockPlan
-    domain: np.ndarray  # i32[batches, b]
-    row: np.ndarray  # i64[batches, b], row number in its source
-    targets: np.ndarray  # i64[batches, b], tokens with a target
+    domain: Int[np.ndarray, "batches b"]
+    row: Int[np.ndarray, "batches b"]  # its number in its source
+    targets: Int[np.ndarray, "batches b"]  # tokens with a target
 
 
 class MixtureStream:
@@ -112,7 +113,7 @@ class MixtureStream:
         epochs = one_per_source(max_epochs, self.names, "max_epochs", default=None)
         check_policies(self.names, policies, epochs)
         packer = WholeRows if unit == "rows" else PackedRows
-        self._rows: list[Rows] = [packer(source, seq_len, name=name) for name, source in sources.items()]
+        self._rows: list[RowSource] = [packer(source, seq_len, name=name) for name, source in sources.items()]
         self._lengths = np.asarray([len(rows) for rows in self._rows], np.int64)
         documents = np.asarray([rows.num_documents for rows in self._rows], np.float64)
         self._rows_per_unit = self._lengths / np.maximum(documents, 1) if unit == "documents" else np.ones(len(sources))
@@ -130,7 +131,7 @@ class MixtureStream:
         self._reads: dict[tuple[int, int], Future[dict[str, np.ndarray]]] = {}
         self._pool = ThreadPoolExecutor(num_threads, "jaxmix-read") if prefetch else None
         self._permutations = [
-            EpochPermutation(n, seed=seed, name=name, is_shuffled=shuffle)
+            EpochPermutation(n, seed=seed, name=name, shuffle=shuffle)
             for n, name in zip(self._lengths.tolist(), self.names, strict=True)
         ]
 
@@ -179,7 +180,7 @@ class MixtureStream:
         return batch
 
     def next_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Goes on by one batch without reading it: its rows over all processes, in order.
+        """Advances by one batch without reading it, and returns its rows over all processes, in order.
 
         Returns:
             domain i32[b] and row number within its source i64[b], for a reader that keeps the tokens elsewhere.
@@ -349,7 +350,7 @@ class MixtureStream:
     # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def get_state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly here, as plain JSON values. The same on every process."""
+        """Everything needed to continue exactly here, as plain JSON values. The same on every process."""
         return {
             "format": FORMAT,
             "seed": self._seed,
@@ -372,7 +373,7 @@ class MixtureStream:
         }
 
     def set_state(self, state: Mapping[str, Any], allow_changed_sources: bool = False) -> None:
-        """Goes on where `get_state` was called, on any number of processes.
+        """Continues from a state of `get_state`, on any number of processes.
 
         Args:
             state: from `get_state`.
@@ -436,7 +437,7 @@ class MixtureStream:
         self._current = self._next = None
 
     def close(self) -> None:
-        """Ends the reader pool; what comes after is read when it is asked for."""
+        """Ends the reader pool; later batches are read when they are asked for."""
         self._reset()
         if self._pool is not None:
             self._pool.shutdown(wait=True)

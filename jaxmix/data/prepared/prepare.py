@@ -1,8 +1,8 @@
-"""Tokenizes sources into sharded ArrayRecord files with an index; a killed run goes on, byte for byte.
+"""Tokenizes sources into sharded ArrayRecord files with an index; a killed run can be continued, byte for byte.
 
-The folder holds, while work goes on and afterwards:
+The folder holds, during the work and afterwards:
 
-    plan.json                        what was asked, and the hash of every source
+    plan.json                        the settings, and the hash of every source
     DOMAIN/unit-00000.json           one finished piece of work: counts, troubles
     DOMAIN/train-00000.array_record  its documents, one record each (long ones in pieces)
     DOMAIN/train-00000.npy           tokens of every record, negative where a record continues a document
@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,8 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix import __version__
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.data.files import write_whole
+from jaxmix.core.validate import check_count
+from jaxmix.data.files import read_json, write_json, write_whole
 from jaxmix.data.sources.readers import Trouble, Unit
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.data.tokenizers import Tokenizer
@@ -42,12 +43,12 @@ Progress = Callable[[int, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class PrepareSummary:
-    """What `prepare_corpus` made.
+    """The result of `prepare_corpus`.
 
     Attributes:
         folder: where.
         index: the content of index.json.
-        was_ready: nothing had to be done.
+        was_ready: an earlier run had done all the work.
     """
 
     folder: Path
@@ -96,8 +97,7 @@ def prepare_corpus(
         raise ConfigError(
             f"validation_fraction must be in (0, 0.5], got {validation_fraction}", where="data.validation_fraction"
         )
-    if max_record_tokens < 16:
-        raise ConfigError(f"max_record_tokens must be at least 16, got {max_record_tokens}", where="max_record_tokens")
+    check_count("prepare_corpus", "max_record_tokens", max_record_tokens, 16)
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}", where="data.workers")
     settings = {
@@ -117,8 +117,8 @@ def prepare_corpus(
     }
     _claim(folder, plan)
     index_path = folder / "index.json"
-    if index_path.is_file():
-        return PrepareSummary(folder, json.loads(index_path.read_text(encoding="utf-8")), was_ready=True)
+    if (done_before := read_json(index_path)) is not None:
+        return PrepareSummary(folder, done_before, was_ready=True)
 
     units = {name: spec.units() for name, spec in sources.items()}
     work = _Work(folder, sources, tokenizer, settings)
@@ -143,11 +143,11 @@ def prepare_corpus(
         records[name] = work.balance(name, units[name], records[name])
     index = {
         "format": FORMAT,
-        "jaxmix": _version(),
+        "jaxmix": __version__,
         "settings": settings,
         "domains": {name: _summary(plan["sources"][name], records[name]) for name in sources},
     }
-    write_whole(index_path, _json(index))
+    write_json(index_path, index)
     return PrepareSummary(folder, index, was_ready=False)
 
 
@@ -165,10 +165,9 @@ class _Work:
     def unit(self, name: str, number: int, unit: Unit, moved: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Returns the unit's record, doing its work if no earlier run has. `moved` names records of a fixed split."""
         path = self._folder / name / f"unit-{number:05d}.json"
-        if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["moved"] == dict(moved or record["moved"]):
-                return record
+        record = read_json(path)
+        if record is not None and record["moved"] == dict(moved or record["moved"]):
+            return record
         trouble = Trouble()
         writers = {split: _ShardWriter(self._folder / name, split, number) for split in SPLITS}
         extremes: list[int] = []
@@ -185,7 +184,7 @@ class _Work:
             "moved": dict(moved or {}),
             "troubles": trouble.to_json(),
         }
-        write_whole(path, _json(record))  # last: a unit without its record is done again
+        write_json(path, record)  # last: a unit without its record is done again
         return record
 
     def _documents(self, name: str, unit: Unit, trouble: Trouble) -> Any:
@@ -286,7 +285,8 @@ def _batches(texts: Any) -> Any:
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """Writes plan.json, or checks that the folder was begun with the same plan."""
     path = folder / "plan.json"
-    if not path.is_file():
+    found = read_json(path)
+    if found is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(
                 f"{folder} is not empty and holds no prepared data",
@@ -294,9 +294,8 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
                 fix="Choose another folder; nothing there was touched.",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, _json(plan))
+        write_json(path, plan)
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
     if found == plan:
         return
     for key, value in plan["settings"].items():
@@ -339,18 +338,8 @@ def _summary(source_hash: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
-
-
 def _sync(path: Path) -> None:
     if not path.is_file():
         raise RunError(f"{path} was not written", fix="Is the disk full?")
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _version() -> str:
-    from jaxmix import __version__
-
-    return __version__

@@ -1,8 +1,7 @@
-"""Random access to what `prepare` wrote."""
+"""Random access to prepared data."""
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
-
-_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord advises for random access
+from jaxmix.data.files import read_json
+from jaxmix.data.sources.readers import array_record_reader
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:
@@ -21,15 +20,15 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: nothing is there, or its preparation was not finished.
     """
-    path = Path(folder) / "index.json"
-    if not path.is_file():
+    index = read_json(Path(folder) / "index.json")
+    if index is None:
         is_begun = (Path(folder) / "plan.json").is_file()
         raise ConfigError(
             f"{folder} was not prepared to the end" if is_begun else f"there is no prepared data in {folder}",
             where="data.prepared",
-            fix="Run jaxmix prepare; it goes on where it was." if is_begun else "Run jaxmix prepare first.",
+            fix="Run jaxmix prepare; it continues where it stopped." if is_begun else "Run jaxmix prepare first.",
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return index
 
 
 def open_prepared(folder: str | Path, split: str = "train") -> dict[str, PreparedSource]:
@@ -119,9 +118,7 @@ class PreparedSource:
     def _reader(self, shard: int) -> Any:
         reader = self._readers.get(shard)
         if reader is None:
-            from array_record.python.array_record_module import ArrayRecordReader
-
-            reader = self._readers[shard] = ArrayRecordReader(str(self._paths[shard]), _OPTIONS)
+            reader = self._readers[shard] = array_record_reader(self._paths[shard])
         return reader
 
     def __getstate__(self) -> dict[str, Any]:

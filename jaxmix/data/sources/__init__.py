@@ -1,1 +1,1 @@
-"""Where documents are, and how they are read."""
+"""Sources of documents and their readers."""

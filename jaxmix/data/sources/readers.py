@@ -1,7 +1,8 @@
-"""Documents out of files of any supported format. What cannot be read is counted and named, never passed over."""
+"""Reads documents from files of every supported format. What cannot be read is counted and named, never skipped."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -23,7 +24,7 @@ _NAMED = 5
 
 
 class Trouble:
-    """Counts what went wrong by kind, and keeps the first few places of each."""
+    """Counts problems by kind, with the first few places of each."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, list[str]]] = {}
@@ -58,7 +59,7 @@ class Unit:
 
 
 def detect_format(path: Path) -> str | None:
-    """The format that a file's ending names, None for no known one."""
+    """The format that a file's ending stands for; None if it is unknown."""
     name = path.name.lower()
     return next((kind for kind, endings in FORMATS.items() if name.endswith(endings)), None)
 
@@ -76,10 +77,11 @@ def split_file(path: Path, kind: str) -> list[Unit]:
             groups = pq.ParquetFile(path).metadata.num_row_groups
             return [Unit(kind, (path,), g, g + 1) for g in range(groups)]
         if kind == "array_record":
-            count = _records(path)
+            with contextlib.closing(array_record_reader(path)) as reader:
+                count = reader.num_records()
             step = 20_000
             return [Unit(kind, (path,), s, min(s + step, count)) for s in range(0, count, step)]
-    except Exception:  # whatever is wrong with the file is told when the unit is read
+    except Exception:  # reading the unit will report what is wrong with the file
         return [Unit(kind, (path,))]
     return [Unit(kind, (path,))]
 
@@ -134,7 +136,7 @@ def _jsonl(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tup
 
 
 def _lines(file: Any) -> Iterator[tuple[str, bytes]]:
-    """Lines of a stream that may not know lines itself, each with its number."""
+    """Lines of a stream that has no lines of its own, each with its number."""
     rest, number = b"", 0
     while chunk := bytes(file.read(1 << 20)):
         *whole, rest = (rest + chunk).split(b"\n")
@@ -190,27 +192,19 @@ def _parquet(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[t
 
 
 def _array_record(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-    stop = reader.num_records() if unit.stop < 0 else unit.stop
-    try:
+    with contextlib.closing(array_record_reader(path)) as reader:
+        stop = reader.num_records() if unit.stop < 0 else unit.stop
         for first in range(unit.start, stop, 256):
             last = min(first + 256, stop)
             for number, record in zip(range(first, last), reader.read(first, last), strict=True):
                 yield f"{path.name}: record {number}", record
-    finally:
-        reader.close()
 
 
-def _records(path: Path) -> int:
+def array_record_reader(path: Path) -> Any:
+    """Opens a file for random access, with the options that ArrayRecord advises for it."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-    try:
-        return reader.num_records()
-    finally:
-        reader.close()
+    return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
 
 
 _READERS = {"text": _text, "jsonl": _jsonl, "parquet": _parquet, "array_record": _array_record}

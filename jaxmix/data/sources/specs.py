@@ -1,4 +1,4 @@
-"""Where a domain's documents are, and how the work of reading them is cut up."""
+"""Where a domain's documents are, and how they are divided into units of work."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SourceSpec:
 
     @classmethod
     def from_dict(cls, name: str, mapping: Mapping[str, Any], where: str) -> SourceSpec:
-        """From a configuration's mapping; keys that are no field raise `ConfigError` with the nearest one."""
+        """From a configuration's mapping; an unknown key raises `ConfigError` with the nearest one."""
         known = {f.name for f in dataclasses.fields(cls)} - {"name", "documents"}
         for key in mapping:
             if key not in known:

@@ -1,4 +1,4 @@
-r"""Answers out of free text: what a completion gives as its result, and whether that is the expected one.
+r"""Answers from free text: the result that a completion gives, and whether it is the expected one.
 
 Numbers are compared exactly, as fractions: `1,250`, `$1250.00`, `1.25e3`, `2500/2` and `\frac{2500}{2}` are one answer.
 No function here raises, whatever the text is.

@@ -58,7 +58,7 @@ def digits(
     seed: int = 0,
     families: Sequence[str] | None = None,
     levels: int | None = None,
-    has_noise: bool = True,
+    with_noise: bool = True,
 ) -> PromptSet:
     """Digits in, digits out: 25 arms that can be learned and two that cannot.
 
@@ -76,7 +76,7 @@ def digits(
     and rand0. There, a quarter is held out all the same, and both parts are smaller than what is asked for by default.
 
     Args:
-        part, per_arm, seed, families, levels, has_noise: see `build_suite`.
+        part, per_arm, seed, families, levels, with_noise: see `build_suite`.
 
     Example:
         >>> prompts = digits(per_arm=2, families=["rev"], levels=1)
@@ -96,7 +96,7 @@ def digits(
         seed=seed,
         families=families,
         levels=levels,
-        has_noise=has_noise,
+        with_noise=with_noise,
     )
 
 

@@ -23,7 +23,7 @@ def gsm8k(
     answer_field: str = "answer",
     family_field: str | None = None,
     level_field: str | None = None,
-    is_targeted: bool = True,
+    with_targets: bool = True,
     limit: int | None = None,
 ) -> PromptSet:
     r"""Prompts of a JSONL file with a question and a worked answer on each line.
@@ -37,7 +37,7 @@ def gsm8k(
         completion_length, prompt_length, template: see `text_prompts`.
         question_field, answer_field: keys of a line. The answer may be a number, or text that `extract_answer` reads.
         family_field, level_field: keys that say which arm a line belongs to; `None`: one arm. Levels are whole numbers.
-        is_targeted: keep the worked answers as targets, for a supervised start; then all must fit.
+        with_targets: keep the worked answers as targets, for a supervised start; then all must fit.
         limit: only so many lines.
 
     Raises:
@@ -65,7 +65,7 @@ def gsm8k(
         if isinstance(level, bool) or not isinstance(level, int) or level < 0:
             raise ConfigError(f"{level_field} must be a whole number ≥ 0, got {level!r}", where=where)
         prompt = str(_field(record, question_field, where))
-        questions.append(Question(prompt, solution if is_targeted else None, family, level))
+        questions.append(Question(prompt, solution if with_targets else None, family, level))
         expected.append(final)
     return text_prompts(
         questions,

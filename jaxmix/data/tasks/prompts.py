@@ -1,4 +1,4 @@
-"""Prompts with a verifier: what rollouts are made for, and what tells how good they are."""
+"""Prompts with a verifier: what the policy completes, and the function that scores the completions."""
 
 from __future__ import annotations
 
@@ -163,18 +163,18 @@ def exact_match(targets: ArrayLike, *, eos_id: int) -> Callable[[NDArray, NDArra
 
 
 def answer_length(completions: NDArray, eos_id: int) -> NDArray[np.int64]:
-    """Tokens up to and including the first `eos_id` along the last axis; one more than there are where none is."""
+    """Tokens up to and including the first `eos_id` along the last axis; the length plus one where there is none."""
     is_end = np.asarray(completions) == eos_id
     return np.where(is_end.any(axis=-1), is_end.argmax(axis=-1) + 1, is_end.shape[-1] + 1)
 
 
 def left_padded(sequences: Sequence[ArrayLike], length: int, pad_id: int) -> NDArray[np.int32]:
-    """i32[n, length], sequences flush right."""
+    """i32[n, length], sequences aligned to the right."""
     return _padded(sequences, length, pad_id, is_right=False)
 
 
 def right_padded(sequences: Sequence[ArrayLike], length: int, pad_id: int) -> NDArray[np.int32]:
-    """i32[n, length], sequences flush left."""
+    """i32[n, length], sequences aligned to the left."""
     return _padded(sequences, length, pad_id, is_right=True)
 
 

@@ -1,4 +1,4 @@
-"""Suites of tasks that programs make and check: families of questions at rising levels, fresh instances from a seed.
+"""Suites of generated, automatically checked tasks: families of questions at rising levels, drawn from a seed.
 
 A question belongs to the held-out part if its hash says so, whatever the seed: no training prompt is ever an evaluation
 prompt, however small the space of questions is. Where the space is small, both parts hold fewer prompts than asked for,
@@ -18,19 +18,6 @@ from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.registry import Registry
 from jaxmix.core.validate import check_choice, check_count
 from jaxmix.data.tasks.prompts import PromptSet, exact_match, left_padded, right_padded
-
-__all__ = [
-    "HELD_OUT_PER_ARM",
-    "PARTS",
-    "TRAIN_PER_ARM",
-    "Family",
-    "build_suite",
-    "is_held_out",
-    "make",
-    "noise",
-    "registry",
-    "suite",
-]
 
 PARTS = ("train", "held_out")
 TRAIN_PER_ARM, HELD_OUT_PER_ARM = 4000, 64
@@ -84,7 +71,7 @@ def build_suite(
     seed: int = 0,
     families: Sequence[str] | None = None,
     levels: int | None = None,
-    has_noise: bool = True,
+    with_noise: bool = True,
 ) -> PromptSet:
     """The prompts of a suite; token 0 is the padding, 1 the end, the characters of `alphabet` follow.
 
@@ -98,7 +85,7 @@ def build_suite(
         seed: decides which instances are drawn, in either part.
         families: names of the families to take, in this order; `None`: all.
         levels: only levels below it; `None`: all.
-        has_noise: whether the families that cannot be learned take part, where `families` is `None`.
+        with_noise: whether the families that cannot be learned take part, where `families` is `None`.
 
     Returns:
         Prompts with `exact_match` as their reward, ordered by arm. How many of an arm there are is in `arms`.
@@ -112,7 +99,7 @@ def build_suite(
     check_count("make", "per_arm", count)
     if levels is not None:
         check_count("make", "levels", levels)
-    chosen = _chosen(known, families, has_noise)
+    chosen = _chosen(known, families, with_noise)
     index = {character: number for number, character in enumerate(alphabet, start=EOS + 1)}
     encode = lambda text: [index[character] for character in text]
     names: list[str] = []
@@ -150,7 +137,7 @@ def build_suite(
 
 
 def suite(name: str) -> tuple[Family, ...]:
-    """The families of a registered suite, for what depends on them: which arms can be learned, and so on."""
+    """The families of a registered suite, which say for instance which arms can be learned."""
     families = getattr(registry.get(name), "families", None)
     if families is None:
         raise ConfigError(f"the task suite {name!r} does not list its families", where="suite(name)")
@@ -171,9 +158,9 @@ def _distinct(family: Family, rng: np.random.Generator, level: int, count: int, 
     return list(found)[:count]
 
 
-def _chosen(known: Sequence[Family], families: Sequence[str] | None, has_noise: bool) -> list[Family]:
+def _chosen(known: Sequence[Family], families: Sequence[str] | None, with_noise: bool) -> list[Family]:
     if families is None:
-        return [family for family in known if family.is_learnable or has_noise]
+        return [family for family in known if family.is_learnable or with_noise]
     by_name = {family.name: family for family in known}
     for name in families:
         if name not in by_name:

@@ -1,6 +1,6 @@
 """The symbol suite: counts, running maxima, parities and sums, brackets and duplicates; none of it in the digit suite.
 
-It is there to confirm what was found on the digit suite. Its families share no rule with that suite's, and its levels
+It serves to confirm findings from the digit suite. Its families share no rule with that suite's, and its levels
 follow from one rule that was fixed before anything was trained on it: level i asks about 2 + i symbols (3 + i for
 counting and brackets, whose answers to two symbols are nearly always the same), five levels, whatever comes out.
 """
@@ -85,7 +85,7 @@ def symbols(
     seed: int = 0,
     families: Sequence[str] | None = None,
     levels: int | None = None,
-    has_noise: bool = True,
+    with_noise: bool = True,
 ) -> PromptSet:
     """Symbols in, symbols out: 30 arms that can be learned and two that cannot.
 
@@ -105,7 +105,7 @@ def symbols(
     smaller than what is asked for by default.
 
     Args:
-        part, per_arm, seed, families, levels, has_noise: see `build_suite`.
+        part, per_arm, seed, families, levels, with_noise: see `build_suite`.
 
     Example:
         >>> prompts = symbols(per_arm=1, families=["unique"], levels=3)
@@ -122,7 +122,7 @@ def symbols(
         seed=seed,
         families=families,
         levels=levels,
-        has_noise=has_noise,
+        with_noise=with_noise,
     )
 
 

@@ -105,7 +105,7 @@ def text_prompts(
 
 
 def _safe(score: Callable[[int, str], float], row: int, decode: Callable[[NDArray], str], tokens: NDArray) -> float:
-    """The score in [0, 1]; 0 where the scorer fails: what a policy writes must not stop its training."""
+    """The score in [0, 1]; 0 where the scorer fails, because no completion may stop the training."""
     try:
         value = float(score(row, decode(tokens)))
     except Exception:  # scorers parse what a model wrote, and may fail in any way

@@ -167,7 +167,7 @@ def test_parts_may_be_written_in_any_order_and_shards_be_added(tmp_path, whole):
 PROGRAM = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from test_embeddings import TEXTS, Letters
+from test_store import TEXTS, Letters
 from jaxmix.data.embeddings import write_embedding_store
 class Slow(Letters):
     def encode(self, texts):

@@ -125,7 +125,7 @@ def test_small_spaces_are_used_up_and_large_ones_filled():
 def test_parts_of_a_suite():
     prompts = tasks.make("digits", per_arm=3, families=["swap", "rev"], levels=2)
     assert prompts.arm_names == ("swap0", "swap1", "rev0", "rev1")
-    assert "rand" not in tasks.make("symbols", per_arm=1, has_noise=False).families
+    assert "rand" not in tasks.make("symbols", per_arm=1, with_noise=False).families
     rows = prompts.rows_by_arm(2)
     np.testing.assert_array_equal(rows, [[0, 1], [3, 4], [6, 7], [9, 10]])
     few = prompts.take([4, 9])

@@ -79,7 +79,7 @@ TOKENS = arrays(np.int32, (2, 2, 12), elements=st.integers(-(2**31), 2**31 - 1) 
 
 def test_long_reference_answers_can_be_left_out(tmp_path):
     lines = [{"question": "x", "answer": "long " * 40 + "#### 3"}]
-    prompts = gsm8k(written(tmp_path, lines), completion_length=12, is_targeted=False)
+    prompts = gsm8k(written(tmp_path, lines), completion_length=12, with_targets=False)
     assert prompts.targets is None
 
     @given(TOKENS)
