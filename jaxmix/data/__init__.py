@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from jaxmix.core.lazy import attach
 
-_HOMES = {
-    "EmbeddingStore": "embeddings",
-    "MixtureStream": "mixture.stream",
-    "PreparedSource": "prepared.store",
-    "SourceSpec": "sources.specs",
-    "bundled_corpus": "sources.corpora",
-    "byte_tokenizer": "tokenizers",
-    "hashed_ngrams": "hashing",
-    "load_tokenizer": "tokenizers",
-    "open_embedding_store": "embeddings",
-    "open_prepared": "prepared.store",
-    "prepare_corpus": "prepared.prepare",
-    "read_regmix": "run_tables",
-    "read_run_table": "run_tables",
-    "write_embedding_store": "embeddings",
-    "write_run_table": "run_tables",
-}
-
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"jaxmix.data.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'jaxmix.data' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "EmbeddingStore": "embeddings",
+        "MixtureStream": "mixture.stream",
+        "PreparedSource": "prepared.store",
+        "SourceSpec": "sources.specs",
+        "bundled_corpus": "sources.corpora",
+        "byte_tokenizer": "tokenizers",
+        "hashed_ngrams": "hashing",
+        "load_tokenizer": "tokenizers",
+        "open_embedding_store": "embeddings",
+        "open_prepared": "prepared.store",
+        "prepare_corpus": "prepared.prepare",
+        "read_regmix": "run_tables",
+        "read_run_table": "run_tables",
+        "write_embedding_store": "embeddings",
+        "write_run_table": "run_tables",
+    },
+)

@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from jaxmix.core.lazy import attach
 
-_HOMES = {
-    "EmbeddingCache": "pairs.embedding_cache",
-    "FinetuneResult": "rl.loop",
-    "FinetuneSettings": "rl.settings",
-    "OnlineReference": "pairs.step",
-    "PairPool": "pairs.stream",
-    "PairSettings": "pairs.step",
-    "PairStream": "pairs.stream",
-    "RunResult": "lm.loop",
-    "SelectionCost": "selection.cost",
-    "SelectionSettings": "selection.settings",
-    "TrainSettings": "lm.settings",
-    "ValidationSet": "lm.evaluate",
-    "build_pair_programs": "pairs.step",
-    "build_policy_programs": "rl.step",
-    "build_programs": "lm.programs",
-    "build_train_step": "lm.step",
-    "cache_key": "pairs.embedding_cache",
-    "describe_cost": "selection.cost",
-    "grpo_loss": "grpo",
-    "latest_by_step": "run.records",
-    "open_embeddings": "pairs.embedding_cache",
-    "random_shift": "pairs.stream",
-    "read_records": "run.records",
-    "recall": "pairs.retrieval",
-    "relative_step_cost": "selection.cost",
-    "run_finetuning": "rl.loop",
-    "run_pairs": "pairs.loop",
-    "run_training": "lm.loop",
-    "training_cost": "selection.cost",
-    "validation_set": "lm.evaluate",
-    "warm_start": "rl.start",
-    "write_embeddings": "pairs.embedding_cache",
-}
-
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"jaxmix.train.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'jaxmix.train' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "EmbeddingCache": "pairs.embedding_cache",
+        "FinetuneResult": "rl.loop",
+        "FinetuneSettings": "rl.settings",
+        "OnlineReference": "pairs.step",
+        "PairPool": "pairs.stream",
+        "PairSettings": "pairs.step",
+        "PairStream": "pairs.stream",
+        "RunResult": "lm.loop",
+        "SelectionCost": "selection.cost",
+        "SelectionSettings": "selection.settings",
+        "TrainSettings": "lm.settings",
+        "ValidationSet": "lm.evaluate",
+        "build_pair_programs": "pairs.step",
+        "build_policy_programs": "rl.step",
+        "build_programs": "lm.programs",
+        "build_train_step": "lm.step",
+        "cache_key": "pairs.embedding_cache",
+        "describe_cost": "selection.cost",
+        "grpo_loss": "grpo",
+        "latest_by_step": "run.records",
+        "open_embeddings": "pairs.embedding_cache",
+        "random_shift": "pairs.stream",
+        "read_records": "run.records",
+        "recall": "pairs.retrieval",
+        "relative_step_cost": "selection.cost",
+        "run_finetuning": "rl.loop",
+        "run_pairs": "pairs.loop",
+        "run_training": "lm.loop",
+        "training_cost": "selection.cost",
+        "validation_set": "lm.evaluate",
+        "warm_start": "rl.start",
+        "write_embeddings": "pairs.embedding_cache",
+    },
+)
