@@ -11,7 +11,7 @@ from jaxmix.core.types import Array, DomainVector
 from jaxmix.mixers.base import Feedback
 
 
-class Scanned(NamedTuple):
+class SuperBatchSums(NamedTuple):
     """What one selection shows; small, replicated. Sums run over the rows that were drawn unless they say otherwise.
 
     Attributes:

@@ -22,7 +22,7 @@ from jaxmix.train.lm.signals import GRADIENT_SIGNALS, build_gradient_signals
 from jaxmix.train.lm.state import RunState, step_sums, train_state_shardings
 from jaxmix.train.lm.step import build_train_step
 from jaxmix.train.run.optimizer import learning_rate_schedule, optimizer_with
-from jaxmix.train.selection.program import SelectingProgram, build_selecting, build_token_choice
+from jaxmix.train.selection.program import SelectionProgram, build_selection, build_token_choice
 from jaxmix.train.selection.settings import SelectionSettings, chooses_in_step, scan_of
 
 
@@ -35,7 +35,7 @@ class Programs(NamedTuple):
         learning_rate: step → rate, jitted.
         optimizer: the transformation inside `train_step`.
         mesh: where it all runs.
-        selecting: chooses what the train step trains on, see `with_selecting`; None: all that is drawn.
+        selection: chooses what the train step trains on, see `with_selection`; None: all that is drawn.
         known_selections: all that were made for runs with these programs.
     """
 
@@ -44,8 +44,8 @@ class Programs(NamedTuple):
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     mesh: Mesh
-    selecting: SelectingProgram | None = None
-    known_selections: tuple[SelectingProgram, ...] = ()
+    selection: SelectionProgram | None = None
+    known_selections: tuple[SelectionProgram, ...] = ()
 
 
 def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, mesh: Mesh) -> Programs:
@@ -77,7 +77,7 @@ def _train_step(
     )
 
 
-def with_selecting(
+def with_selection(
     programs: Programs,
     model: Model,
     settings: TrainSettings,
@@ -99,12 +99,12 @@ def with_selecting(
         num_domains: m.
     """
     if selection is None:
-        return programs._replace(selecting=None)
+        return programs._replace(selection=None)
     scan = scan_of(selection, mixer.needs)
     for known in programs.known_selections:
         if (known.settings, known.scan, known.batch_size) == (selection, scan, batch_size):
-            return programs._replace(selecting=known)
-    selecting = build_selecting(
+            return programs._replace(selection=known)
+    program = build_selection(
         model.apply,
         selection,
         scan=scan,
@@ -118,8 +118,8 @@ def with_selecting(
         step = _train_step(
             model, settings, programs.optimizer, num_domains=num_domains, mesh=programs.mesh, choose=choose
         )
-        selecting = selecting._replace(train_step=step)
-    return programs._replace(selecting=selecting, known_selections=(*programs.known_selections, selecting))
+        program = program._replace(train_step=step)
+    return programs._replace(selection=program, known_selections=(*programs.known_selections, program))
 
 
 def optimizer_of(settings: TrainSettings) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -143,14 +143,12 @@ class MixerPrograms(NamedTuple):
         weights: `(mixer_state) -> f32[m]`.
         loss_weights: `(mixer_state) -> f32[m]`, None for mixers that weight no losses.
         gradients: `(params, batch, held_out, mixer_key, step) -> signals`, None for mixers that need none.
-        is_blind: the mixer needs no signal, so that its weights are known before the step they follow has run.
     """
 
     advance: Callable[[RunState, Feedback, int], tuple[Any, Feedback, Any]]
     weights: Callable[[Any], jax.Array]
     loss_weights: Callable[[Any], jax.Array] | None
     gradients: Callable[..., dict[str, jax.Array]] | None
-    is_blind: bool
 
 
 def build_mixer_programs(
@@ -171,14 +169,14 @@ def build_mixer_programs(
         sums = Feedback(**{name: getattr(feedback, name) for name in step_sums(mixer.needs)})
         if (step + 1) % mixer.cadence.update != 0:
             return state.mixer, add(state.pending, sums), None
-        measured, pending = Feedback(), state.pending
+        summed, pending = Feedback(), state.pending
         if mixer.needs:
             if mixer.cadence.update > 1:
                 sums = add(pending, sums)
                 pending = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), pending)
-            measured = dataclasses.replace(feedback, **{name: getattr(sums, name) for name in step_sums(mixer.needs)})
+            summed = dataclasses.replace(feedback, **{name: getattr(sums, name) for name in step_sums(mixer.needs)})
         on_mesh = jax.device_put(np.uint32(step), everywhere)
-        mixer_state, info = update(state.mixer, state.mixer_key, on_mesh, measured)
+        mixer_state, info = update(state.mixer, state.mixer_key, on_mesh, summed)
         return mixer_state, pending, info
 
     gradients = None
@@ -203,5 +201,4 @@ def build_mixer_programs(
         jax.jit(mixer.weights, out_shardings=everywhere),
         None if mixer.loss_weights is None else jax.jit(mixer.loss_weights, out_shardings=everywhere),
         gradients,
-        is_blind=not mixer.needs,
     )

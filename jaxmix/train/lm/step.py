@@ -14,7 +14,7 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, DomainVector
 from jaxmix.mixers.base import Feedback
 from jaxmix.models.base import token_loss
-from jaxmix.train.lm.domain_sums import Scanned, loss_sums_by_domain
+from jaxmix.train.lm.domain_sums import SuperBatchSums, loss_sums_by_domain
 from jaxmix.train.lm.state import TrainState
 from jaxmix.train.run.micro_batches import split_rows
 from jaxmix.train.run.update import guarded_update
@@ -54,7 +54,7 @@ class StepInfo(NamedTuple):
         grad_norm: f32[], global norm before clipping.
         skipped: i32[], updates skipped so far.
         consecutive_skipped: i32[], how many of the latest steps in a row were skipped.
-        scanned: what the step chose its tokens from, with `choose`; None without.
+        drawn: what the step chose its tokens from, with `choose`; None without.
     """
 
     feedback: Feedback
@@ -62,7 +62,7 @@ class StepInfo(NamedTuple):
     grad_norm: Array
     skipped: Array
     consecutive_skipped: Array
-    scanned: Scanned | None = None
+    drawn: SuperBatchSums | None = None
 
 
 def build_train_step(
@@ -72,7 +72,7 @@ def build_train_step(
     num_domains: int,
     normalization: str = "token_mean",
     accumulate: int = 1,
-    choose: Callable[[Array, Batch], tuple[Batch, Scanned]] | None = None,
+    choose: Callable[[Array, Batch], tuple[Batch, SuperBatchSums]] | None = None,
     out_shardings: Any = None,
 ) -> Callable[..., tuple[TrainState, StepInfo]]:
     """Builds `step(state, batch, loss_weights=None) -> (state, info)`, jitted, with `state` donated.
@@ -96,9 +96,9 @@ def build_train_step(
         num_domains: m; `batch["domain"]` holds ids below it, and −1 for rows that do not count.
         normalization: a key of `NORMALIZATIONS`.
         accumulate: number of micro-batches the batch is cut into, ≥ 1; it must divide the rows of each device.
-        choose: `(loss f32[b, t], batch) -> (batch, scanned)` takes targets out by the losses of this very forward pass,
-            which no gradient passes through (`train.selecting.build_token_choice`). Every token is then in one pass:
-            not with `accumulate` above 1.
+        choose: `(loss f32[b, t], batch) -> (batch, drawn)` takes targets out by the losses of this very forward pass,
+            which no gradient passes through; see `build_token_choice`. Every token is then in one pass: not with
+            `accumulate` above 1.
         out_shardings: shardings of `(state, info)`; with them the state keeps its layout from step to step.
 
     Shapes:
@@ -135,12 +135,12 @@ def build_train_step(
     def choosing_objective(params: Any, batch: Batch, loss_weights: DomainVector) -> tuple[Array, Any]:
         assert choose is not None
         loss, regularizer = token_loss(apply(params, batch))
-        chosen, scanned = choose(jax.lax.stop_gradient(loss), batch)
+        chosen, drawn = choose(jax.lax.stop_gradient(loss), batch)
         kept = chosen["targets"] >= 0
         loss, regularizer = jax.tree.map(lambda x: jnp.where(kept, x, 0.0), (loss, regularizer))
         counts = count(chosen)
         total, sums = total_and_sums(loss, regularizer, chosen, token_weights(counts, loss_weights))
-        return total, (sums, counts, scanned)
+        return total, (sums, counts, drawn)
 
     def count(batch: Batch) -> DomainVector:
         valid = batch["targets"] >= 0 if "targets" in batch else jnp.ones_like(batch["tokens"], bool)
@@ -165,16 +165,16 @@ def build_train_step(
 
     def step(state: TrainState, batch: Batch, loss_weights: DomainVector | None = None) -> tuple[TrainState, StepInfo]:
         loss_weights = jnp.ones(num_domains, jnp.float32) if loss_weights is None else loss_weights
-        scanned = None
+        drawn = None
         if choose is None:
             counts = count(batch)
             total, sums, grads = accumulated(state.params, batch, token_weights(counts, loss_weights))
         else:
             choosing = jax.value_and_grad(choosing_objective, has_aux=True)
-            (total, (sums, counts, scanned)), grads = choosing(state.params, batch, loss_weights)
+            (total, (sums, counts, drawn)), grads = choosing(state.params, batch, loss_weights)
         new_state, grad_norm, is_finite = guarded_update(state, total, grads, optimizer)
         loss = jnp.sum(sums["loss_sum"]) / jnp.maximum(jnp.sum(counts), 1.0)
         feedback = Feedback(**{k: jnp.where(is_finite, x, 0.0) for k, x in {**sums, "token_count": counts}.items()})
-        return new_state, StepInfo(feedback, loss, grad_norm, new_state.skipped, new_state.consecutive_skipped, scanned)
+        return new_state, StepInfo(feedback, loss, grad_norm, new_state.skipped, new_state.consecutive_skipped, drawn)
 
     return jax.jit(step, donate_argnums=0, **({} if out_shardings is None else {"out_shardings": out_shardings}))

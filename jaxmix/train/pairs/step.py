@@ -31,20 +31,20 @@ _SELECT, _SHUFFLE, _AUGMENT = 0, 1, 2
 """Streams of random numbers of a run; each step folds its number into its own of each."""
 
 
-@state(version=1)
+@state(version=2)
 class PairState:
     """What a run on pairs carries from step to step.
 
     Attributes:
         train: parameters, optimizer state, counters.
         key: typed; selections, shuffles and augmentations of step s follow from it and s.
-        pending: i32[b], with stale scoring the rows of the next step's super-batch to train on, chosen already; else
+        next_rows: i32[b], with stale scoring the rows of the next step's super-batch to train on, chosen already; else
             a single −1 (a checkpoint holds no empty arrays).
     """
 
     train: TrainState
     key: Any
-    pending: Any
+    next_rows: Any
 
 
 class OnlineReference(NamedTuple):
@@ -323,8 +323,8 @@ def build_pair_programs(
         return finish(state, value, grads, indices, info)
 
     def pending_step(state: PairState, batch: Any) -> tuple[PairState, PairInfo]:
-        value, grads = train(state, batch, state.pending, None)
-        return finish(state, value, grads, state.pending, None)
+        value, grads = train(state, batch, state.next_rows, None)
+        return finish(state, value, grads, state.next_rows, None)
 
     def select(params: Any, key: Any, step: Array, batch: Any, frozen: Any) -> Any:
         return choose(params, batch, key, step, frozen)[:2]
@@ -346,7 +346,7 @@ def build_pair_programs(
         # The selection is dispatched first: the update donates the parameters that it reads.
         indices, info = run_select(state.train.params, state.key, next_number(state.train.step), next_batch)
         state, shown = compiled_pending(state, batch)
-        return dataclasses.replace(state, pending=indices), shown._replace(selection=info)
+        return dataclasses.replace(state, next_rows=indices), shown._replace(selection=info)
 
     return PairPrograms(
         step=run_stale if is_stale else run_fresh,
@@ -370,7 +370,7 @@ def build_pair_programs(
 def init_pair_state(key: Any, model: Any, programs: PairPrograms) -> PairState:
     """Parameters, optimizer state and base key of a new run, laid out on the mesh.
 
-    With stale scoring `pending` has to be filled from step 0's super-batch by `programs.select` before the first step.
+    With stale scoring, fill `next_rows` from step 0's super-batch by `programs.select` before the first step.
     """
     init_key, base = jax.random.split(key)
     train = init_train_state(init_key, model, programs.optimizer, programs.mesh)

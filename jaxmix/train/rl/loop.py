@@ -1,6 +1,6 @@
-"""The loop of reinforcement fine-tuning: checkpoint → evaluate → draw → roll out → reward → collect → update → log.
+"""The loop of reinforcement fine-tuning, whose steps draw → roll out → reward → collect → update.
 
-Of each step the host fetches one thing, the tokens to be rewarded, and sends one back, the rewards.
+Within a step the host waits for one thing, the tokens to be rewarded, and sends one back, the rewards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.core.sharding import batch_sharding, build_mesh, process_shard, replicated, use_mesh
+from jaxmix.core.sharding import batch_sharding, build_mesh, process_shard, replicated
 from jaxmix.curricula.base import Bandit
 from jaxmix.curricula.cursors import prompt_cursors
 from jaxmix.data.tasks.prompts import PromptSet
 from jaxmix.models.base import Model
-from jaxmix.train.rl.log import FinetuneLog, RolloutWindow
 from jaxmix.train.rl.settings import FinetuneSettings
 from jaxmix.train.rl.step import (
     FinetuneState,
     PolicyPrograms,
+    UpdateInfo,
     build_curriculum_programs,
     build_policy_programs,
     init_policy,
 )
-from jaxmix.train.run.checkpoint import Checkpointer, check_same_run
-from jaxmix.train.run.interrupt import Interruption, interrupted
+from jaxmix.train.run.driver import Driver, End, Hook, Loop, Record, View
 from jaxmix.train.run.trackers import Tracker
 
 _PARAMS, _CURSORS, _STEPS, _EVALUATION = range(4)
@@ -79,6 +78,7 @@ def run_finetuning(
     initial_params: Any = None,
     mesh: Mesh | None = None,
     programs: PolicyPrograms | None = None,
+    hooks: Sequence[Hook] = (),
     trackers: Sequence[Tracker] = (),
     provenance: Mapping[str, Any] | None = None,
     label: str = "finetune",
@@ -109,6 +109,7 @@ def run_finetuning(
         initial_params: of the policy, from `warm_start` say; they are copied. None: fresh ones.
         mesh: all devices along "data" by default.
         programs: from `build_policy_programs` with the same model and settings, to share compiled code between runs.
+        hooks: evaluations of your own, see `Hook`.
         trackers: besides the files.
         provenance: plain values, kept in every checkpoint.
         label: in front of progress lines.
@@ -117,8 +118,8 @@ def run_finetuning(
     Raises:
         ConfigError: before any file or device is touched: settings, prompts, bandit and model do not fit one another;
             or the run in `run_dir` is another one.
-        RunError: interrupted (SIGINT, SIGTERM; saved first), a reward outside [0, 1], or too many updates in a row that
-            were not finite.
+        RunError: interrupted (SIGINT, SIGTERM; saved first), a reward outside [0, 1], a hook failed, or too many
+            updates in a row were not finite.
     """
     table = prompts.rows_by_arm() if kept is None else np.asarray(kept, np.int32)
     _check(model, prompts, bandit, table, evaluation, settings)
@@ -138,8 +139,9 @@ def run_finetuning(
             where="run_finetuning(programs)",
             fix="Build them from these settings, or leave them out.",
         )
-    run = _Run(Path(run_dir), model, prompts, bandit, table, evaluation, settings, programs, dict(provenance or {}))
-    return run.execute(initial_params, trackers, label, show_progress and jax.process_index() == 0)
+    about = dict(provenance or {})
+    loop = _FinetuneLoop(model, prompts, bandit, table, evaluation, settings, programs, initial_params, about)
+    return Driver(loop, run_dir, hooks=hooks, trackers=trackers, label=label, show_progress=show_progress).run()
 
 
 def _check(
@@ -183,12 +185,38 @@ def _check(
         )
 
 
-class _Run:
-    """The mutable middle of `run_finetuning`."""
+class _Logged(NamedTuple):
+    """What a record needs of the devices besides the metrics: see `CurriculumPrograms` and `CursorState`."""
+
+    probabilities: Any
+    drawn: Any
+
+
+class _Groups(NamedTuple):
+    """What one step generated and what was learned from it.
+
+    Attributes:
+        arms: i32[b], of the groups.
+        rewards: f32[b, g].
+        is_live: bool[b], whether a group has a gradient.
+        tokens: completions' tokens that are not padding.
+        infos: of the updates.
+        logged: with steps that a record follows.
+    """
+
+    arms: np.ndarray
+    rewards: np.ndarray
+    is_live: np.ndarray
+    tokens: int
+    infos: list[UpdateInfo]
+    logged: _Logged | None
+
+
+class _FinetuneLoop(Loop[FinetuneResult]):
+    state: FinetuneState
 
     def __init__(
         self,
-        run_dir: Path,
         model: Model,
         prompts: PromptSet,
         bandit: Bandit,
@@ -196,62 +224,33 @@ class _Run:
         evaluation: PromptSet,
         settings: FinetuneSettings,
         programs: PolicyPrograms,
+        initial_params: Any,
         provenance: dict[str, Any],
     ):
-        self.run_dir, self.model, self.prompts, self.bandit = run_dir, model, prompts, bandit
-        self.table, self.evaluation, self.settings, self.programs = table, evaluation, settings, programs
-        self.provenance = provenance
+        super().__init__(settings, programs.mesh)
+        self.model, self.prompts, self.bandit, self.names = model, prompts, bandit, prompts.arm_names
+        self.table, self.evaluation, self.programs = table, evaluation, programs
+        self.initial_params, self.provenance = initial_params, provenance
         self.count = 0  # groups in the buffer
         self.waited = 0  # batches since the last update
-        self.evaluated_at: int | None = None
+        self.tokens = 0  # generated in this session
+        self.updates = 0  # optimizer steps attempted
+        self.skipped = 0
         self.solved: dict[str, float] = {}
+        self.seconds["reward"] = 0.0
 
-    def execute(
-        self, initial_params: Any, trackers: Sequence[Tracker], label: str, show_progress: bool
-    ) -> FinetuneResult:
-        with Interruption() as interruption, use_mesh(self.programs.mesh):
-            reports: list[str] = []
-            self.checkpointer = Checkpointer(
-                self.run_dir / "checkpoints", keep=self.settings.keep, report=reports.append
-            )
-            try:
-                meta = self._begin(initial_params)
-                start = 0 if meta is None else int(meta["step"])
-                self.log = FinetuneLog(
-                    self.run_dir,
-                    self.prompts.arm_names,
-                    settings=self.settings,
-                    trackers=trackers,
-                    first=start,
-                    label=label,
-                    show_progress=show_progress,
-                )
-                try:
-                    for line in reports:
-                        self.log.note(line)
-                    if meta is not None:
-                        self.log.window = RolloutWindow.from_json(meta["window"])
-                        self.log.note(f"resumed at step {start}")
-                    return self._train(start, None if meta is None else start, interruption)
-                finally:
-                    self.log.close()
-            finally:
-                self.checkpointer.close()
-
-    def _begin(self, initial_params: Any) -> Mapping[str, Any] | None:
-        """Sets everything up, from the newest checkpoint if there is one, whose JSON part is returned."""
-        mesh, settings = self.programs.mesh, self.settings
-        whole = replicated(mesh)
+    def init(self) -> FinetuneState:
+        whole, settings = replicated(self.mesh), self.settings
         cursors = prompt_cursors(self.table)
-        self.curriculum = build_curriculum_programs(self.bandit, cursors, batch_size=settings.prompts, mesh=mesh)
+        self.curriculum = build_curriculum_programs(self.bandit, cursors, batch_size=settings.prompts, mesh=self.mesh)
         self.device_prompts = jax.device_put(self.prompts.tokens, whole)
-        self.eval_prompts = self._place_evaluation()
+        self.eval_batches = self._place_evaluation()
         key = jax.random.key(settings.seed)
         fold = lambda stream: jax.random.fold_in(key, stream)
-        train = init_policy(fold(_PARAMS), self.model, self.programs, initial_params)
+        train = init_policy(fold(_PARAMS), self.model, self.programs, self.initial_params)
         place = lambda tree: jax.tree.map(lambda x: jax.device_put(x, whole), tree)
         self.eval_key = place(fold(_EVALUATION))
-        self.state = FinetuneState(
+        return FinetuneState(
             train=train,
             reference=jax.tree.map(jnp.copy, train.params) if settings.kl_weight > 0 else None,
             bandit=place(self.bandit.init()),
@@ -260,18 +259,8 @@ class _Run:
             key=place(fold(_STEPS)),
             step=place(jnp.int32(0)),
         )
-        if self.checkpointer.begins_afresh(settings.resume):
-            return None
-        if (stored := self.checkpointer.peek()) is not None:
-            check_same_run(stored, self._identity(), self.run_dir)
-        restored = self.checkpointer.restore(self.state)
-        assert restored is not None
-        self.state = restored.state
-        self.count, self.waited = int(restored.meta["count"]), int(restored.meta["waited"])
-        return {**restored.meta, "step": restored.step}
 
-    def _identity(self) -> dict[str, Any]:
-        """What the arrays of a checkpoint do not show: with another one the run would silently be a different run."""
+    def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for array in (self.prompts.tokens, self.prompts.arms, self.table):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -283,67 +272,58 @@ class _Run:
             "prompts": digest.hexdigest()[:16],
         }
 
-    # ── the order of a step ─────────────────────────────────────────────────────────────────────────────────────────
+    def meta(self) -> dict[str, Any]:
+        return {"count": self.count, "waited": self.waited, "provenance": self.provenance}
 
-    def _train(self, start: int, resumed_from: int | None, interruption: Interruption) -> FinetuneResult:
-        settings, step = self.settings, start
-        while step < settings.steps:
-            if step % settings.checkpoint_every == 0 and step not in (0, resumed_from):
-                self._save(step)
-            if interruption.is_requested(step):
-                self._save(step)
-                self.checkpointer.wait()
-                raise interrupted(step, self.run_dir)
-            if step % settings.eval_every == 0:
-                self._evaluate(step)
-            self._step()
-            step += 1
-            if step % settings.log_every == 0 or step == settings.steps:
-                self._record(step)
-        if self.evaluated_at != step:
-            self._evaluate(step)
-        if step != resumed_from:
-            self._save(step)
-            self.checkpointer.wait()
-        return self._result(step, resumed_from)
+    def restore(self, step: int, meta: Mapping[str, Any], *, is_model_alone: bool) -> list[str]:
+        self.count, self.waited = int(meta["count"]), int(meta["waited"])
+        counters = jax.device_get((self.state.train.step, self.state.train.skipped))
+        self.updates, self.skipped = (int(x) for x in counters)
+        return []
 
-    def _step(self) -> None:
+    # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def step(self, step: int, batch: None) -> tuple[UpdateInfo | None, _Groups]:
         state, settings, programs = self.state, self.settings, self.programs
         draw = self.curriculum.draw(state.bandit, state.cursors, state.key, state.step, self.device_prompts)
         made = programs.rollout(state.train.params, draw.key, draw.prompts)
-        rows, tokens, skipped = jax.device_get((draw.rows, made.tokens, state.train.consecutive_skipped))
-        self._check_skipped(int(skipped))
+        rows, tokens = jax.device_get((draw.rows, made.tokens))
         rewards = self._rewards(rows, tokens)
         is_live = np.isfinite(rewards).all(axis=1) & (rewards != rewards[:, :1]).any(axis=1)
-        self.log.window.add_rollouts(self.prompts.arms[rows], rewards, is_live)
-        self.log.generated += int((tokens != self.prompts.pad_id).sum())
 
         kept = self._kept(rewards, is_live)
-        sent, sent_kept = jax.device_put((rewards, kept), replicated(programs.mesh))
+        sent, sent_kept = jax.device_put((rewards, kept), replicated(self.mesh))
         bandit = self.curriculum.absorb(state.bandit, draw.arms, sent)
         buffer = programs.collect(state.buffer, draw.prompts, made, sent, sent_kept)
         self.state = dataclasses.replace(state, bandit=bandit, cursors=draw.cursors, buffer=buffer, step=draw.step)
         self.count = min(self.count + int(kept.sum()), settings.capacity)
         self.waited += 1
+        infos = []
         while self.count >= settings.groups or (self.count > 0 and self.waited >= settings.patience):
-            self._update()
+            infos.append(self._update_policy())
+        logged = None
+        if self.is_logged(step + 1):
+            logged = _Logged(self.curriculum.probabilities(bandit), draw.cursors.drawn)
+        generated = int((tokens != self.prompts.pad_id).sum())
+        groups = _Groups(self.prompts.arms[rows], rewards, is_live, generated, infos, logged)
+        return infos[-1] if infos else None, groups
 
     def _kept(self, rewards: np.ndarray, is_live: np.ndarray) -> np.ndarray:
         """bool[b], the groups of a batch that are trained on."""
         if not self.settings.waits:
             return np.ones_like(is_live)
         if self.settings.refill and self.curriculum.keep is not None:
-            sent = jax.device_put(rewards, replicated(self.programs.mesh))
+            sent = jax.device_put(rewards, replicated(self.mesh))
             return np.asarray(jax.device_get(self.curriculum.keep(sent)))
         return is_live
 
-    def _update(self) -> None:
+    def _update_policy(self) -> UpdateInfo:
         state = self.state
         train, buffer, info = self.programs.update(state.train, state.reference, state.buffer)
         self.state = dataclasses.replace(state, train=train, buffer=buffer)
-        self.log.window.add_update(info)
         self.count = max(self.count - self.settings.groups, 0)
         self.waited = 0
+        return info
 
     def _rewards(self, rows: np.ndarray, completions: np.ndarray) -> np.ndarray:
         """f32[b, g]: this process asks for its share of the groups and receives the others'."""
@@ -362,39 +342,34 @@ class _Run:
             from jax.experimental import multihost_utils
 
             rewards = np.asarray(multihost_utils.process_allgather(rewards, tiled=True))
-        self.log.reward_seconds += time.perf_counter() - began
+        self.seconds["reward"] += time.perf_counter() - began
         return rewards
 
-    def _check_skipped(self, skipped: int) -> None:
-        if skipped >= self.settings.max_consecutive_skipped:
-            raise RunError(
-                f"{skipped} updates in a row had a loss or gradient that was not finite",
-                where="train.max_consecutive_skipped",
-                fix="Lower the learning rate.",
-            )
-
-    # ── evaluation, records, checkpoints ────────────────────────────────────────────────────────────────────────────
+    # ── evaluation and records ──────────────────────────────────────────────────────────────────────────────────────
 
     def _place_evaluation(self) -> list[tuple[int, Any]]:
-        """Held-out prompts in pieces of one size, the last one filled up: (how many count, i32[e, p]) of each."""
-        mesh, tokens = self.programs.mesh, self.evaluation.tokens
+        """Held-out prompts in batches of one size, the last one filled up: (how many count, i32[e, p]) of each."""
+        mesh, tokens = self.mesh, self.evaluation.tokens
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         size = -(-min(self.settings.eval_batch, len(tokens)) // shards) * shards
-        pieces = []
+        batches = []
         for first in range(0, len(tokens), size):
             part = tokens[first : first + size]
             filled = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
-            pieces.append((len(part), jax.device_put(filled, batch_sharding(mesh))))
-        return pieces
+            batches.append((len(part), jax.device_put(filled, batch_sharding(mesh))))
+        return batches
 
-    def _evaluate(self, step: int) -> None:
-        self.evaluated_at = step
-        base = jax.random.fold_in(self.eval_key, step)
+    def evaluations(self) -> Sequence[Hook]:
+        return [Hook(self.settings.eval_every, self._evaluate, "eval")]
+
+    def _evaluate(self, view: View) -> dict[str, float]:
+        """Solve rates on the held-out prompts."""
+        base = jax.random.fold_in(self.eval_key, view.step)
         made = [
-            self.programs.evaluate(self.state.train.params, jax.random.fold_in(base, i), piece)
-            for i, (_, piece) in enumerate(self.eval_prompts)
+            self.programs.evaluate(view.params, jax.random.fold_in(base, i), prompts)
+            for i, (_, prompts) in enumerate(self.eval_batches)
         ]
-        parts = [tokens[:n] for tokens, (n, _) in zip(jax.device_get(made), self.eval_prompts, strict=True)]
+        parts = [tokens[:n] for tokens, (n, _) in zip(jax.device_get(made), self.eval_batches, strict=True)]
         rewards = self.evaluation.reward(np.arange(len(self.evaluation)), np.concatenate(parts))
         by_prompt = np.asarray(rewards, np.float64).mean(axis=1)
         arms = self.evaluation.arms
@@ -404,11 +379,50 @@ class _Run:
             if (arms == arm).any()
         }
         self.solved["mean"] = float(np.mean(list(self.solved.values())))
-        self.log.evaluation(step, self._currencies(step), self.solved)
-        self.log.note(f"step {step}: {self.solved['mean']:.4f} of the held-out prompts solved")
+        view.note(f"step {view.step}: {self.solved['mean']:.4f} of the held-out prompts solved")
+        return {f"solve/{name}": value for name, value in self.solved.items()}
 
-    def _currencies(self, step: int) -> dict[str, int]:
+    def measure(self, info: UpdateInfo | None, groups: _Groups) -> None:
+        num_arms = len(self.names)
+        # A verifier that failed (nan) counts as not solved.
+        solved = np.nan_to_num(groups.rewards.astype(np.float64)).mean(axis=1)
+        self.metrics.add(
+            {
+                "slots": np.bincount(groups.arms, minlength=num_arms),
+                "solved": np.bincount(groups.arms, weights=solved, minlength=num_arms),
+                "live": groups.is_live.sum(),
+                "updates": len(groups.infos),
+            }
+        )
+        for shown in groups.infos:
+            self.metrics.add({f"train/{name}": value for name, value in shown.averages().items()})
+        self.updates += len(groups.infos) * self.settings.updates_per_batch
+        self.skipped = self.skipped if info is None else int(info.skipped)
+        self.tokens += groups.tokens
+
+    def record(self, step: int, info: UpdateInfo | None, groups: _Groups) -> Record:
+        """An arm that was not drawn has no solve rate, an interval without updates no loss."""
+        assert groups.logged is not None
+        probabilities, drawn = groups.logged
+        sums = self.metrics.take()
+        slots, solved, updates = sums["slots"], sums["solved"], float(sums["updates"])
+        total = max(float(slots.sum()), 1.0)
+        fields: dict[str, Any] = self._currencies(step, drawn, self.updates)
+        fields |= {name: float(sums[name]) / updates for name in sums if name.startswith("train/")}
+        fields |= {"reward/mean": float(solved.sum()) / total, "reward/live_share": float(sums["live"]) / total}
+        for name, count, sum_of_arm in zip(self.names, slots.tolist(), solved.tolist(), strict=True):
+            fields[f"arm/share/{name}"] = count / total
+            if count > 0:
+                fields[f"arm/solve/{name}"] = sum_of_arm / count
+        fields["train/skipped"] = self.skipped
+        fields |= {f"bandit/probability/{n}": float(p) for n, p in zip(self.names, probabilities, strict=True)}
+        return Record(fields, self.tokens, probabilities)
+
+    def position(self, step: int) -> dict[str, int]:
         drawn, updates = jax.device_get((self.state.cursors.drawn, self.state.train.step))
+        return self._currencies(step, drawn, updates)
+
+    def _currencies(self, step: int, drawn: np.ndarray, updates: Any) -> dict[str, Any]:
         sizes = (self.table >= 0).sum(axis=1)
         # Without replacement within an epoch: an arm has shown as many different prompts as it has drawn, or all.
         return {
@@ -418,33 +432,16 @@ class _Run:
             "updates": int(updates),
         }
 
-    def _record(self, step: int) -> None:
-        probabilities, skipped = jax.device_get(
-            (self.curriculum.probabilities(self.state.bandit), self.state.train.skipped)
-        )
-        self.log.train(step, self._currencies(step), probabilities, int(skipped))
-
-    def _save(self, step: int) -> None:
-        meta = {
-            **self._identity(),
-            "count": self.count,
-            "waited": self.waited,
-            "window": self.log.window.to_json(),
-            "provenance": self.provenance,
-        }
-        self.log.save_blocked += self.checkpointer.save(step, self.state, meta)
-
-    def _result(self, step: int, resumed_from: int | None) -> FinetuneResult:
-        currencies = self._currencies(step)
+    def result(self, end: End) -> FinetuneResult:
         probabilities, skipped = jax.device_get(
             (self.curriculum.probabilities(self.state.bandit), self.state.train.skipped)
         )
         return FinetuneResult(
-            steps=step,
-            **currencies,
+            steps=end.steps,
+            **self.position(end.steps),
             final_eval=self.solved,
-            probabilities=dict(zip(self.prompts.arm_names, map(float, probabilities), strict=True)),
+            probabilities=dict(zip(self.names, map(float, probabilities), strict=True)),
             skipped_updates=int(skipped),
-            resumed_from=resumed_from,
+            resumed_from=end.resumed_from,
             params=self.state.train.params,
         )

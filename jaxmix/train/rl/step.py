@@ -97,13 +97,14 @@ class Draw(NamedTuple):
 
 
 class UpdateInfo(NamedTuple):
-    """What one update shows, f32[] each, averaged over its optimizer steps.
+    """What one update shows, averaged over its optimizer steps, and the counters after it.
 
     Attributes:
         loss: of `grpo_loss`.
         grad_norm: before clipping.
         clip_low, clip_high, kl, drift: see `GrpoInfo`.
         surprise: mean −log-probability of the tokens trained on, an estimate of the policy's entropy there.
+        skipped, consecutive_skipped: see `TrainState`.
     """
 
     loss: Array
@@ -113,6 +114,12 @@ class UpdateInfo(NamedTuple):
     kl: Array
     drift: Array
     surprise: Array
+    skipped: Array
+    consecutive_skipped: Array
+
+    def averages(self) -> dict[str, Any]:
+        """All but the counters, by name."""
+        return {name: value for name, value in self._asdict().items() if "skipped" not in name}
 
 
 class CurriculumPrograms(NamedTuple):
@@ -275,15 +282,16 @@ def build_policy_programs(
             count = lambda x: jnp.sum(x, dtype=jnp.float32)
             stepper = scaled(optimizer, count(is_live & is_present) / jnp.maximum(count(is_present), 1.0))
 
-        def once(train: TrainState, _: None) -> tuple[TrainState, UpdateInfo]:
+        def once(train: TrainState, _: None) -> tuple[TrainState, Array]:
             (loss, sums), grads = gradient(train.params, pieces)
             result = guarded_update(train, loss, grads, stepper)
             means = sums / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
-            return result.state, UpdateInfo(loss, result.grad_norm, *means)
+            return result.state, jnp.stack([loss, result.grad_norm, *means])
 
-        train, infos = jax.lax.scan(once, train, None, length=settings.updates_per_batch)
+        train, shown = jax.lax.scan(once, train, None, length=settings.updates_per_batch)
+        info = UpdateInfo._make([*jnp.mean(shown, axis=0), train.skipped, train.consecutive_skipped])
         rest = jax.tree.map(lambda x: jnp.roll(x, -groups, axis=0) if x.ndim else jnp.maximum(x - groups, 0), buffer)
-        return train, rest, jax.tree.map(jnp.mean, infos)
+        return train, rest, info
 
     def gradient(params: Any, pieces: Any) -> Any:
         """((loss, sums), gradient) over all pieces."""

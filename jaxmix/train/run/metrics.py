@@ -1,76 +1,73 @@
-"""What has been measured since the last metrics record, kept on the host and in every checkpoint."""
+"""What a run has measured, kept on the host and in every checkpoint."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 
-class LogWindow:
-    """Sums per-domain losses over the steps between two records, in float64.
+class Metrics:
+    """Named values of any shape in float64, so that a resumed run writes the records of the uninterrupted one.
 
-    `to_json` and `from_json` keep every bit, so that a resumed run writes the record that the uninterrupted one did.
+    Attributes:
+        recent: sums since the last record.
+        total: sums since the start of the run.
+        latest: the newest values, flattened.
+        changed: names in `latest` whose value is another one than in the last record.
     """
 
-    def __init__(self, num_domains: int):
-        self._loss_sum = np.zeros(num_domains)
-        self._token_count = np.zeros(num_domains)
-        self._extras: dict[str, list[float]] = {}
-        self._unwritten: set[str] = set()
+    def __init__(self) -> None:
+        self.recent: dict[str, np.ndarray] = {}
+        self.total: dict[str, np.ndarray] = {}
+        self.latest: dict[str, np.ndarray] = {}
+        self.changed: set[str] = set()
 
-    def add(self, loss_sum: np.ndarray, token_count: np.ndarray, extras: dict[str, Any]) -> None:
-        """Adds one step's sums; `extras` are the mixer's latest named matrices [m, m], vectors [m] or scalars."""
-        self._loss_sum += loss_sum.astype(np.float64)
-        self._token_count += token_count.astype(np.float64)
-        for name, value in extras.items():
-            plain = np.asarray(value, np.float64).ravel().tolist()
-            if plain != self._extras.get(name):
-                self._unwritten.add(name)
-            self._extras[name] = plain
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Adds to the sums since the last record."""
+        _add(self.recent, values)
 
-    def take(self, names: tuple[str, ...]) -> dict[str, float]:
-        """Returns the record's fields and starts afresh.
+    def add_total(self, values: Mapping[str, Any]) -> None:
+        """Adds to the sums since the start."""
+        _add(self.total, values)
 
-        A domain that was not drawn has no field. A matrix is written only after it has changed: entry (i, j) of
-        `extra` as `mix/extra/<name i>/<name j>`.
-        """
-        fields: dict[str, float] = {}
-        total = float(self._token_count.sum())
-        if total > 0:
-            fields["train/loss"] = float(self._loss_sum.sum()) / total
-        for name, loss, count in zip(names, self._loss_sum.tolist(), self._token_count.tolist(), strict=True):
-            if count > 0:
-                fields[f"train/loss/{name}"] = loss / count
-        for extra, values in sorted(self._extras.items()):
-            if len(values) == len(names):
-                fields.update({f"mix/{extra}/{name}": v for name, v in zip(names, values, strict=True)})
-            elif len(values) == 1:
-                fields[f"mix/{extra}"] = values[0]
-            elif len(values) == len(names) ** 2 and extra in self._unwritten:
-                pairs = [(row, column) for row in names for column in names]
-                fields.update({f"mix/{extra}/{r}/{c}": v for (r, c), v in zip(pairs, values, strict=True)})
-        self._unwritten.clear()
-        self._loss_sum[:] = 0.0
-        self._token_count[:] = 0.0
-        return fields
+    def keep(self, values: Mapping[str, Any]) -> None:
+        """Takes the place of earlier values."""
+        for name, value in values.items():
+            flat = np.asarray(value, np.float64).ravel()
+            if name not in self.latest or not np.array_equal(flat, self.latest[name]):
+                self.changed.add(name)
+            self.latest[name] = flat
+
+    def take(self) -> dict[str, np.ndarray]:
+        """Returns the sums since the last record and begins new ones."""
+        recent, self.recent = self.recent, {}
+        return recent
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain numbers; Python's shortest float form reads back to the same bits."""
-        extras = {k: [v if math.isfinite(v) else None for v in values] for k, values in self._extras.items()}
-        return {
-            "loss_sum": self._loss_sum.tolist(),
-            "token_count": self._token_count.tolist(),
-            "extras": extras,
-            "unwritten": sorted(self._unwritten),
-        }
+        """Everything as plain numbers, null where not finite. Python's shortest float form keeps every bit."""
+        groups = {"recent": self.recent, "total": self.total, "latest": self.latest}
+        plain = {key: {name: _plain(x.tolist()) for name, x in group.items()} for key, group in groups.items()}
+        return {**plain, "changed": sorted(self.changed)}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> LogWindow:
-        window = cls(len(record["loss_sum"]))
-        window._loss_sum += np.asarray(record["loss_sum"])
-        window._token_count += np.asarray(record["token_count"])
-        window._extras = {k: [math.nan if v is None else v for v in vs] for k, vs in record["extras"].items()}
-        window._unwritten = set(record.get("unwritten", ()))
-        return window
+    def from_json(cls, record: Mapping[str, Any]) -> Metrics:
+        metrics = cls()
+        for key in ("recent", "total", "latest"):
+            # NumPy reads null as nan.
+            setattr(metrics, key, {name: np.asarray(x, np.float64) for name, x in record[key].items()})
+        metrics.changed = set(record["changed"])
+        return metrics
+
+
+def _add(sums: dict[str, np.ndarray], values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        sums[name] = np.asarray(sums.get(name, 0.0) + np.asarray(value, np.float64))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(x) for x in value]
+    return value if math.isfinite(value) else None

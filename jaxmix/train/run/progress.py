@@ -10,13 +10,15 @@ _MAX_SHOWN = 8
 
 
 class Progress:
-    """Shows step, tokens per second, time left, loss and the weight of each domain. Prints on process 0 only.
+    """Shows step, pace, time left, loss and the weight of each domain. Prints on process 0 only.
 
     Args:
         total: steps of the run.
         first: step the run starts or continues at.
-        names: domain names.
+        names: of what is weighed: domains or arms.
         label: shown in front of every line.
+        unit: of the pace.
+        noun: what a step is called.
         interval: seconds between lines when the stream is no terminal.
         stream: where to write, standard error by default.
         is_enabled: False prints nothing.
@@ -26,14 +28,17 @@ class Progress:
         self,
         total: int,
         *,
-        first: int,
-        names: tuple[str, ...],
+        first: int = 0,
+        names: tuple[str, ...] = (),
         label: str = "train",
+        unit: str = "tokens",
+        noun: str = "step",
         interval: float = 10.0,
         stream: TextIO | None = None,
         is_enabled: bool = True,
     ):
         self._total, self._names, self._label, self._interval = total, names, label, interval
+        self._unit, self._noun = unit, noun
         self._stream = stream or sys.stderr
         self._is_enabled = is_enabled
         self._last_line = -float("inf")
@@ -54,19 +59,24 @@ class Progress:
             self._task = self._bar.add_task(label, total=total, completed=first, status="")
             self._bar.start()
 
-    def update(self, step: int, *, loss: float, tokens_per_second: float, seconds_left: float, weights: Any) -> None:
-        """Shows the state after `step` steps."""
+    def update(self, step: int, *, loss: float, rate: float, seconds_left: float, weights: Any) -> None:
+        """Shows the state after `step` steps; `rate` is in units per second."""
+        pace = f"{rate / 1e6:.2f}M" if rate >= 1e6 else f"{rate / 1e3:.1f}k" if rate >= 1e3 else f"{rate:.0f}"
+        status = f"loss {loss:.4f}  {pace} {self._unit}/s  {_weights(self._names, weights)}"
+        self.show(step, status, f"  {_clock(seconds_left)} left")
+
+    def show(self, step: int, status: str, left: str = "") -> None:
+        """Shows `status`; `left` where the stream is no terminal, whose bar knows the time left."""
         if not self._is_enabled:
             return
-        status = f"loss {loss:.4f}  {_rate(tokens_per_second)}  {_weights(self._names, weights)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=status)
             return
         now = time.monotonic()
         if now - self._last_line >= self._interval or step == self._total:
             self._last_line = now
-            left = _clock(seconds_left)
-            print(f"{self._label}: step {step}/{self._total}  {status}  {left} left", file=self._stream, flush=True)
+            line = f"{self._label}: {self._noun} {step}/{self._total}  {status}{left}"
+            print(line, file=self._stream, flush=True)
 
     def note(self, text: str) -> None:
         """Prints one line that stays."""
@@ -86,12 +96,6 @@ def _weights(names: tuple[str, ...], weights: Any) -> str:
     order = sorted(range(len(names)), key=lambda j: -float(weights[j]))
     shown = "  ".join(f"{names[j]} {float(weights[j]):.3f}" for j in order[:_MAX_SHOWN])
     return shown + (f"  (+{len(names) - _MAX_SHOWN} more)" if len(names) > _MAX_SHOWN else "")
-
-
-def _rate(tokens_per_second: float) -> str:
-    if tokens_per_second >= 1e6:
-        return f"{tokens_per_second / 1e6:.2f}M tok/s"
-    return f"{tokens_per_second / 1e3:.1f}k tok/s"
 
 
 def _clock(seconds: float) -> str:

@@ -20,7 +20,7 @@ from jaxmix.core.types import Array, DomainVector, PRNGKeyArray
 from jaxmix.mixers.base import Feedback
 from jaxmix.selection import diverse, sequence_loss, token_mask, top_learnability
 from jaxmix.selection.base import score_from_losses
-from jaxmix.train.lm.domain_sums import Scanned, loss_sums_by_domain
+from jaxmix.train.lm.domain_sums import SuperBatchSums, loss_sums_by_domain
 from jaxmix.train.lm.signals import Reference
 from jaxmix.train.lm.state import TrainState
 from jaxmix.train.lm.step import StepInfo
@@ -32,18 +32,18 @@ _STREAM = 0x5E1EC7
 """Folded into the run's key: apart from those of parameters and mixer."""
 
 
-class SelectingProgram(NamedTuple):
+class SelectionProgram(NamedTuple):
     """A compiled selection and what it was made for.
 
     Attributes:
-        select: `(params, batch, key, step) -> (batch, Scanned)`; not called where there is a train step.
+        select: `(params, batch, key, step) -> (batch, SuperBatchSums)`; not called where there is a train step.
         settings: of the selection.
         scan: which forward passes it makes.
         batch_size: rows trained on in a step.
         train_step: chooses by the losses of its own forward pass, see `chooses_in_step`; None: the run's own step.
     """
 
-    select: Callable[..., tuple[Batch, Scanned]]
+    select: Callable[..., tuple[Batch, SuperBatchSums]]
     settings: SelectionSettings
     scan: Scan
     batch_size: int
@@ -52,24 +52,24 @@ class SelectingProgram(NamedTuple):
 
 def build_token_choice(
     settings: SelectionSettings, *, scan: Scan, num_domains: int, mesh: Mesh
-) -> Callable[[Array, Batch], tuple[Batch, Scanned]]:
-    """Builds `choose(learner, batch) -> (batch, scanned)` for `build_train_step`: the mask of `build_selecting` out of
+) -> Callable[[Array, Batch], tuple[Batch, SuperBatchSums]]:
+    """Builds `choose(learner, batch) -> (batch, drawn)` for `build_train_step`: the mask of `build_selection` out of
     losses f32[b, t] that are there already."""
     everywhere = replicated(mesh)
 
-    def choose(learner: Array, batch: Batch) -> tuple[Batch, Scanned]:
+    def choose(learner: Array, batch: Batch) -> tuple[Batch, SuperBatchSums]:
         valid = batch["targets"] >= 0
         reference = batch.get("reference_loss")
         scores = _token_scores(settings, valid, learner, reference)
         chosen, score = _best_tokens(settings, batch, scores, scores, everywhere)
         if not scan.trained_reference:
             chosen.pop("reference_loss", None)
-        return chosen, _scanned(valid, learner, reference, batch["domain"], chosen, score, num_domains)
+        return chosen, _sums_of(valid, learner, reference, batch["domain"], chosen, score, num_domains)
 
     return choose
 
 
-def build_selecting(
+def build_selection(
     apply: Callable[[Any, Batch], Any],
     settings: SelectionSettings,
     *,
@@ -78,8 +78,8 @@ def build_selecting(
     num_domains: int,
     mesh: Mesh,
     accumulate: int = 1,
-) -> SelectingProgram:
-    """Builds `select(params, batch, key, step) -> (batch, scanned)`, jitted.
+) -> SelectionProgram:
+    """Builds `select(params, batch, key, step) -> (batch, drawn)`, jitted.
 
     The chosen rows come back in the order they were drawn in, which says nothing of their scores, so that micro-batches
     are cut from them at random; the choice is made once for the whole step. The draw depends on `(key, step)` and the
@@ -87,7 +87,7 @@ def build_selecting(
     level of tokens the mask reaches the train step as targets of −1.
 
     Cost, in forward passes of one row, a third of a step each: B of the learner where `scan.learner`, B of the
-    reference (made outside, see `Selecting`) where `scan.reference`. The forward pass of scoring is not kept for
+    reference (made outside, see `BatchSelection`) where `scan.reference`. The forward pass of scoring is not kept for
     training: that would keep the activations of all B rows. At most as many rows are scored at a time as the train step
     takes in a micro-batch.
 
@@ -111,7 +111,7 @@ def build_selecting(
     """
     rows = batch_sharding(mesh)
 
-    def select(params: Any, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Batch, Scanned]:
+    def select(params: Any, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Batch, SuperBatchSums]:
         key = jax.random.fold_in(key, step)
         valid = batch["targets"] >= 0
         learner = None
@@ -127,13 +127,13 @@ def build_selecting(
         if not scan.trained_reference:
             chosen.pop("reference_loss", None)
         chosen = {name: jax.lax.with_sharding_constraint(x, rows) for name, x in chosen.items()}
-        scanned = _scanned(valid, learner, reference, batch["domain"], chosen, score, num_domains)
-        return chosen, jax.lax.with_sharding_constraint(scanned, replicated(mesh))
+        drawn = _sums_of(valid, learner, reference, batch["domain"], chosen, score, num_domains)
+        return chosen, jax.lax.with_sharding_constraint(drawn, replicated(mesh))
 
-    return SelectingProgram(jax.jit(select), settings, scan, batch_size)
+    return SelectionProgram(jax.jit(select), settings, scan, batch_size)
 
 
-def _scanned(
+def _sums_of(
     valid: Array,
     learner: Array | None,
     reference: Array | None,
@@ -141,10 +141,10 @@ def _scanned(
     chosen: Batch,
     score: Array,
     num_domains: int,
-) -> Scanned:
+) -> SuperBatchSums:
     kept = (chosen["targets"] >= 0).astype(jnp.float32)
     sums = loss_sums_by_domain(learner, reference, domain, num_domains)
-    return Scanned(
+    return SuperBatchSums(
         feedback=Feedback(token_count=sum_by_domain(valid.astype(jnp.float32), domain, num_domains), **sums),
         rows=_rows_of(domain, num_domains),
         trained_rows=_rows_of(chosen["domain"], num_domains),
@@ -238,24 +238,24 @@ def _mean(values: Array, where: Array | bool = True) -> Array:
 # ── in the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Selecting:
+class BatchSelection:
     """A selection as the loop uses it: one call a step.
 
     Args:
-        program: from `build_selecting`.
+        program: from `build_selection`.
         reference: the frozen model's losses; None where nothing measures against it.
         seed: of the run.
         mesh: of the run.
     """
 
-    def __init__(self, program: SelectingProgram, *, reference: Reference | None, seed: int, mesh: Mesh):
+    def __init__(self, program: SelectionProgram, *, reference: Reference | None, seed: int, mesh: Mesh):
         self.program = program
         self._reference = reference
         everywhere = replicated(mesh)
         self._key = jax.jit(lambda: jax.random.fold_in(jax.random.key(seed), _STREAM), out_shardings=everywhere)()
         self._combined = jax.jit(_combined, out_shardings=everywhere)
 
-    def __call__(self, params: Any, batch: Batch, step: Array) -> tuple[Batch, Scanned | None]:
+    def __call__(self, params: Any, batch: Batch, step: Array) -> tuple[Batch, SuperBatchSums | None]:
         """The rows of step `step` (u32[], replicated) to train on, out of all that were drawn.
 
         Where the train step chooses, the batch comes back with what it measures against, and `StepInfo` has the rest.
@@ -266,21 +266,21 @@ class Selecting:
             batch = {**batch, "reference_loss": self._reference(batch)}
         if self.program.train_step is not None:
             return batch, None
-        chosen, scanned = self.program.select(params, batch, self._key, step)
+        chosen, drawn = self.program.select(params, batch, self._key, step)
         if scan.trained_reference and not scan.reference:
             assert self._reference is not None
             chosen = {**chosen, "reference_loss": self._reference(chosen)}
-        return chosen, scanned
+        return chosen, drawn
 
-    def feedback(self, info: StepInfo, scanned: Scanned | None) -> Feedback:
+    def feedback(self, info: StepInfo, drawn: SuperBatchSums | None) -> Feedback:
         """What the mixer learns from the step, see `SelectionSettings.feedback`."""
-        if scanned is None or self.program.settings.feedback_from == "trained":
+        if drawn is None or self.program.settings.feedback_from == "trained":
             return info.feedback
-        return self._combined(info, scanned.feedback)
+        return self._combined(info, drawn.feedback)
 
 
-def _combined(info: StepInfo, scanned: Feedback) -> Feedback:
+def _combined(info: StepInfo, drawn: Feedback) -> Feedback:
     """The sums over what was drawn in the place of the step's own; 0 if its update was skipped: it teaches nothing."""
-    sums = {f.name: value for f in dataclasses.fields(scanned) if (value := getattr(scanned, f.name)) is not None}
+    sums = {f.name: value for f in dataclasses.fields(drawn) if (value := getattr(drawn, f.name)) is not None}
     is_skipped = info.consecutive_skipped > 0
     return dataclasses.replace(info.feedback, **{k: jnp.where(is_skipped, 0.0, v) for k, v in sums.items()})

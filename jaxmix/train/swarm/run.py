@@ -330,7 +330,7 @@ class _Swarm:
         record = {"chunk": chunk, "step": step, "loss": loss, "step_seconds": per_step, "tokens_per_second": rate}
         record |= {"step_cpu_seconds": cpu, "flops_per_second": rate * self.model.flops_per_token}
         progress.write({**record, "seconds_left": left})
-        bar.update(step, loss=loss, tokens_per_second=rate, seconds_left=left, weights=())
+        bar.update(step, loss=loss, rate=rate, seconds_left=left, weights=())
 
     def _save(
         self,

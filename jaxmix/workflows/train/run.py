@@ -115,7 +115,7 @@ def run_train(
     from jaxmix.data import MixtureStream
     from jaxmix.models import transformer
     from jaxmix.train import build_programs, run_training
-    from jaxmix.train.lm.programs import with_selecting
+    from jaxmix.train.lm.programs import with_selection
     from jaxmix.train.run.trackers import make_tracker
     from jaxmix.train.selection.super_batch import pieces_for
     from jaxmix.workflows.train.reference import load_reference
@@ -160,7 +160,7 @@ def run_train(
         write_json(run_dir / "provenance.json", provenance)
     trackers = [make_tracker(t, run_dir, to_plain(config)) for t in config.track if t != "jsonl" and is_main]
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
-    programs = with_selecting(
+    programs = with_selection(
         programs,
         model,
         settings,
@@ -170,7 +170,7 @@ def run_train(
         num_domains=len(names),
     )
     pieces = 1
-    if programs.selecting is not None and programs.selecting.scan.reference:
+    if programs.selection is not None and programs.selection.scan.reference:
         pieces = pieces_for(drawn, config.data.batch_size, accumulate=settings.accumulate, mesh=mesh)
     reference = load_reference(config, data, mesh, pieces=pieces)
     result = run_training(

@@ -251,16 +251,16 @@ def test_aggregates_leave_out_what_was_not_measured():
 
 
 def test_no_step_moves_data_unasked(tmp_path, monkeypatch):
-    from jaxmix.train.lm import loop
+    from jaxmix.train.run.driver import Driver
 
-    guarded, real = [], loop._Run._step
+    guarded, real = [], Driver._advance
 
     def step(self, number, batch):
         with jax.transfer_guard("disallow" if number > 0 else "allow"):  # step 0 compiles, with its constants
             real(self, number, batch)
         guarded.append(number)
 
-    monkeypatch.setattr(loop._Run, "_step", step)
+    monkeypatch.setattr(Driver, "_advance", step)
     small_run(tmp_path, steps=6, log_every=2)
     assert guarded == list(range(6))
 

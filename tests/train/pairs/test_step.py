@@ -68,8 +68,8 @@ def initial():
 def start(built):
     """The state of a new run, initialized once for all programs."""
     everywhere = replicated(built.mesh)
-    pending = np.full(built.num_select if built.is_stale else 1, -1, np.int32)
-    return jax.device_put(PairState(initial(), jax.random.split(jax.random.key(0))[1], pending), everywhere)
+    next_rows = np.full(built.num_select if built.is_stale else 1, -1, np.int32)
+    return jax.device_put(PairState(initial(), jax.random.split(jax.random.key(0))[1], next_rows), everywhere)
 
 
 def run(built, steps=STEPS, reference=None):
@@ -79,8 +79,8 @@ def run(built, steps=STEPS, reference=None):
         batches = [global_batch(built.mesh, stream.batch(step)) for step in range(steps + 1)]
         state, chosen = start(built), []
         if built.is_stale:
-            pending, _ = built.select(state.train.params, state.key, state.train.step, batches[0])
-            state = dataclasses.replace(state, pending=pending)
+            next_rows, _ = built.select(state.train.params, state.key, state.train.step, batches[0])
+            state = dataclasses.replace(state, next_rows=next_rows)
         for step in range(steps):
             following = (batches[step + 1],) if built.is_stale else ()
             state, info = built.step(state, batches[step], *following)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmix.train.run.metrics import LogWindow
+from jaxmix.train.lm.fields import loss_fields, mixer_fields
+from jaxmix.train.run.metrics import Metrics
 from jaxmix.train.run.records import RecordFile, latest_by_step, read_records
 
 
@@ -62,19 +63,36 @@ def test_the_later_record_of_a_step_wins_within_its_kind():
     st.lists(st.lists(st.floats(0, 2.0**99, width=32), min_size=3, max_size=3), min_size=1, max_size=5),
     st.integers(0, 5),
 )
-def test_a_window_saved_anywhere_gives_the_same_record(losses, cut):
+def test_metrics_saved_anywhere_give_the_same_record(losses, cut):
     names = ("a", "b", "c")
-    straight, resumed = LogWindow(3), LogWindow(3)
+    straight, resumed = Metrics(), Metrics()
     for step, loss in enumerate(losses):
         if step == cut:
-            resumed = LogWindow.from_json(json.loads(json.dumps(resumed.to_json())))
-        for window in (straight, resumed):
-            window.add(np.asarray(loss, np.float32), np.asarray([0, 1, 2], np.float32), {"score": np.asarray(loss)})
-    assert straight.take(names) == resumed.take(names)
+            resumed = Metrics.from_json(json.loads(json.dumps(resumed.to_json())))
+        for metrics in (straight, resumed):
+            add(metrics, loss, [0, 1, 2], score=np.asarray(loss))
+    assert fields(straight, names) == fields(resumed, names)
 
 
 def test_a_domain_that_was_not_drawn_has_no_loss():
-    window = LogWindow(2)
-    window.add(np.asarray([6.0, 0.0], np.float32), np.asarray([3.0, 0.0], np.float32), {"rate": np.float32(0.5)})
-    assert window.take(("a", "b")) == {"train/loss": 2.0, "train/loss/a": 2.0, "mix/rate": 0.5}
-    assert window.take(("a", "b")) == {"mix/rate": 0.5}
+    metrics = Metrics()
+    add(metrics, [6.0, 0.0], [3.0, 0.0], rate=np.float32(0.5))
+    assert fields(metrics, ("a", "b")) == {"train/loss": 2.0, "train/loss/a": 2.0, "mix/rate": 0.5}
+    add(metrics, [0.0, 0.0], [0.0, 0.0])
+    assert fields(metrics, ("a", "b")) == {"mix/rate": 0.5}
+
+
+def test_values_that_are_not_finite_survive_a_checkpoint():
+    metrics = Metrics()
+    metrics.add_total({"rows": [1.0, np.nan]})
+    again = Metrics.from_json(json.loads(json.dumps(metrics.to_json(), allow_nan=False)))
+    np.testing.assert_array_equal(again.total["rows"], [1.0, np.nan])
+
+
+def add(metrics, loss_sum, token_count, **extras):
+    metrics.add({"loss_sum": np.asarray(loss_sum, np.float32), "token_count": np.asarray(token_count, np.float32)})
+    metrics.keep(extras)
+
+
+def fields(metrics, names):
+    return loss_fields(metrics.take(), names) | mixer_fields(metrics, names)

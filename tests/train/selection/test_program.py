@@ -16,10 +16,10 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh, global_batch, replicated
 from jaxmix.data.mixture.stream import MixtureStream
 from jaxmix.train import TrainSettings, build_programs, latest_by_step, read_records
-from jaxmix.train.lm.programs import with_selecting
+from jaxmix.train.lm.programs import with_selection
 from jaxmix.train.lm.signals import reference_model
 from jaxmix.train.lm.step import StepInfo, build_train_step
-from jaxmix.train.selection.program import Selecting, build_selecting
+from jaxmix.train.selection.program import BatchSelection, build_selection
 from jaxmix.train.selection.settings import SelectionSettings, candidate_rows, check_selection, scan_of
 from jaxmix.train.selection.super_batch import domain_quota, in_pieces, pieces_for, row_features
 
@@ -39,7 +39,7 @@ def batch_of(rng):
 def compiled(settings, devices):
     mesh = build_mesh(devices=jax.devices()[:devices])
     scan = scan_of(settings, frozenset({"loss_sum"}))
-    return mesh, build_selecting(bigram().apply, settings, scan=scan, batch_size=B, num_domains=M, mesh=mesh)
+    return mesh, build_selection(bigram().apply, settings, scan=scan, batch_size=B, num_domains=M, mesh=mesh)
 
 
 def chosen_of(settings, batch, *, devices=1, step=3):
@@ -198,7 +198,7 @@ def programs_for(mixer, selection):
     """Compiled once for all runs of eight devices: their length shows nowhere in the programs."""
     settings = TrainSettings(steps=14, learning_rate=0.05, warmup_steps=2, schedule="constant")
     programs = build_programs(bigram(), settings, num_domains=3, mesh=build_mesh())
-    return with_selecting(programs, bigram(), settings, selection, mixer=mixer, batch_size=8, num_domains=3)
+    return with_selection(programs, bigram(), settings, selection, mixer=mixer, batch_size=8, num_domains=3)
 
 
 STATIC, ODM = jaxmix.mixers.make("static"), jaxmix.mixers.make("odm")
@@ -291,7 +291,7 @@ def test_tokens_chosen_inside_the_step_are_those_chosen_before_it(tmp_path, feed
     selection = SelectionSettings("learnability", level="token", keep=0.4, feedback=feedback)
     options = {"selection": selection, "reference": frozen(), "mixer": LEARNS, "steps": 8, "schedule": "constant"}
     programs = programs_for(LEARNS, selection)
-    assert programs.selecting.train_step is not None
+    assert programs.selection.train_step is not None
     inside = small_run(tmp_path / "inside", programs=programs, **options)
     before = small_run(tmp_path / "before", accumulate=2, **options)  # two micro-batches: a pass of its own
     np.testing.assert_allclose(table(inside), table(before), atol=2e-6)
@@ -352,26 +352,26 @@ def test_mixers_learn_from_what_was_trained_on_where_told_and_from_no_skipped_st
         scanned = chosen_of(settings, batch)[1]
         zero = jnp.zeros((), jnp.int32)
         info = StepInfo(own, jnp.zeros(()), jnp.zeros(()), zero, zero + skipped)
-        selecting = Selecting(program, reference=None, seed=0, mesh=mesh)
-        learned = selecting.feedback(info, scanned)
+        selection = BatchSelection(program, reference=None, seed=0, mesh=mesh)
+        learned = selection.feedback(info, scanned)
         expected = own.loss_sum if feedback == "trained" else (1 - skipped) * scanned.feedback.loss_sum
         np.testing.assert_array_equal(learned.loss_sum, expected)
 
 
 def test_nothing_compiles_twice_and_no_step_moves_data_unasked(tmp_path, monkeypatch):
-    from jaxmix.train.lm import loop
+    from jaxmix.train.run.driver import Driver
 
-    mixer, real = jaxmix.mixers.make("learnability"), loop._Run._step
+    mixer, real = jaxmix.mixers.make("learnability"), Driver._advance
 
     def step(self, number, batch):
         with jax.transfer_guard("disallow" if number > 0 else "allow"):
             real(self, number, batch)
 
-    monkeypatch.setattr(loop._Run, "_step", step)
+    monkeypatch.setattr(Driver, "_advance", step)
     for seed in range(2):
         selecting_run(tmp_path / str(seed), mixer=mixer, steps=6, stream_options={"seed": seed})
     programs = programs_for(mixer, SELECTION)
-    assert programs.selecting.select._cache_size() == 1
+    assert programs.selection.select._cache_size() == 1
     assert programs.train_step._cache_size() == 1
 
 

@@ -1,0 +1,446 @@
+"""The driver of every loop: checkpoint → next batch → step → evaluate → update → log, in this order.
+
+A `Loop` says what each of these is for one kind of training. When they happen, and what a run leaves in its folder, is
+decided here alone. While a step runs on the devices, the host reads the values of the step before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.sharding import use_mesh
+from jaxmix.train.run.checkpoint import Checkpointer, check_same_run
+from jaxmix.train.run.files import RunFiles
+from jaxmix.train.run.interrupt import Interruption, interrupted
+from jaxmix.train.run.metrics import Metrics
+from jaxmix.train.run.trackers import Tracker
+
+Result = TypeVar("Result")
+_KINDS = ("train", "eval", "control", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a hook sees of a run.
+
+    Attributes:
+        step: steps done so far.
+        state: arrays of the run after them, as a checkpoint holds them (a mixer's update of the last step is still to
+            come). The next step overwrites them: copy what you keep.
+        record: writes values as one more record of the hook.
+        note: prints a line beside the progress.
+    """
+
+    step: int
+    state: Any
+    record: Callable[[Mapping[str, Any]], None]
+    note: Callable[[str], None]
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters, on the mesh."""
+        return self.state.train.params
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """Something to do in a run every so many steps: an evaluation of your own, say.
+
+    It is called before step 0, whenever the number of steps done is a multiple of `every`, and after the last step; not
+    at the step that a run is resumed from, where it was called already. What it returns is written to metrics.jsonl and
+    the trackers as a record of the kind `name`, under `<name>/<key>`. Every process calls it.
+
+    Attributes:
+        every: steps between calls, ≥ 1, or a function from a number of steps to whether a call is due.
+        run: takes a `View`, returns scalars by name, or None.
+        name: of its records; that of the function if left out.
+        at_end: whether it is also called after the last step.
+
+    Example:
+        >>> import numpy as np
+        >>> def norm(view):
+        ...     return {"l2": float(np.linalg.norm(view.params["kernel"]))}
+        >>> hook = Hook(every=100, run=norm)  # jaxmix.train.run_training(..., hooks=[hook]) writes "norm/l2"
+        >>> hook.name
+        'norm'
+    """
+
+    every: int | Callable[[int], bool]
+    run: Callable[[View], Mapping[str, Any] | None]
+    name: str = ""
+    at_end: bool = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.every) and self.every < 1:
+            raise ConfigError(f"a hook's every must be at least 1, got {self.every}", where="hooks")
+        name = self.name or getattr(self.run, "__name__", "")
+        if not name.isidentifier():
+            raise ConfigError(
+                f"a hook needs a name that is an identifier, got {name!r}",
+                where="hooks",
+                fix="Pass name=..., or a function with a name.",
+            )
+        object.__setattr__(self, "name", name)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to call it after `step` steps."""
+        return self.every(step) if callable(self.every) else step % self.every == 0
+
+
+class Record(NamedTuple):
+    """What a loop says of the steps since the last record.
+
+    Attributes:
+        fields: of the record, by name.
+        amount: processed since the start, in the loop's `unit`.
+        weights: of the loop's `names`, for the progress line.
+    """
+
+    fields: dict[str, Any]
+    amount: int
+    weights: Any = ()
+
+
+class End(NamedTuple):
+    """How a session ended.
+
+    Attributes:
+        steps: done, earlier sessions included.
+        resumed_from: step this session continued at, None for a fresh start.
+        ended_early: why it ended before `settings.steps`, None if it did not.
+        rate: median pace of this session, in `unit` per second; nan without a record.
+        note: prints a line.
+    """
+
+    steps: int
+    resumed_from: int | None
+    ended_early: str | None
+    rate: float
+    note: Callable[[str], None]
+
+
+class Loop(ABC, Generic[Result]):
+    """One kind of training, as the `Driver` runs it.
+
+    Attributes:
+        settings: with steps, log_every, checkpoint_every, keep, resume and max_consecutive_skipped.
+        mesh: where it runs.
+        names: of what is weighed, domains or arms.
+        unit: of what it processes.
+        state: all arrays of a checkpoint; `state.train` is a `TrainState`.
+        metrics: all values since the last record, part of every checkpoint.
+        seconds: that the host spent, by what on, for timing.jsonl.
+    """
+
+    settings: Any
+    mesh: Mesh
+    names: tuple[str, ...] = ()
+    unit = "tokens"
+    state: Any
+    metrics: Metrics
+    seconds: dict[str, float]
+
+    def __init__(self, settings: Any, mesh: Mesh):
+        self.settings, self.mesh = settings, mesh
+        self.metrics, self.seconds = Metrics(), {}
+
+    # A new run, or a checkpoint.
+
+    @abstractmethod
+    def init(self) -> Any:
+        """The state of a new run, and the template of a restored one."""
+
+    def begin(self) -> None:
+        """Called before step 0 of a new run."""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values kept in every checkpoint; one with others belongs to another run and is refused."""
+        return {}
+
+    def is_model_alone(self, meta: Mapping[str, Any], run_dir: Path) -> bool:
+        """Whether only the model's part of the checkpoint with these plain values can be continued."""
+        return False
+
+    def meta(self) -> dict[str, Any]:
+        """Further plain values for a checkpoint."""
+        return {}
+
+    def restore(self, step: int, meta: Mapping[str, Any], *, is_model_alone: bool) -> list[str]:
+        """Takes up a checkpoint's plain values, `state` and `metrics` being restored already; returns notes."""
+        return []
+
+    # A step.
+
+    def batch(self, step: int) -> Any:
+        """The batch of step `step`. `StopIteration` ends the run."""
+        return None
+
+    @abstractmethod
+    def step(self, step: int, batch: Any) -> Any:
+        """Dispatches step `step`."""
+
+    def evaluations(self) -> Sequence[Hook]:
+        """What is evaluated after a step and before `update`."""
+        return ()
+
+    def update(self, step: int, output: Any) -> tuple[Any, Any]:
+        """Dispatches what follows a step and its evaluation.
+
+        Args:
+            step: number of the step.
+            output: of `self.step`.
+
+        Returns:
+            What the step shows, to be fetched from the devices: something with `loss`, `grad_norm`, `skipped` and
+            `consecutive_skipped` (None: no update was tried), and what else `measure` and `record` take.
+        """
+        return output
+
+    # Its values, on the host.
+
+    def measure(self, info: Any, extras: Any) -> None:
+        """Adds what `update` returned for a step to the metrics."""
+
+    @abstractmethod
+    def record(self, step: int, info: Any, extras: Any) -> Record:
+        """The record after `step` steps, the last of which was measured just now."""
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Fields of every record of an evaluation after `step` steps: how far the run is."""
+        return {}
+
+    def amount(self, step: int) -> int:
+        """What was processed in `step` steps, in `unit`."""
+        return 0
+
+    @abstractmethod
+    def result(self, end: End) -> Result:
+        """What the run returns."""
+
+    def is_logged(self, done: int) -> bool:
+        """Whether a record follows `done` steps."""
+        return done % self.settings.log_every == 0 or done == self.settings.steps
+
+
+class Driver(Generic[Result]):
+    """Runs a loop in `run_dir`, from its start or its newest whole checkpoint.
+
+    Args:
+        loop: not used before.
+        run_dir: receives metrics.jsonl, timing.jsonl and checkpoints/.
+        hooks: besides the loop's own evaluations.
+        trackers: besides the files.
+        label: in front of progress lines.
+        show_progress: print on process 0.
+
+    Raises:
+        ConfigError: two hooks have one name.
+    """
+
+    def __init__(
+        self,
+        loop: Loop[Result],
+        run_dir: str | Path,
+        *,
+        hooks: Sequence[Hook] = (),
+        trackers: Sequence[Tracker] = (),
+        label: str,
+        show_progress: bool,
+    ):
+        names = [*_KINDS, *(hook.name for hook in hooks)]
+        if twice := [hook.name for hook in hooks if names.count(hook.name) > 1]:
+            raise ConfigError(
+                f"the name {twice[0]!r} of a hook is taken", where="hooks", fix="Give every hook a name of its own."
+            )
+        self.loop, self.run_dir, self.settings = loop, Path(run_dir), loop.settings
+        self.hooks = [*loop.evaluations(), *(dataclasses.replace(hook, run=_guarded(hook)) for hook in hooks)]
+        self.trackers, self.label, self.show_progress = trackers, label, show_progress
+        self.called_at: dict[str, int] = {}
+        self.unread: tuple[int, Any] | None = None
+        self.skipped = 0
+        loop.seconds |= {"save_blocked": 0.0, "data_wait": 0.0}
+
+    def run(self) -> Result:
+        """Trains to the end.
+
+        Raises:
+            ConfigError: `settings.resume` and the folder do not fit, or it holds another run.
+            RunError: interrupted (SIGINT, SIGTERM; saved first), too many updates in a row were not finite, a hook
+                failed, or no checkpoint can be read. The newest checkpoint is whole in each case.
+        """
+        loop = self.loop
+        notes: list[str] = []
+        with Interruption() as interruption, use_mesh(loop.mesh):
+            checkpointer = Checkpointer(self.run_dir / "checkpoints", keep=self.settings.keep, report=notes.append)
+            with closing(checkpointer) as self.checkpointer:
+                resumed_from = self._begin(notes)
+                first = resumed_from or 0
+                files = RunFiles(
+                    self.run_dir,
+                    steps=self.settings.steps,
+                    first=first,
+                    amount=loop.amount(first),
+                    unit=loop.unit,
+                    names=loop.names,
+                    trackers=self.trackers,
+                    label=self.label,
+                    show_progress=self.show_progress,
+                )
+                with closing(files) as self.files:
+                    for note in notes:
+                        files.note(note)
+                    return self._train(resumed_from, interruption)
+
+    def _begin(self, notes: list[str]) -> int | None:
+        """Sets the loop to its start (None), or to the newest whole checkpoint, whose step is returned."""
+        loop = self.loop
+        loop.state = loop.init()
+        if self.checkpointer.begins_afresh(self.settings.resume):
+            loop.begin()
+            return None
+        is_model_alone = False
+        if (meta := self.checkpointer.peek()) is not None:
+            if "metrics" not in meta:
+                raise RunError(
+                    "the checkpoints were written by an earlier version of jaxmix, whose runs this one cannot continue",
+                    where=str(self.run_dir),
+                    fix="Finish the run with that version, or use another run folder.",
+                )
+            check_same_run(meta, loop.identity(), self.run_dir)
+            is_model_alone = loop.is_model_alone(meta, self.run_dir)
+        restored = self.checkpointer.restore(loop.state, only_train=is_model_alone)
+        assert restored is not None
+        loop.state = restored.state
+        if not is_model_alone:
+            loop.metrics = Metrics.from_json(restored.meta["metrics"])
+        notes.append(f"resumed at step {restored.step}")
+        notes += loop.restore(restored.step, restored.meta, is_model_alone=is_model_alone)
+        return restored.step
+
+    # ── the order ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _train(self, resumed_from: int | None, interruption: Interruption) -> Result:
+        step, ended_early = resumed_from or 0, None
+        if resumed_from is None:  # a checkpoint is written after the evaluations at its step
+            self._evaluate(step)
+        while step < self.settings.steps:
+            if step > 0 and step % self.settings.checkpoint_every == 0:
+                self._save(step)
+            if interruption.is_requested(step):
+                self._save(step)
+                self.checkpointer.wait()
+                raise interrupted(step, self.run_dir)
+            try:
+                batch = self._next_batch(step)
+            except StopIteration:
+                ended_early = f"the stream ended after step {step}"
+                self.files.note(ended_early)
+                break
+            self._advance(step, batch)
+            step += 1
+        self._log_unread(step)
+        self._evaluate(step, is_end=True)
+        self._save(step)
+        self.checkpointer.wait()
+        rates = self.files.rates
+        rate = float(np.median(rates)) if rates else float("nan")
+        return self.loop.result(End(step, resumed_from, ended_early, rate, self.files.note))
+
+    def _next_batch(self, step: int) -> Any:
+        started = time.perf_counter()
+        batch = self.loop.batch(step)
+        self.loop.seconds["data_wait"] += time.perf_counter() - started
+        return batch
+
+    def _advance(self, step: int, batch: Any) -> None:
+        output = self.loop.step(step, batch)
+        self._evaluate(step + 1)
+        shown = self.loop.update(step, output)
+        self._log_unread(step + 1)
+        self.unread = (step + 1, shown)
+
+    def _evaluate(self, step: int, *, is_end: bool = False) -> None:
+        for hook in self.hooks:
+            if self.called_at.get(hook.name) == step or not (hook.at_end if is_end else hook.is_due(step)):
+                continue
+            self._log_unread(step)
+            self.called_at[hook.name] = step
+
+            def record(values: Mapping[str, Any], name: str = hook.name) -> None:
+                fields = {f"{name}/{key}": float(value) for key, value in values.items()}
+                self.files.write({"kind": name, "step": step, **self.loop.position(step), **fields})
+
+            if (values := hook.run(View(step, self.loop.state, record, self.files.note))) is not None:
+                record(values)
+
+    def _save(self, step: int) -> None:
+        """A checkpoint after `step` steps, unless there is one."""
+        self._log_unread(step)
+        if step not in self.checkpointer.steps():
+            loop = self.loop
+            meta = {"metrics": loop.metrics.to_json(), **loop.identity(), **loop.meta()}
+            loop.seconds["save_blocked"] += self.checkpointer.save(step, loop.state, meta)
+
+    # ── the values of the step before ───────────────────────────────────────────────────────────────────────────────
+
+    def _log_unread(self, done: int) -> None:
+        """Waits for the values of the last step not yet logged, and logs them; `done` steps were dispatched."""
+        if self.unread is None:
+            return
+        (step, shown), self.unread = self.unread, None
+        info, extras = jax.device_get(shown)
+        self.loop.measure(info, extras)
+        if info is not None:
+            self._check_skipped(step, info, done)
+        if self.loop.is_logged(step):
+            record = self.loop.record(step, info, extras)
+            self.files.write({"kind": "train", "step": step, **record.fields})
+            loss = record.fields.get("train/loss", float("nan"))
+            self.files.pace(step, record.amount, loss=loss, weights=record.weights, seconds=self.loop.seconds)
+
+    def _check_skipped(self, step: int, info: Any, done: int) -> None:
+        in_a_row = int(info.consecutive_skipped)
+        if int(info.skipped) > self.skipped and in_a_row > 0:
+            self.files.note(
+                f"step {step}: loss {float(info.loss)}, gradient norm {float(info.grad_norm)}: "
+                f"update skipped ({in_a_row} in a row)"
+            )
+        self.skipped = int(info.skipped)
+        if in_a_row < self.settings.max_consecutive_skipped:
+            return
+        if not self.checkpointer.steps():
+            self._save(done)
+        self.checkpointer.wait()
+        raise RunError(
+            f"{in_a_row} updates in a row had a loss or gradient that was not finite",
+            where=f"step {step}, train.max_consecutive_skipped",
+            fix=f"Lower the learning rate. Checkpoint {self.checkpointer.steps()[-1]} is intact.",
+        )
+
+
+def _guarded(hook: Hook) -> Callable[[View], None]:
+    """Calls the hook and records what it returns, with errors that name it."""
+
+    def run(view: View) -> None:
+        try:
+            if (values := hook.run(view)) is not None:
+                view.record(values)
+        except Exception as error:
+            raise RunError(
+                f"the hook {hook.name!r} failed: {type(error).__name__}: {error}",
+                where=f"step {view.step}",
+                fix="Mend the hook and start the run again: it continues from the newest checkpoint.",
+            ) from error
+
+    return run
