@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.train.run.progress import Progress
 from jaxmix.workflows.config.sections import RunConfig, SourceConfig
 
 if TYPE_CHECKING:
@@ -85,14 +86,14 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
     if specs is None:
         raise ConfigError("there are no sources to prepare", where="sources", fix="Name them, or write `bundled`.")
     tokenizer = load_tokenizer(config.data.tokenizer)
-    with _Bar() as bar:
+    with contextlib.closing(_PrepareProgress()) as progress:
         summary = prepare_corpus(
             specs,
             _prepared(config),
             tokenizer=tokenizer,
             validation_fraction=config.data.validation_fraction,
             workers=config.data.workers,
-            progress=bar,
+            progress=progress,
         )
     for name, kinds in summary.troubles().items():
         for kind, entry in kinds.items():
@@ -218,42 +219,17 @@ def _spec(name: str, source: SourceConfig) -> SourceSpec:
     )
 
 
-class _Bar:
-    """The progress of `prepare`: a bar on a terminal, one line every ten seconds otherwise."""
+class _PrepareProgress:
+    """The progress of `prepare`, whose number of parts is known with the first of them."""
 
-    def __init__(self, stream: Any = None, clock: Callable[[], float] = time.monotonic):
-        self._stream, self._clock = stream or sys.stderr, clock
-        self._bar: Any = None
-        self._task: Any = None
-        self._last = clock()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
 
     def __call__(self, done: int, total: int, tokens: int) -> None:
-        if self._stream.isatty():
-            self._draw(done, total, tokens)
-        elif self._clock() - self._last >= 10 or done == total:
-            self._last = self._clock()
-            print(f"prepare: {done}/{total} parts, {tokens:,} tokens", file=self._stream, flush=True)
+        if self._progress is None:
+            self._progress = Progress(total, label="prepare", noun="part")
+        self._progress.show(done, f"{tokens:,} tokens")
 
-    def _draw(self, done: int, total: int, tokens: int) -> None:
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (
-                TextColumn("prepare"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
-            )
-            self._bar = Progress(*columns, console=Console(file=self._stream))
-            self._task = self._bar.add_task("prepare", total=total, status="")
-            self._bar.start()
-        self._bar.update(self._task, completed=done, status=f"{tokens:,} tokens")
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
