@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,21 +12,21 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.pytree import state
 from jaxmix.core.sharding import batch_sharding, replicated
-from jaxmix.core.types import Array, Int
+from jaxmix.core.types import Array, Int, PRNGKeyArray
 from jaxmix.models.towers.contrastive_loss import sharded_loss
 from jaxmix.models.towers.mixed_resolution import embed_mixed
 from jaxmix.selection.base import LOSSES, Embeddings, Selector
 from jaxmix.train.lm.state import TrainState, init_train_state, train_state_shardings
+from jaxmix.train.pairs.cost import pair_cost
 from jaxmix.train.pairs.embedding_cache import EmbeddingCache
 from jaxmix.train.pairs.gradient_cache import build_contrastive_gradient
+from jaxmix.train.pairs.settings import OnlineReference, PairSettings, check_pairs
 from jaxmix.train.pairs.stream import Augment, augment_rows
 from jaxmix.train.run.update import guarded_update
-from jaxmix.train.selection.cost import SelectionCost, selection_products, training_cost
+from jaxmix.train.selection.cost import SelectionCost
 
-REUSES = ("auto", "none", "embeddings", "activations")
 _SELECT, _SHUFFLE, _AUGMENT = 0, 1, 2
 """Streams of random numbers of a run; each step folds its number into its own of each."""
 
@@ -45,71 +45,6 @@ class PairState:
     train: TrainState
     key: Any
     next_rows: Any
-
-
-class OnlineReference(NamedTuple):
-    """A frozen model that scores every super-batch as it comes, augmented as the learner sees it.
-
-    Attributes:
-        model: bundle with `embed_image`, `embed_text` and `scale`; may be larger than the learner.
-        params: its parameters.
-        patch_size: of its image tower; None for its own.
-    """
-
-    model: Any
-    params: Any
-    patch_size: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class PairSettings:
-    """How candidates are scored and at which resolutions the selected ones are trained.
-
-    Attributes:
-        score_patch_size: patch size of the learner's image tower when it scores; None for its own. Larger patches are
-            fewer tokens: the cheap scoring of Flexi-JEST.
-        train_patch_sizes: patch sizes that equal shares of each batch are trained at, so that scoring at the larger one
-            stays a faithful proxy: (16, 32) are the paper's halves, (16, 16, 16, 32) a quarter. Empty for the image
-            tower's own.
-        reuse: what of the scoring forward serves training too; see `build_pair_programs`.
-        is_stale: score step s + 1 with the parameters before step s's update, so that neither waits for the other.
-    """
-
-    score_patch_size: int | None = None
-    train_patch_sizes: tuple[int, ...] = ()
-    reuse: str = "auto"
-    is_stale: bool = False
-
-    def __post_init__(self) -> None:
-        scoring = () if self.score_patch_size is None else (self.score_patch_size,)
-        for name, sizes in (("score_patch_size", scoring), ("train_patch_sizes", self.train_patch_sizes)):
-            if any(size < 1 for size in sizes):
-                raise ConfigError(f"{name} must be at least 1, got {list(sizes)}", where=f"selection.{name}")
-        if self.reuse not in REUSES:
-            raise ConfigError(f"unknown reuse {self.reuse!r}", where="selection.reuse", fix=nearest(self.reuse, REUSES))
-        if self.reuse in ("embeddings", "activations"):
-            self._check_reuse()
-
-    def _check_reuse(self) -> None:
-        for is_wrong, why in (
-            (self.is_stale, "scores are one step old"),
-            (self.score_patch_size is not None, "scores are of another resolution"),
-            (bool(self.train_patch_sizes), "the batch is trained at other resolutions"),
-        ):
-            if is_wrong:
-                raise ConfigError(
-                    f"the scoring forward cannot be reused: {why}", where="selection.reuse", fix="Set auto or none."
-                )
-
-    def resolved_reuse(self, selector: Selector | None, accumulate: int) -> str:
-        """`reuse` with "auto" worked out."""
-        if selector is None or "learner" not in selector.needs:
-            return "none"
-        if self.reuse != "auto":
-            return self.reuse
-        if self.is_stale or self.score_patch_size is not None or self.train_patch_sizes:
-            return "none"
-        return "embeddings" if accumulate > 1 else "none"
 
 
 class PairInfo(NamedTuple):
@@ -237,134 +172,156 @@ def build_pair_programs(
     settings = settings or PairSettings()
     num_select = num_candidates if selector is None else selector.num_select
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    _check(settings, selector, reference, num_candidates, num_select, accumulate, shards)
+    sizes: dict[str, Any] = {"num_candidates": num_candidates, "num_select": num_select, "accumulate": accumulate}
+    check_pairs(settings, selector, reference, shards=shards, **sizes)
     reuse = settings.resolved_reuse(selector, accumulate)
     is_stale = settings.is_stale and selector is not None
-    loss = _own_loss(model, mesh, shards) if loss is None else loss
-    rows = batch_sharding(mesh)
-    frozen = None
-    if isinstance(reference, OnlineReference):
-        frozen = jax.device_put(reference.params, replicated(mesh))
-    gradient = build_contrastive_gradient(
-        lambda params, images, tokens: _embed_mixed(model, settings, params, images, tokens),
-        model.scale,
-        loss,
+    step = _Step(
+        model=model,
+        optimizer=optimizer,
+        num_candidates=num_candidates,
+        selector=selector,
+        reference=reference,
+        settings=settings,
+        loss=_own_loss(model, mesh, shards) if loss is None else loss,
+        augment=augment,
         accumulate=accumulate,
+        reuse=reuse,
+        rows=batch_sharding(mesh),
     )
-
-    def view(batch: Any, key: Any, step: Array) -> Array:
-        return augment_rows(augment, jax.random.fold_in(key, _AUGMENT), step, batch["images"], batch["row"])
-
-    def reference_of(batch: Any, images: Array, frozen: Any) -> Embeddings | None:
-        if selector is None or "reference" not in selector.needs or reference is None:
-            return None
-        if isinstance(reference, OnlineReference):
-            return _embeddings(reference.model, frozen, images, batch["tokens"], reference.patch_size)
-        scale = (jnp.float32(reference.temperature), jnp.float32(reference.bias))
-        return Embeddings(batch["reference_image"], batch["reference_text"], *scale)
-
-    def pick(learner: Embeddings | None, batch: Any, images: Array, key: Any, step: Array, frozen: Any) -> Any:
-        assert selector is not None
-        fold = lambda stream: jax.random.fold_in(jax.random.fold_in(key, stream), step)
-        group = {"group": batch["group"]} if "group" in batch else {}
-        found = selector(fold(_SELECT), learner, reference_of(batch, images, frozen), valid=batch["valid"], **group)
-        return shuffled(fold(_SHUFFLE), found.indices), found.info
-
-    def choose(params: Any, batch: Any, key: Any, step: Array, frozen: Any) -> Any:
-        """Indices i32[b], the selector's info, and the learner's embeddings of all candidates."""
-        if selector is None:
-            return jnp.arange(num_candidates, dtype=jnp.int32), None, None
-        images = view(batch, key, step)
-        learner = None
-        if "learner" in selector.needs:
-            learner = _embeddings(model, params, images, batch["tokens"], settings.score_patch_size)
-        return *pick(learner, batch, images, key, step, frozen), learner
-
-    def take(x: Array, indices: Array) -> Array:
-        # Chosen rows lie unevenly over devices: one exchange of raw pixels and tokens evens them out.
-        return jax.lax.with_sharding_constraint(x[indices], rows)
-
-    def train(state: PairState, batch: Any, indices: Array, learner: Embeddings | None) -> Any:
-        chosen = batch
-        if selector is not None:
-            chosen = {name: take(batch[name], indices) for name in ("images", "tokens", "row")}
-        images = view(chosen, state.key, state.train.step)
-        first = None
-        if reuse == "embeddings" and learner is not None:
-            first = (take(learner.image, indices), take(learner.text, indices))
-        return gradient(state.train.params, images, chosen["tokens"], first)
-
-    def train_through_scores(state: PairState, batch: Any, frozen: Any) -> Any:
-        images = view(batch, state.key, state.train.step)
-
-        def objective(params: Any) -> Any:
-            image, text = _embed(model, params, images, batch["tokens"], None)
-            scale = model.scale(params)
-            learner = jax.lax.stop_gradient(Embeddings(image, text, *scale))
-            indices, info = pick(learner, batch, images, state.key, state.train.step, frozen)
-            return loss(take(image, indices), take(text, indices), *scale), (indices, info)
-
-        (value, (indices, info)), grads = jax.value_and_grad(objective, has_aux=True)(state.train.params)
-        return value, grads, indices, info
-
-    def finish(state: PairState, value: Array, grads: Any, indices: Array, info: Any) -> tuple[PairState, PairInfo]:
-        temperature, bias = model.scale(state.train.params)
-        after, grad_norm, _ = guarded_update(state.train, value, grads, optimizer)
-        counts = (after.skipped, after.consecutive_skipped)
-        shown = PairInfo(value, grad_norm, temperature, bias, indices, info, *counts)
-        return dataclasses.replace(state, train=after), shown
-
-    def fresh_step(state: PairState, batch: Any, frozen: Any) -> tuple[PairState, PairInfo]:
-        if reuse == "activations":
-            value, grads, indices, info = train_through_scores(state, batch, frozen)
-            return finish(state, value, grads, indices, info)
-        indices, info, learner = choose(state.train.params, batch, state.key, state.train.step, frozen)
-        value, grads = train(state, batch, indices, learner)
-        return finish(state, value, grads, indices, info)
-
-    def pending_step(state: PairState, batch: Any) -> tuple[PairState, PairInfo]:
-        value, grads = train(state, batch, state.next_rows, None)
-        return finish(state, value, grads, state.next_rows, None)
-
-    def select(params: Any, key: Any, step: Array, batch: Any, frozen: Any) -> Any:
-        return choose(params, batch, key, step, frozen)[:2]
-
     everywhere = replicated(mesh)
     layout = PairState(train_state_shardings(model, optimizer, mesh), everywhere, everywhere)
-    compiled_select = jax.jit(select, out_shardings=everywhere)
-    compiled_fresh = jax.jit(fresh_step, donate_argnums=0, out_shardings=(layout, everywhere))
-    compiled_pending = jax.jit(pending_step, donate_argnums=0, out_shardings=(layout, everywhere))
+    frozen = None
+    if isinstance(reference, OnlineReference):
+        frozen = jax.device_put(reference.params, everywhere)
+    select = jax.jit(lambda *args: step.select(*args)[:2], out_shardings=everywhere)
+    train = jax.jit(step.run, donate_argnums=0, out_shardings=(layout, everywhere))
+    train_chosen = jax.jit(step.run_chosen, donate_argnums=0, out_shardings=(layout, everywhere))
     next_number = jax.jit(lambda step: step + 1, out_shardings=everywhere)
 
-    def run_select(params: Any, key: Any, step: Array, batch: Any) -> Any:
-        return compiled_select(params, key, step, batch, frozen)
-
-    def run_fresh(state: PairState, batch: Any) -> tuple[PairState, PairInfo]:
-        return compiled_fresh(state, batch, frozen)
+    def run(state: PairState, batch: Any) -> tuple[PairState, PairInfo]:
+        return train(state, batch, frozen)
 
     def run_stale(state: PairState, batch: Any, next_batch: Any) -> tuple[PairState, PairInfo]:
         # The selection is dispatched first: the update donates the parameters that it reads.
-        indices, info = run_select(state.train.params, state.key, next_number(state.train.step), next_batch)
-        state, shown = compiled_pending(state, batch)
-        return dataclasses.replace(state, next_rows=indices), shown._replace(selection=info)
+        rows, info = select(state.train.params, state.key, next_number(state.train.step), next_batch, frozen)
+        state, shown = train_chosen(state, batch)
+        return dataclasses.replace(state, next_rows=rows), shown._replace(selection=info)
 
     return PairPrograms(
-        step=run_stale if is_stale else run_fresh,
-        select=run_select,
-        embed=jax.jit(
-            lambda params, images, tokens, patch_size=None: _embed(model, params, images, tokens, patch_size),
-            static_argnames="patch_size",
-        ),
+        step=run_stale if is_stale else run,
+        select=lambda params, key, step, batch: select(params, key, step, batch, frozen),
+        embed=jax.jit(partial(_embed, model), static_argnames="patch_size"),
         optimizer=optimizer,
         num_candidates=num_candidates,
         num_select=num_select,
         is_stale=is_stale,
         reuse=reuse,
         mesh=mesh,
-        cost=lambda steps: _cost(
-            model, settings, selector, reference, num_candidates, num_select, accumulate, reuse, steps
+        cost=partial(
+            pair_cost, model=model, settings=settings, selector=selector, reference=reference, reuse=reuse, **sizes
         ),
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Step:
+    """The pure functions of a step, in the order they are called. `frozen`: parameters of an online reference."""
+
+    model: Any
+    optimizer: optax.GradientTransformation
+    num_candidates: int
+    selector: Selector | None
+    reference: EmbeddingCache | OnlineReference | None
+    settings: PairSettings
+    loss: Callable[..., Array]
+    augment: Augment | None
+    accumulate: int
+    reuse: str
+    rows: jax.sharding.Sharding
+
+    def run(self, state: PairState, batch: Any, frozen: Any) -> tuple[PairState, PairInfo]:
+        """Selects and trains."""
+        if self.reuse == "activations":
+            return self._updated(state, *self._gradient_through_scores(state, batch, frozen))
+        rows, info, learner = self.select(state.train.params, state.key, state.train.step, batch, frozen)
+        return self._updated(state, *self._gradient(state, batch, rows, learner), rows, info)
+
+    def run_chosen(self, state: PairState, batch: Any) -> tuple[PairState, PairInfo]:
+        """Trains on the rows that the step before has chosen."""
+        return self._updated(state, *self._gradient(state, batch, state.next_rows, None), state.next_rows, None)
+
+    def select(self, params: Any, key: PRNGKeyArray, step: Array, batch: Any, frozen: Any) -> Any:
+        """Rows i32[b], the selector's info, and the learner's embeddings of all candidates."""
+        if self.selector is None:
+            return jnp.arange(self.num_candidates, dtype=jnp.int32), None, None
+        images, learner = self._augmented(batch, key, step), None
+        if "learner" in self.selector.needs:
+            learner = _embeddings(self.model, params, images, batch["tokens"], self.settings.score_patch_size)
+        return *self._pick(learner, batch, images, key, step, frozen), learner
+
+    def _augmented(self, batch: Any, key: PRNGKeyArray, step: Array) -> Array:
+        """The images as both models and the training see them."""
+        return augment_rows(self.augment, jax.random.fold_in(key, _AUGMENT), step, batch["images"], batch["row"])
+
+    def _pick(
+        self, learner: Embeddings | None, batch: Any, images: Array, key: PRNGKeyArray, step: Array, frozen: Any
+    ) -> tuple[Array, Any]:
+        assert self.selector is not None
+        fold = lambda stream: jax.random.fold_in(jax.random.fold_in(key, stream), step)
+        reference = self._reference_embeddings(batch, images, frozen)
+        group = {"group": batch["group"]} if "group" in batch else {}
+        found = self.selector(fold(_SELECT), learner, reference, valid=batch["valid"], **group)
+        return shuffled(fold(_SHUFFLE), found.indices), found.info
+
+    def _reference_embeddings(self, batch: Any, images: Array, frozen: Any) -> Embeddings | None:
+        assert self.selector is not None
+        reference = self.reference
+        if "reference" not in self.selector.needs or reference is None:
+            return None
+        if isinstance(reference, OnlineReference):
+            return _embeddings(reference.model, frozen, images, batch["tokens"], reference.patch_size)
+        scale = (jnp.float32(reference.temperature), jnp.float32(reference.bias))
+        return Embeddings(batch["reference_image"], batch["reference_text"], *scale)
+
+    def _take(self, x: Array, rows: Array) -> Array:
+        # Chosen rows lie unevenly over devices: one exchange of raw pixels and tokens evens them out.
+        return jax.lax.with_sharding_constraint(x[rows], self.rows)
+
+    def _gradient(self, state: PairState, batch: Any, rows: Array, learner: Embeddings | None) -> tuple[Array, Any]:
+        """Loss and gradient of the chosen rows."""
+        if self.selector is not None:
+            batch = {name: self._take(batch[name], rows) for name in ("images", "tokens", "row")}
+        first = None
+        if self.reuse == "embeddings" and learner is not None:
+            first = (self._take(learner.image, rows), self._take(learner.text, rows))
+        gradient = build_contrastive_gradient(
+            partial(_embed_mixed, self.model, self.settings), self.model.scale, self.loss, accumulate=self.accumulate
+        )
+        return gradient(state.train.params, self._augmented(batch, state.key, state.train.step), batch["tokens"], first)
+
+    def _gradient_through_scores(self, state: PairState, batch: Any, frozen: Any) -> tuple[Array, Any, Array, Any]:
+        """Loss and gradient of the chosen rows by way of the scoring forward; also the rows and the selector's info."""
+        images = self._augmented(batch, state.key, state.train.step)
+
+        def objective(params: Any) -> Any:
+            image, text = _embed(self.model, params, images, batch["tokens"])
+            scale = self.model.scale(params)
+            learner = jax.lax.stop_gradient(Embeddings(image, text, *scale))
+            rows, info = self._pick(learner, batch, images, state.key, state.train.step, frozen)
+            return self.loss(self._take(image, rows), self._take(text, rows), *scale), (rows, info)
+
+        (value, (rows, info)), grads = jax.value_and_grad(objective, has_aux=True)(state.train.params)
+        return value, grads, rows, info
+
+    def _updated(
+        self, state: PairState, value: Array, grads: Any, rows: Array, info: Any
+    ) -> tuple[PairState, PairInfo]:
+        temperature, bias = self.model.scale(state.train.params)
+        train, grad_norm, _ = guarded_update(state.train, value, grads, self.optimizer)
+        counters = (train.skipped, train.consecutive_skipped)
+        shown = PairInfo(value, grad_norm, temperature, bias, rows, info, *counters)
+        return dataclasses.replace(state, train=train), shown
 
 
 def init_pair_state(key: Any, model: Any, programs: PairPrograms) -> PairState:
@@ -386,7 +343,7 @@ def shuffled(key: Any, indices: Int[Array, " b"]) -> Int[Array, " b"]:
     return indices[jnp.argsort(jax.random.bits(key, indices.shape))]
 
 
-def _embed(model: Any, params: Any, images: Array, tokens: Array, patch_size: int | None) -> tuple[Array, Array]:
+def _embed(model: Any, params: Any, images: Array, tokens: Array, patch_size: int | None = None) -> tuple[Array, Array]:
     size = {} if patch_size is None else {"patch_size": patch_size}
     return model.embed_image(params, images, **size), model.embed_text(params, tokens)
 
@@ -406,90 +363,3 @@ def _embed_mixed(model: Any, settings: PairSettings, params: Any, images: Array,
 def _own_loss(model: Any, mesh: Mesh, shards: int) -> Callable[..., Array]:
     name = getattr(getattr(model, "config", None), "loss", None)
     return sharded_loss(mesh, loss=name) if shards > 1 and name in LOSSES else model.loss
-
-
-def _check(
-    settings: PairSettings,
-    selector: Selector | None,
-    reference: Any,
-    num_candidates: int,
-    num_select: int,
-    accumulate: int,
-    shards: int,
-) -> None:
-    if num_select > num_candidates:
-        raise ConfigError(
-            f"the selector picks {num_select} of {num_candidates} candidates",
-            where="num_candidates",
-            fix="Score at least as many as are trained on.",
-        )
-    if selector is not None and "reference" in selector.needs and reference is None:
-        raise ConfigError(
-            f"the selector {selector.name!r} needs a reference",
-            where="reference",
-            fix="Pass an embedding cache or an OnlineReference, or use the hard_learner score.",
-        )
-    if accumulate < 1:
-        raise ConfigError(f"accumulate must be at least 1, got {accumulate}", where="train.accumulate")
-    if settings.reuse == "embeddings" and accumulate == 1:
-        raise ConfigError(
-            "embeddings of the scoring forward save nothing without accumulation",
-            where="selection.reuse",
-            fix="Set auto.",
-        )
-    if settings.reuse == "activations" and accumulate > 1:
-        raise ConfigError(
-            f"activations of all candidates are kept at once, which accumulate = {accumulate} is to avoid",
-            where="selection.reuse",
-            fix="Set auto.",
-        )
-    period = max(len(settings.train_patch_sizes), 1)
-    for what, number, divisor in (
-        ("num_candidates", num_candidates, shards),
-        ("num_select", num_select, shards * accumulate * period),
-    ):
-        if number % divisor:
-            raise ConfigError(
-                f"{what} {number} is not a multiple of {divisor}",
-                where=what,
-                fix="It is divided over devices, micro-batches and resolutions.",
-            )
-
-
-def _cost(
-    model: Any,
-    settings: PairSettings,
-    selector: Selector | None,
-    reference: Any,
-    num_candidates: int,
-    num_select: int,
-    accumulate: int,
-    reuse: str,
-    steps: int,
-) -> SelectionCost:
-    """What `steps` steps of the program above cost, as it runs them."""
-    if not hasattr(model, "flops_per_image"):
-        return training_cost(steps, num_select=num_select, num_candidates=num_candidates, forward_flops=float("nan"))
-    one = lambda model, patch_size: model.flops_per_image(patch_size) + model.flops_per_text
-    full, sizes = one(model, None), settings.train_patch_sizes or (None,)
-    mixed = math.fsum(one(model, size) for size in sizes) / len(sizes)
-    passes = 4.0 if accumulate > 1 and reuse != "embeddings" else 3.0
-    scoring, online, products = 0.0, 0.0, 0.0
-    training = passes * mixed
-    if selector is not None:
-        scoring = one(model, settings.score_patch_size) if "learner" in selector.needs else 0.0
-        if isinstance(reference, OnlineReference) and "reference" in selector.needs:
-            online = one(reference.model, reference.patch_size)
-        products = selection_products(selector, num_candidates, int(getattr(model.config, "embedding_dim", 1)))
-        if reuse == "activations":  # the backward pass runs over all candidates, the forward pass is the scoring one
-            training = 2.0 * full * num_candidates / num_select
-    return training_cost(
-        steps,
-        num_select=num_select,
-        num_candidates=num_candidates,
-        forward_flops=full,
-        scoring_flops=scoring,
-        reference_flops=online,
-        training_flops=training,
-        selection_flops=products,
-    )
