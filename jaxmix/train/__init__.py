@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "EmbeddingCache": "pairs.embedding_cache",
         "FinetuneResult": "rl.loop",
         "FinetuneSettings": "rl.settings",
+        "Hook": "run.driver",
         "OnlineReference": "pairs.settings",
         "PairPool": "pairs.stream",
         "PairSettings": "pairs.settings",

@@ -110,7 +110,7 @@ _LOOP_ONLY = (
 )
 
 
-def toy_run(run_dir, *, prompts=None, bandit=None, devices=1, initial_params=None, kept=None, **changes):
+def toy_run(run_dir, *, prompts=None, bandit=None, devices=1, initial_params=None, kept=None, hooks=(), **changes):
     from jaxmix.curricula import space
     from jaxmix.train import run_finetuning
 
@@ -125,6 +125,7 @@ def toy_run(run_dir, *, prompts=None, bandit=None, devices=1, initial_params=Non
         settings=toy_settings(**changes),
         initial_params=toy_params() if initial_params is None else initial_params,
         programs=toy_programs(built, devices),
+        hooks=hooks,
         show_progress=False,
     )
 

@@ -42,6 +42,7 @@ def small_run(
     selection=None,
     reference=None,
     programs=None,
+    hooks=(),
     **settings,
 ):
     """Trains the bigram model with ODM; keyword arguments override `TrainSettings`. Returns the result."""
@@ -82,6 +83,7 @@ def small_run(
             reference=reference,
             mesh=mesh,
             programs=programs,
+            hooks=hooks,
             show_progress=False,
         )
     return result

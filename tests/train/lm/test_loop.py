@@ -13,7 +13,7 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import build_mesh
 from jaxmix.data.mixture.stream import MixtureStream
 from jaxmix.mixers.base import Mixer
-from jaxmix.train import TrainSettings, latest_by_step, read_records, run_training, validation_set
+from jaxmix.train import Hook, TrainSettings, latest_by_step, read_records, run_training, validation_set
 from jaxmix.train.lm.evaluate import aggregates
 
 
@@ -95,6 +95,18 @@ def test_a_run_killed_at_any_step_and_resumed_is_bit_exact(tmp_path, whole, monk
     np.testing.assert_array_equal(table(result), table(whole[1]))
     assert result.final_eval == whole[1].final_eval
     assert result.realized == whole[1].realized
+
+
+def test_hooks_are_recorded_the_same_in_a_killed_run(tmp_path, whole, monkeypatch):
+    hook = Hook(every=4, run=lambda view: {"norm": jnp.linalg.norm(view.params["table"]["kernel"])}, name="kernel")
+    with killed_at(monkeypatch, 10):
+        small_run(tmp_path, hooks=[hook])
+    result = small_run(tmp_path, hooks=[hook])
+    assert records(tmp_path) == records(whole[0])
+    shown = latest_by_step(read_records(tmp_path / "metrics.jsonl"), "kernel")
+    assert [r["step"] for r in shown] == list(range(0, 25, 4))
+    assert shown[-1]["tokens"] == sum(r["tokens"] for r in result.realized.values())
+    assert shown[-1]["kernel/norm"] == pytest.approx(np.linalg.norm(table(result)), rel=1e-6)
 
 
 def test_a_finished_run_started_again_only_reports(tmp_path):

@@ -16,6 +16,7 @@ from jaxmix.train.pairs.loop import run_pairs
 from jaxmix.train.pairs.retrieval import recall
 from jaxmix.train.pairs.step import PairSettings, build_pair_programs
 from jaxmix.train.pairs.stream import PairPool, PairStream
+from jaxmix.train.run.driver import Hook
 from jaxmix.train.run.records import latest_by_step, read_records
 
 TOWERS = linear_towers()
@@ -80,7 +81,7 @@ def evaluate(params):
     return recall(*(np.asarray(x) for x in embedded))
 
 
-def run(run_dir, built, *, evaluate=evaluate, candidates=32, **settings):
+def run(run_dir, built, *, evaluate=evaluate, candidates=32, hooks=(), **settings):
     settings = {"steps": STEPS, "log_every": 2, "eval_every": 5, "checkpoint_every": 4, **settings}
     return run_pairs(
         run_dir,
@@ -89,6 +90,7 @@ def run(run_dir, built, *, evaluate=evaluate, candidates=32, **settings):
         stream=PairStream(pool(), num_candidates=candidates, seed=3, reference=_cache[0]),
         settings=TrainSettings(**settings),
         evaluate=evaluate,
+        hooks=hooks,
         show_progress=False,
     )
 
@@ -104,7 +106,9 @@ def records(run_dir, kind):
 @pytest.mark.parametrize("is_stale", [False, True])
 def test_interrupted_equals_uninterrupted(tmp_path, is_stale):
     built = programs(settings=PairSettings(is_stale=is_stale))
-    whole = run(tmp_path / "whole", built)
+    bias = lambda view: {"bias": TOWERS.scale(view.params)[1]}
+    hooks = [Hook(every=6, run=bias, name="scale")]
+    whole = run(tmp_path / "whole", built, hooks=hooks)
 
     calls = []
 
@@ -115,13 +119,15 @@ def test_interrupted_equals_uninterrupted(tmp_path, is_stale):
         return evaluate(params)
 
     with pytest.raises(Killed):
-        run(tmp_path / "cut", built, evaluate=killing)
-    rest = run(tmp_path / "cut", built)
+        run(tmp_path / "cut", built, evaluate=killing, hooks=hooks)
+    rest = run(tmp_path / "cut", built, hooks=hooks)
     assert (whole.resumed_from, rest.resumed_from, rest.steps) == (None, 4, STEPS)
     equal(rest.params, whole.params)
     assert rest.evaluation == whole.evaluation
-    for kind in ("train", "eval"):
+    for kind in ("train", "eval", "scale"):
         assert records(tmp_path / "cut", kind) == records(tmp_path / "whole", kind)
+    assert [r["step"] for r in records(tmp_path / "cut", "scale")] == [0, 6, 12]
+    assert records(tmp_path / "cut", "scale")[-1]["scale/bias"] == float(TOWERS.scale(rest.params)[1])
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path):

@@ -18,7 +18,7 @@ from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import build_mesh, use_mesh
 from jaxmix.curricula import dapo, space, uniform
 from jaxmix.models.lm.generation import is_prompt_token
-from jaxmix.train import latest_by_step, read_records, run_finetuning, warm_start
+from jaxmix.train import Hook, latest_by_step, read_records, run_finetuning, warm_start
 from jaxmix.train.grpo import grpo_loss
 from jaxmix.train.rl.step import init_policy
 
@@ -93,7 +93,9 @@ def test_records_hold_what_happened(tmp_path):
         return made
 
     kept = np.array([[0, 1, 2], [12, 13, -1], [24, -1, 30]])
-    result = toy_run(tmp_path, prompts=dataclasses.replace(prompts, reward=reward), bandit=space(3), kept=kept)
+    hook = Hook(every=7, run=lambda view: {"groups": view.state.buffer.count}, name="buffer")
+    prompts = dataclasses.replace(prompts, reward=reward)
+    result = toy_run(tmp_path, prompts=prompts, bandit=space(3), kept=kept, hooks=[hook])
     train, evaluations = records(tmp_path, "train"), records(tmp_path, "eval")
     assert [r["step"] for r in train] == [3, 6, 9, 12]
     assert [r["step"] for r in evaluations] == [0, 5, 10, 12]
@@ -120,6 +122,9 @@ def test_records_hold_what_happened(tmp_path):
     assert result.updates == live // 4
     assert evaluations[-1]["eval/solve/mean"] == result.final_eval["mean"]
     assert evaluations[-1]["eval/solve/never"] == 0.0
+    shown = {r["step"]: (r["prompts"], r["buffer/groups"]) for r in records(tmp_path, "buffer")}
+    assert list(shown) == [0, 7, 12]
+    assert shown[12] == (12 * 8, live % 4)
 
 
 def test_dead_groups_wait_and_patience_ends(tmp_path):
