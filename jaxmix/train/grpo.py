@@ -16,39 +16,39 @@ _EPSILON = 1e-6
 
 
 class GrpoInfo(NamedTuple):
-    """What one loss shows; f32[] unless said.
+    """What one loss shows.
 
     Attributes:
         live_share: groups with a gradient among those that have tokens at all.
         clip_low, clip_high: shares of the tokens whose gradient the lower and the upper bound took away.
         kl: mean over tokens of k3 against the reference; 0 without one.
         drift: mean over tokens of k3 against the policy that sampled: how far this one has moved.
-        solve_rate: f32[b], mean reward of each group.
+        solve_rate: mean reward of each group.
     """
 
-    live_share: Array
-    clip_low: Array
-    clip_high: Array
-    kl: Array
-    drift: Array
+    live_share: Float[Array, ""]
+    clip_low: Float[Array, ""]
+    clip_high: Float[Array, ""]
+    kl: Float[Array, ""]
+    drift: Float[Array, ""]
     solve_rate: Float[Array, " b"]
 
 
 class TokenObjective(NamedTuple):
-    """The objective before it is summed up, [b, g, t] each, 0 where masked.
+    """The objective before it is summed up, 0 where masked.
 
     Attributes:
         loss: of each token, the penalty included.
-        is_low, is_high: bool, whether a bound took the gradient away.
+        is_low, is_high: whether a bound took the gradient away.
         kl: k3 against the reference; 0 without one.
         drift: k3 against the policy that sampled.
     """
 
-    loss: Array
-    is_low: Array
-    is_high: Array
-    kl: Array
-    drift: Array
+    loss: Float[Array, "b g t"]
+    is_low: Bool[Array, "b g t"]
+    is_high: Bool[Array, "b g t"]
+    kl: Float[Array, "b g t"]
+    drift: Float[Array, "b g t"]
 
 
 def grpo_loss(

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.sharding import global_batch, process_shard
+from jaxmix.core.types import Int
 from jaxmix.models.base import token_loss
 
 
@@ -21,15 +22,15 @@ class ValidationSet(NamedTuple):
 
     Attributes:
         names: domain names; `domain` indexes them.
-        tokens: i32[n, t].
-        targets: i32[n, t], −1 where no loss counts.
-        domain: i32[n].
+        tokens: of the rows.
+        targets: −1 where no loss counts.
+        domain: of each row.
     """
 
     names: tuple[str, ...]
-    tokens: np.ndarray
-    targets: np.ndarray
-    domain: np.ndarray
+    tokens: Int[np.ndarray, "n t"]
+    targets: Int[np.ndarray, "n t"]
+    domain: Int[np.ndarray, " n"]
 
 
 PARTS = ("all", "validation", "test")
@@ -151,8 +152,8 @@ def place(validation: ValidationSet, *, batch_size: int, mesh: Mesh) -> list[dic
 
 def aggregates(losses: np.ndarray, prior: np.ndarray) -> dict[str, float]:
     """Named means over domains with a measured loss: `uniform`, `prior` (weighted by it), and the `worst` domain."""
-    measured = np.isfinite(losses)
-    values, weights = losses[measured].astype(np.float64), prior[measured].astype(np.float64)
+    is_finite = np.isfinite(losses)
+    values, weights = losses[is_finite].astype(np.float64), prior[is_finite].astype(np.float64)
     if not len(values):
         return {}
     weighted = float(np.sum(values * weights) / np.sum(weights)) if np.sum(weights) > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""The fields of a run's records, from what was measured."""
+"""The fields of a run's records."""
 
 from __future__ import annotations
 

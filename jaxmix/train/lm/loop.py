@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh, global_batch, replicated
-from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer
+from jaxmix.core.types import Weights
+from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer, MixerInfo
 from jaxmix.models.base import Model
 from jaxmix.train.lm.domain_sums import SuperBatchSums
 from jaxmix.train.lm.evaluate import ValidationSet, place
@@ -147,7 +148,7 @@ def run_training(
     prior = np.full(len(names), 1.0 / len(names)) if prior is None else np.asarray(prior, np.float64)
     prior = (prior / prior.sum()).astype(np.float32)
     held_out = (validation, control, test)
-    loop = _TrainLoop(model, mixer, stream, held_out, reference, settings, prior, programs, config_hash)
+    loop = _TrainLoop(model, mixer, stream, *held_out, reference, settings, prior, programs, config_hash)
     return Driver(loop, run_dir, hooks=hooks, trackers=trackers, label=label, show_progress=show_progress).run()
 
 
@@ -173,52 +174,54 @@ class _Extras(NamedTuple):
     Attributes:
         drawn, weight_lag: see `_Dispatched`.
         mixer_info: of the mixer's update, None without one.
-        weights: f32[m], after the update.
+        weights: after the update.
         realized: of the stream after the step, where a record follows.
     """
 
     drawn: SuperBatchSums | None
     weight_lag: int
-    mixer_info: Any
-    weights: Any
+    mixer_info: MixerInfo | None
+    weights: Weights
     realized: dict[str, dict[str, Any]] | None
 
 
+@dataclasses.dataclass(eq=False)
 class _TrainLoop(Loop[RunResult]):
-    state: RunState
+    model: Model
+    mixer: Mixer
+    stream: Any
+    validation: ValidationSet
+    control: ValidationSet | None
+    test: ValidationSet | None
+    reference: Reference | None
+    settings: TrainSettings
+    prior: np.ndarray
+    programs: Programs
+    config_hash: str
 
-    def __init__(
-        self,
-        model: Model,
-        mixer: Mixer,
-        stream: Any,
-        held_out: tuple[ValidationSet, ValidationSet | None, ValidationSet | None],
-        reference: Reference | None,
-        settings: TrainSettings,
-        prior: np.ndarray,
-        programs: Programs,
-        config_hash: str,
-    ):
+    def __post_init__(self) -> None:
+        mixer, stream, settings, programs = self.mixer, self.stream, self.settings, self.programs
         super().__init__(settings, programs.mesh)
-        self.model, self.mixer, self.stream, self.names = model, mixer, stream, tuple(stream.names)
-        self.prior, self.programs, self.config_hash = prior, programs, config_hash
+        self.names = tuple(stream.names)
         self.mixer_programs = build_mixer_programs(
             mixer,
             self.mesh,
-            model=model,
+            model=self.model,
             num_domains=len(self.names),
             rows_per_domain=settings.gradient_rows,
             sketch_size=settings.sketch_size,
         )
-        self.validation, self.control, self.test = held_out
-        self.reference = reference if mixer.needs & set(REFERENCE_SIGNALS) else None
         self.batch_size: int = stream.batch_size
         self.selection: BatchSelection | None = None
         self.train_step = programs.train_step
         if programs.selection is not None:
             self.batch_size = programs.selection.batch_size
             self.train_step = programs.selection.train_step or self.train_step
-            self.selection = BatchSelection(programs.selection, reference=reference, seed=settings.seed, mesh=self.mesh)
+            self.selection = BatchSelection(
+                programs.selection, reference=self.reference, seed=settings.seed, mesh=self.mesh
+            )
+        if not mixer.needs & set(REFERENCE_SIGNALS):
+            self.reference = None
         self.losses = np.full(len(self.names), np.nan, np.float32)
         self.test_losses: np.ndarray | None = None
         # Which step's mixer state each version of the stream's weights came from, for the weight lag.

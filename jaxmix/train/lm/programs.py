@@ -27,7 +27,7 @@ from jaxmix.train.selection.settings import SelectionSettings, chooses_in_step, 
 
 
 class Programs(NamedTuple):
-    """Everything compiled that does not depend on the mixer.
+    """The compiled functions that do not depend on the mixer.
 
     Attributes:
         train_step: see `build_train_step`.
@@ -36,7 +36,7 @@ class Programs(NamedTuple):
         optimizer: the transformation inside `train_step`.
         mesh: where it all runs.
         selection: chooses what the train step trains on, see `with_selection`; None: all that is drawn.
-        known_selections: all that were made for runs with these programs.
+        known_selections: all that were compiled for runs with these programs.
     """
 
     train_step: Callable[..., Any]

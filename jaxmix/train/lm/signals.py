@@ -1,9 +1,9 @@
-"""Signals beyond the train step's own sums: what a reference model loses, and how domains' gradients align.
+"""Signals beyond the train step's own sums: the losses of a reference model, and the alignment of gradients.
 
 Each is computed only when a mixer needs it. Costs are in optimizer steps of the same model and batch (a forward pass
 is a third of one), for m domains. Measured on two CPU cores with lm-300k, 16 rows of 128 tokens and 7 domains
 (experiments/bench_mixers): exact alignment 4.9 steps, a sketch of one row per domain 0.6 steps; a table as reference
-less than can be told from none.
+nothing that could be measured.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a run carries from step to step and therefore checkpoints."""
+"""The state that a run carries from step to step and writes to its checkpoints."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxmix.core.pytree import state
 from jaxmix.core.sharding import named_shardings, replicated
+from jaxmix.core.types import Array, DomainVector, Int, PRNGKeyArray
 from jaxmix.mixers.base import REFERENCE_SIGNALS, Feedback, Mixer
 from jaxmix.models.partition import fit_partition
+
+T = TypeVar("T")
 
 
 @state(version=1)
@@ -20,37 +23,37 @@ class TrainState:
     """The model's half: everything the train step reads and writes.
 
     Attributes:
-        step: i32[], optimizer steps attempted, skipped ones included.
+        step: optimizer steps attempted, skipped ones included.
         params: the model's parameters, float32.
         opt_state: the optimizer's state.
-        skipped: i32[], updates skipped so far because loss or gradient was not finite.
-        consecutive_skipped: i32[], how many of the latest steps in a row were skipped.
+        skipped: updates skipped so far because loss or gradient was not finite.
+        consecutive_skipped: how many of the latest steps in a row were skipped.
     """
 
-    step: Any
+    step: Int[Array, ""]
     params: Any
-    opt_state: Any
-    skipped: Any
-    consecutive_skipped: Any
+    opt_state: optax.OptState
+    skipped: Int[Array, ""]
+    consecutive_skipped: Int[Array, ""]
 
 
 @state(version=1)
 class RunState:
-    """The whole of what a checkpoint holds in arrays.
+    """All arrays of a checkpoint.
 
     Attributes:
         train: the model's half.
         mixer: the mixer's state, replicated.
-        mixer_key: typed key; step s's update gets `fold_in(mixer_key, s)`.
+        mixer_key: step s's update gets `fold_in(mixer_key, s)`.
         pending: feedback summed since the mixer's last update (all zero when it updates at every step).
-        validation_loss: f32[m], the latest validation losses, nan before the first evaluation.
+        validation_loss: the latest validation losses, nan before the first evaluation.
     """
 
     train: TrainState
     mixer: Any
-    mixer_key: Any
+    mixer_key: PRNGKeyArray
     pending: Feedback
-    validation_loss: Any
+    validation_loss: DomainVector
 
 
 def step_sums(needs: frozenset[str]) -> tuple[str, ...]:
@@ -87,7 +90,16 @@ def train_state_shardings(model: Any, optimizer: optax.GradientTransformation, m
         transform_non_params=lambda _: replicated(mesh),
     )
     scalar = replicated(mesh)
-    return TrainState(scalar, placed, opt_state, scalar, scalar)
+    return layout(
+        TrainState, step=scalar, params=placed, opt_state=opt_state, skipped=scalar, consecutive_skipped=scalar
+    )
+
+
+def layout(cls: type[T], **places: Any) -> T:
+    """A node of the state `cls` with shardings in the place of arrays, which its constructor would not take."""
+    node = object.__new__(cls)
+    node.__dict__.update(places)
+    return node
 
 
 def init_run_state(key: jax.Array, train: TrainState, mixer: Mixer, prior: jax.Array, mesh: Mesh) -> RunState:

@@ -1,4 +1,4 @@
-"""One jitted, donated, sharded optimizer step that also learns what each domain's loss was."""
+"""One jitted, donated, sharded optimizer step that also sums the losses of each domain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import optax
 
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.segment import sum_by_domain
-from jaxmix.core.types import Array, DomainVector
+from jaxmix.core.types import Array, DomainVector, Float, Int
 from jaxmix.mixers.base import Feedback
 from jaxmix.models.base import token_loss
 from jaxmix.train.lm.domain_sums import SuperBatchSums, loss_sums_by_domain
@@ -45,23 +45,23 @@ NORMALIZATIONS: dict[str, Callable[[DomainVector, DomainVector], DomainVector]] 
 
 
 class StepInfo(NamedTuple):
-    """What one step shows; small, replicated, never donated.
+    """What one step reports; small, replicated, never donated.
 
     Attributes:
         feedback: `loss_sum` and `token_count` f32[m] over all micro-batches and devices; with reference losses in the
             batch also `reference_loss_sum` and `clipped_excess_sum`. Zero if the step was skipped.
-        loss: f32[], mean loss per token of the step's batch, whatever the normalization trained on.
-        grad_norm: f32[], global norm before clipping.
-        skipped: i32[], updates skipped so far.
-        consecutive_skipped: i32[], how many of the latest steps in a row were skipped.
+        loss: mean loss per token of the step's batch, whatever the normalization trained on.
+        grad_norm: global norm before clipping.
+        skipped: updates skipped so far.
+        consecutive_skipped: how many of the latest steps in a row were skipped.
         drawn: what the step chose its tokens from, with `choose`; None without.
     """
 
     feedback: Feedback
-    loss: Array
-    grad_norm: Array
-    skipped: Array
-    consecutive_skipped: Array
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    skipped: Int[Array, ""]
+    consecutive_skipped: Int[Array, ""]
     drawn: SuperBatchSums | None = None
 
 

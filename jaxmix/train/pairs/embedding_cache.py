@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.data.files import write_whole
@@ -31,14 +32,14 @@ class EmbeddingCache(NamedTuple):
     """The embeddings of all pairs of a pool under one frozen model.
 
     Attributes:
-        image: [n, d], memory-mapped, rows of unit norm.
-        text: [n, d], the same.
+        image: memory-mapped, rows of unit norm.
+        text: the same.
         temperature: the model's factor t, already exponentiated.
         bias: of its logits; 0 for a softmax loss.
     """
 
-    image: np.ndarray
-    text: np.ndarray
+    image: Float[np.ndarray, "n d"]
+    text: Float[np.ndarray, "n d"]
     temperature: float
     bias: float
 

@@ -96,20 +96,17 @@ def run_pairs(
     return Driver(loop, run_dir, hooks=hooks, trackers=trackers, label=label, show_progress=show_progress).run()
 
 
+@dataclasses.dataclass(eq=False)
 class _PairLoop(Loop[PairResult]):
-    unit = "pairs"
-    state: PairState
+    model: Any
+    programs: PairPrograms
+    stream: PairStream
+    settings: TrainSettings
+    evaluate: Evaluate | None
 
-    def __init__(
-        self,
-        model: Any,
-        programs: PairPrograms,
-        stream: PairStream,
-        settings: TrainSettings,
-        evaluate: Evaluate | None,
-    ):
-        super().__init__(settings, programs.mesh)
-        self.model, self.programs, self.stream, self.evaluate = model, programs, stream, evaluate
+    def __post_init__(self) -> None:
+        super().__init__(self.settings, self.programs.mesh)
+        self.unit = "pairs"
         self.read: tuple[int, dict[str, jax.Array]] | None = None
         self.evaluation: dict[str, float] = {}
 

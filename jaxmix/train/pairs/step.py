@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from jaxmix.core.pytree import state
 from jaxmix.core.sharding import batch_sharding, replicated
-from jaxmix.core.types import Array, Int, PRNGKeyArray
+from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
 from jaxmix.models.towers.contrastive_loss import sharded_loss
 from jaxmix.models.towers.mixed_resolution import embed_mixed
-from jaxmix.selection.base import LOSSES, Embeddings, Selector
-from jaxmix.train.lm.state import TrainState, init_train_state, train_state_shardings
+from jaxmix.selection.base import LOSSES, Embeddings, SelectionInfo, Selector
+from jaxmix.train.lm.state import TrainState, init_train_state, layout, train_state_shardings
 from jaxmix.train.pairs.cost import pair_cost
 from jaxmix.train.pairs.embedding_cache import EmbeddingCache
 from jaxmix.train.pairs.gradient_cache import build_contrastive_gradient
@@ -33,41 +33,41 @@ _SELECT, _SHUFFLE, _AUGMENT = 0, 1, 2
 
 @state(version=2)
 class PairState:
-    """What a run on pairs carries from step to step.
+    """All arrays of a checkpoint of a run on pairs.
 
     Attributes:
         train: parameters, optimizer state, counters.
-        key: typed; selections, shuffles and augmentations of step s follow from it and s.
-        next_rows: i32[b], with stale scoring the rows of the next step's super-batch to train on, chosen already; else
-            a single −1 (a checkpoint holds no empty arrays).
+        key: selections, shuffles and augmentations of step s follow from it and s.
+        next_rows: with stale scoring the rows of the next step's super-batch to train on, chosen already; else a single
+            −1 (a checkpoint holds no empty arrays).
     """
 
     train: TrainState
-    key: Any
-    next_rows: Any
+    key: PRNGKeyArray
+    next_rows: Int[Array, " b"]
 
 
 class PairInfo(NamedTuple):
-    """What one step shows; small and replicated.
+    """What one step reports; small and replicated.
 
     Attributes:
-        loss: f32[], of the batch trained on, before the update. Not comparable between policies: selection seeks
-            batches of high loss.
-        grad_norm: f32[], before clipping.
-        temperature, bias: f32[], of the learner before the update.
-        indices: i32[b], rows of the super-batch trained on.
-        selection: the selector's `SelectionInfo`; with stale scoring that of the next step; None without a selector.
-        skipped, consecutive_skipped: i32[], see `TrainState`.
+        loss: of the batch trained on, before the update. Not comparable between policies: selection seeks batches of
+            high loss.
+        grad_norm: before clipping.
+        temperature, bias: of the learner before the update.
+        indices: rows of the super-batch trained on.
+        selection: with stale scoring that of the next step; None without a selector.
+        skipped, consecutive_skipped: see `TrainState`.
     """
 
-    loss: Array
-    grad_norm: Array
-    temperature: Array
-    bias: Array
-    indices: Array
-    selection: Any
-    skipped: Array
-    consecutive_skipped: Array
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    temperature: Float[Array, ""]
+    bias: Float[Array, ""]
+    indices: Int[Array, " b"]
+    selection: SelectionInfo | None
+    skipped: Int[Array, ""]
+    consecutive_skipped: Int[Array, ""]
 
 
 class PairPrograms(NamedTuple):
@@ -190,13 +190,14 @@ def build_pair_programs(
         rows=batch_sharding(mesh),
     )
     everywhere = replicated(mesh)
-    layout = PairState(train_state_shardings(model, optimizer, mesh), everywhere, everywhere)
+    train_places = train_state_shardings(model, optimizer, mesh)
+    places = layout(PairState, train=train_places, key=everywhere, next_rows=everywhere)
     frozen = None
     if isinstance(reference, OnlineReference):
         frozen = jax.device_put(reference.params, everywhere)
     select = jax.jit(lambda *args: step.select(*args)[:2], out_shardings=everywhere)
-    train = jax.jit(step.run, donate_argnums=0, out_shardings=(layout, everywhere))
-    train_chosen = jax.jit(step.run_chosen, donate_argnums=0, out_shardings=(layout, everywhere))
+    train = jax.jit(step.run, donate_argnums=0, out_shardings=(places, everywhere))
+    train_chosen = jax.jit(step.run_chosen, donate_argnums=0, out_shardings=(places, everywhere))
     next_number = jax.jit(lambda step: step + 1, out_shardings=everywhere)
 
     def run(state: PairState, batch: Any) -> tuple[PairState, PairInfo]:

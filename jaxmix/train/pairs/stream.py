@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.types import Array, Int, PRNGKeyArray
@@ -25,15 +26,15 @@ class PairPool(NamedTuple):
     """All pairs that a run may draw. Arrays may be memory maps: only the rows of a step are read.
 
     Attributes:
-        images: u8 or f32 [n, h, w, 3].
-        tokens: i32[n, t], captions; padding as the text tower wants it.
-        group: i32[n], the same number for pairs that are no negatives of each other (the same caption), −1 for pairs
+        images: u8 or f32.
+        tokens: captions; padding as the text tower wants it.
+        group: the same number for pairs that are no negatives of each other (the same caption), −1 for pairs
             without such; None where all captions differ. Selectors on embeddings leave such pairs out of the score.
     """
 
-    images: np.ndarray
-    tokens: np.ndarray
-    group: np.ndarray | None = None
+    images: Shaped[np.ndarray, "n h w 3"]
+    tokens: Int[np.ndarray, "n t"]
+    group: Int[np.ndarray, " n"] | None = None
 
 
 class PairStream:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import batch_sharding, build_mesh, process_shard, replicated
+from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.curricula.base import Bandit
 from jaxmix.curricula.cursors import prompt_cursors
 from jaxmix.data.tasks.prompts import PromptSet
@@ -186,51 +187,47 @@ def _check(
 
 
 class _Logged(NamedTuple):
-    """What a record needs of the devices besides the metrics: see `CurriculumPrograms` and `CursorState`."""
+    """Values on the devices that a record holds besides the metrics, see `Bandit` and `CursorState`."""
 
-    probabilities: Any
-    drawn: Any
+    probabilities: Float[Array, " k"]
+    drawn: Int[Array, " k"]
 
 
 class _Groups(NamedTuple):
-    """What one step generated and what was learned from it.
+    """The groups that one step generated, and the updates it made.
 
     Attributes:
-        arms: i32[b], of the groups.
-        rewards: f32[b, g].
-        is_live: bool[b], whether a group has a gradient.
+        arms: of the groups.
+        rewards: of their completions.
+        is_live: whether a group has a gradient.
         tokens: completions' tokens that are not padding.
         infos: of the updates.
         logged: with steps that a record follows.
     """
 
-    arms: np.ndarray
-    rewards: np.ndarray
-    is_live: np.ndarray
+    arms: Int[np.ndarray, " b"]
+    rewards: Float[np.ndarray, "b g"]
+    is_live: Bool[np.ndarray, " b"]
     tokens: int
     infos: list[UpdateInfo]
     logged: _Logged | None
 
 
+@dataclasses.dataclass(eq=False)
 class _FinetuneLoop(Loop[FinetuneResult]):
-    state: FinetuneState
+    model: Model
+    prompts: PromptSet
+    bandit: Bandit
+    table: np.ndarray
+    evaluation: PromptSet
+    settings: FinetuneSettings
+    programs: PolicyPrograms
+    initial_params: Any
+    provenance: dict[str, Any]
 
-    def __init__(
-        self,
-        model: Model,
-        prompts: PromptSet,
-        bandit: Bandit,
-        table: np.ndarray,
-        evaluation: PromptSet,
-        settings: FinetuneSettings,
-        programs: PolicyPrograms,
-        initial_params: Any,
-        provenance: dict[str, Any],
-    ):
-        super().__init__(settings, programs.mesh)
-        self.model, self.prompts, self.bandit, self.names = model, prompts, bandit, prompts.arm_names
-        self.table, self.evaluation, self.programs = table, evaluation, programs
-        self.initial_params, self.provenance = initial_params, provenance
+    def __post_init__(self) -> None:
+        super().__init__(self.settings, self.programs.mesh)
+        self.names = self.prompts.arm_names
         self.count = 0  # groups in the buffer
         self.waited = 0  # batches since the last update
         self.tokens = 0  # generated in this session
@@ -422,7 +419,7 @@ class _FinetuneLoop(Loop[FinetuneResult]):
         drawn, updates = jax.device_get((self.state.cursors.drawn, self.state.train.step))
         return self._currencies(step, drawn, updates)
 
-    def _currencies(self, step: int, drawn: np.ndarray, updates: Any) -> dict[str, Any]:
+    def _currencies(self, step: int, drawn: Any, updates: Any) -> dict[str, Any]:
         sizes = (self.table >= 0).sum(axis=1)
         # Without replacement within an epoch: an arm has shown as many different prompts as it has drawn, or all.
         return {

@@ -36,26 +36,25 @@ _ARMS, _ROLLOUTS = 0, 1
 
 @state(version=1)
 class GroupBuffer:
-    """Groups that wait for an update, the first `count` of c places, oldest first. Replicated.
+    """Groups that wait for an update in the first `count` of c places, oldest first. Replicated.
 
     Attributes:
-        prompts: i32[c, p].
-        tokens, mask, logp: [c, g, t], see `Rollouts`.
-        rewards: f32[c, g].
-        count: i32[].
+        prompts, tokens, mask, logp: see `Draw` and `Rollouts`.
+        rewards: of their completions.
+        count: of groups.
     """
 
-    prompts: Any
-    tokens: Any
-    mask: Any
-    logp: Any
-    rewards: Any
-    count: Any
+    prompts: Int[Array, "c p"]
+    tokens: Int[Array, "c g t"]
+    mask: Bool[Array, "c g t"]
+    logp: Float[Array, "c g t"]
+    rewards: Float[Array, "c g"]
+    count: Int[Array, ""]
 
 
 @state(version=1)
 class FinetuneState:
-    """All that a run carries from step to step in arrays, and therefore checkpoints.
+    """All arrays of a checkpoint.
 
     Attributes:
         train: policy, optimizer state, counters; its steps are optimizer steps.
@@ -63,8 +62,8 @@ class FinetuneState:
         bandit: state of the curriculum.
         cursors: state of the prompts' cursors.
         buffer: groups that wait.
-        key: typed; arms and rollouts of step s follow from it and s.
-        step: i32[], generated batches.
+        key: arms and rollouts of step s follow from it and s.
+        step: generated batches.
     """
 
     train: TrainState
@@ -72,20 +71,20 @@ class FinetuneState:
     bandit: Any
     cursors: CursorState
     buffer: GroupBuffer
-    key: Any
-    step: Any
+    key: PRNGKeyArray
+    step: Int[Array, ""]
 
 
 class Draw(NamedTuple):
-    """What the next batch is made for.
+    """The prompts of the next batch.
 
     Attributes:
-        arms: i32[b], which the bandit drew.
-        rows: i32[b], prompts.
-        prompts: i32[b, p], split over the mesh.
-        key: typed, of the rollouts.
+        arms: which the bandit drew.
+        rows: of the prompts.
+        prompts: split over the mesh.
+        key: of the rollouts.
         cursors: after it.
-        step: i32[], after it.
+        step: after it.
     """
 
     arms: Int[Array, " b"]
@@ -97,7 +96,7 @@ class Draw(NamedTuple):
 
 
 class UpdateInfo(NamedTuple):
-    """What one update shows, averaged over its optimizer steps, and the counters after it.
+    """What one update reports, averaged over its optimizer steps, and the counters after it.
 
     Attributes:
         loss: of `grpo_loss`.
@@ -107,15 +106,15 @@ class UpdateInfo(NamedTuple):
         skipped, consecutive_skipped: see `TrainState`.
     """
 
-    loss: Array
-    grad_norm: Array
-    clip_low: Array
-    clip_high: Array
-    kl: Array
-    drift: Array
-    surprise: Array
-    skipped: Array
-    consecutive_skipped: Array
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    clip_low: Float[Array, ""]
+    clip_high: Float[Array, ""]
+    kl: Float[Array, ""]
+    drift: Float[Array, ""]
+    surprise: Float[Array, ""]
+    skipped: Int[Array, ""]
+    consecutive_skipped: Int[Array, ""]
 
     def averages(self) -> dict[str, Any]:
         """All but the counters, by name."""

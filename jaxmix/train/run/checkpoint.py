@@ -39,7 +39,7 @@ class Checkpointer:
     Args:
         folder: `checkpoints/` of the run folder; made when missing.
         keep: how many of the newest steps stay, ≥ 1.
-        report: called with one line for anything a reader should know (a broken checkpoint, a migration).
+        report: called with one line about a damaged checkpoint.
     """
 
     def __init__(self, folder: Path, *, keep: int, report: Callable[[str], None]):
@@ -189,9 +189,10 @@ class Checkpointer:
 
 
 def check_same_run(stored: Mapping[str, Any], own: Mapping[str, Any], run_dir: Path) -> None:
-    """Raises `ConfigError` where a checkpoint's record `stored` holds other figures than this run's `own`.
+    """Raises `ConfigError` where a value `stored` in a checkpoint differs from this run's `own`.
 
-    They are what arrays do not show: with another pool or batch size a run would silently be another one.
+    These are values that the arrays do not show: with another pool or batch size the run would silently be a different
+    one.
     """
     for name, value in own.items():
         if stored.get(name) != value:

@@ -99,7 +99,7 @@ class Hook:
 
 
 class Record(NamedTuple):
-    """What a loop says of the steps since the last record.
+    """The record of the steps since the last one.
 
     Attributes:
         fields: of the record, by name.
@@ -202,7 +202,7 @@ class Loop(ABC, Generic[Result]):
             output: of `self.step`.
 
         Returns:
-            What the step shows, to be fetched from the devices: something with `loss`, `grad_norm`, `skipped` and
+            What the step reports, to be fetched from the devices: something with `loss`, `grad_norm`, `skipped` and
             `consecutive_skipped` (None: no update was tried), and what else `measure` and `record` take.
         """
         return output
@@ -237,7 +237,7 @@ class Driver(Generic[Result]):
     """Runs a loop in `run_dir`, from its start or its newest whole checkpoint.
 
     Args:
-        loop: not used before.
+        loop: a new one; a loop runs once.
         run_dir: receives metrics.jsonl, timing.jsonl and checkpoints/.
         hooks: besides the loop's own evaluations.
         trackers: besides the files.

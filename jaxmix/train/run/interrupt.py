@@ -1,4 +1,4 @@
-"""Ctrl-C and a machine's shutdown notice become a request that the loop answers with a checkpoint."""
+"""Ctrl-C and a machine's shutdown notice ask the loop to save a checkpoint and stop."""
 
 from __future__ import annotations
 

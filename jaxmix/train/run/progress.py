@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a live bar on a terminal, one line per interval otherwise."""
+"""The progress of a run on the console: a live bar on a terminal, one line per interval otherwise."""
 
 from __future__ import annotations
 

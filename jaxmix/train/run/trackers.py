@@ -1,4 +1,4 @@
-"""Where metrics go besides the run folder: TensorBoard and Weights & Biases, each by its extra."""
+"""Trackers besides the run folder: TensorBoard and Weights & Biases, each installed with its extra."""
 
 from __future__ import annotations
 

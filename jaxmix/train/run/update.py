@@ -1,4 +1,4 @@
-"""One optimizer update that refuses values that are not finite."""
+"""One optimizer update, skipped where values are not finite."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmix.core.types import Array
+from jaxmix.core.types import Array, Bool, Float
 from jaxmix.train.lm.state import TrainState
 
 
 class Update(NamedTuple):
-    """What `guarded_update` made of a gradient.
+    """The outcome of `guarded_update`.
 
     Attributes:
         state: after the step.
-        grad_norm: f32[], global norm before clipping.
-        is_finite: bool[], whether the update was made.
+        grad_norm: global norm before clipping.
+        is_finite: whether the update was made.
     """
 
     state: TrainState
-    grad_norm: Array
-    is_finite: Array
+    grad_norm: Float[Array, ""]
+    is_finite: Bool[Array, ""]
 
 
 def guarded_update(state: TrainState, loss: Array, grads: Any, optimizer: optax.GradientTransformation) -> Update:

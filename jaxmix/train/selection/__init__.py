@@ -1,1 +1,1 @@
-"""Training on the selected part of what is drawn."""
+"""Training on a selected part of what is drawn."""

@@ -1,4 +1,4 @@
-"""What training with selection costs: steps, examples trained, examples scanned and operations, always together.
+"""The cost of training with selection: steps, examples trained, examples scanned and operations, always together.
 
 A method that picks its batches looks good on the axis that its author chose. JEST takes fewer steps than uniform
 sampling and scans more examples; whether it takes fewer operations depends on the reference being cached, on the
@@ -28,7 +28,7 @@ class SelectionCost(NamedTuple):
         trained: examples that an optimizer step was taken on, repeats counted.
         scanned: examples that were looked at: scored and perhaps trained on. Equal to `trained` without selection.
         flops: floating-point operations of the models and of the selection, a multiply and an add counted apart.
-            The training of the reference is not in it (nor in any published figure), nor the filling of a cache.
+            The training of the reference is not in it (nor in any published number), nor the filling of a cache.
     """
 
     steps: float
@@ -73,7 +73,7 @@ def relative_step_cost(
     | a_l | low_ratio: an example at low resolution over one at full |
     | u | 1 if the scoring forward is also the forward of training, else 0 |
 
-    The published figures follow: with u = 1 `(2k + 2)/3` for an online and `(k + 2)/3` for a cached reference, 4.00
+    The published numbers follow: with u = 1 `(2k + 2)/3` for an online and `(k + 2)/3` for a cached reference, 4.00
     and 2.33 at f = 0.8; with a = a_l = 0.28, q = 1/2 and u = 0 `(a k + 3(1 + a)/2)/3` for Flexi-JEST, 1.11. They
     hence count two conventions at once. A program that runs the forward pass again, as `build_pair_programs` does
     where it gains nothing by keeping the activations of all candidates, pays 4.33 and 2.67. Say which one you show.

@@ -1,4 +1,4 @@
-"""The program that stands before the train step and hands it the rows, or the tokens, that it should train on.
+"""The program that selects the rows or tokens that a step trains on, before the step.
 
 Methods: `jaxmix.selection`. Mindermann et al., arXiv 2206.07137 (RHO-LOSS); Lin et al., arXiv 2404.07965 (Rho-1); Bal
 et al., arXiv 2505.19893 (ESLM); Evans et al., arXiv 2406.17711 (JEST).

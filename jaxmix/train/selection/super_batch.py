@@ -1,4 +1,4 @@
-"""What is made of a super-batch's rows besides choosing: losses a few rows at a time, quotas, features."""
+"""Losses, quotas and features of the rows of a super-batch."""
 
 from __future__ import annotations
 

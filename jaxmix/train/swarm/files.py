@@ -1,4 +1,4 @@
-"""What a swarm leaves on disk: which proxies form a chunk, and how each ended."""
+"""The files of a swarm: which proxies form a chunk, and how each ended."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
@@ -24,20 +25,20 @@ class ProxyResult(NamedTuple):
 
     Attributes:
         name: of the run.
-        weights: f64[m] on the simplex.
+        weights: on the simplex.
         seed: of parameters and data order.
-        losses: f64[m], held-out losses at the end, nats per token; nan if it diverged.
-        curve: f64[k, m], held-out losses at the evaluations; nan where they were not finite.
+        losses: held-out losses at the end, nats per token; nan if it diverged.
+        curve: held-out losses at the k evaluations; nan where they were not finite.
         skipped: updates that were not finite.
         tokens: trained on.
         reason: why the losses are nan; None if they are not.
     """
 
     name: str
-    weights: np.ndarray
+    weights: Float64[np.ndarray, " m"]
     seed: int
-    losses: np.ndarray
-    curve: np.ndarray
+    losses: Float64[np.ndarray, " m"]
+    curve: Float64[np.ndarray, "k m"]
     skipped: int
     tokens: int
     reason: str | None
@@ -110,7 +111,7 @@ def write_chunk(folder: Path, result: ChunkResult) -> None:
     """Writes a chunk's result, and removes its checkpoints, which nothing needs any more."""
     rows = []
     for proxy in result.proxies:
-        arrays = {k: _plain(getattr(proxy, k)) for k in ("weights", "losses", "curve")}
+        arrays = {k: plain(getattr(proxy, k)) for k in ("weights", "losses", "curve")}
         rows.append({**proxy._asdict(), **arrays})
     _write(folder / RESULT, {**result._asdict(), "proxies": rows})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -164,9 +165,10 @@ def read_status(run_dir: Path) -> SwarmStatus:
     )
 
 
-def _plain(values: np.ndarray) -> Any:
+def plain(values: np.ndarray) -> Any:
+    """Losses as JSON keeps them: a float32 reads back to the same bits, what is not finite becomes null."""
     if values.ndim > 1:
-        return [_plain(row) for row in values]
+        return [plain(row) for row in values]
     return [x if math.isfinite(x) else None for x in values.astype(np.float64).tolist()]
 
 

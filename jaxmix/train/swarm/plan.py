@@ -1,4 +1,4 @@
-"""The host's half of a swarm: which rows every proxy sees, planned by the stream's own code, and where they lie."""
+"""The host's half of a swarm: the rows that every proxy sees, planned by the code of the stream."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int, Integer
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.mixture.packing import PackedRows, WholeRows, document_tokens
@@ -34,12 +35,12 @@ class RowTable(NamedTuple):
     """Rows of tokens in the smallest type that holds them.
 
     Attributes:
-        tokens: u8, u16 or i32 [n, t + 1]; the last column is the target of the last position.
-        targets: i32[n], how many positions have a target, counted from the first.
+        tokens: u8, u16 or i32; the last column is the target of the last position.
+        targets: how many positions have a target, counted from the first.
     """
 
-    tokens: np.ndarray
-    targets: np.ndarray
+    tokens: Integer[np.ndarray, "n t+1"]
+    targets: Int[np.ndarray, " n"]
 
 
 def drawing_weights(weights: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from jaxmix.train.swarm.files import (
     chunk_folder,
     finished_chunks,
     pinned_chunks,
+    plain,
     read_chunk,
     write_chunk,
 )
@@ -46,8 +48,6 @@ from jaxmix.train.swarm.step import (
     padded,
     trimmed,
 )
-
-__all__ = ["Proxy", "SwarmResult", "run_swarm"]
 
 _LONGEST_STRETCH = 64
 _STRETCH_SECONDS = 10.0
@@ -224,15 +224,15 @@ class _Swarm:
         plan = SwarmPlan(proxies, self.sources, **self.stream)
         notes: list[str] = []
         checkpointer = Checkpointer(folder / "checkpoints", keep=1, report=notes.append)
-        try:
+        with closing(checkpointer), closing(progress):
             state, step, curve, seconds = self._begin(proxies, plan, checkpointer)
-            bar = Progress(settings.steps, first=step, names=(), label=label, is_enabled=show_progress)
+            bar = Progress(settings.steps, first=step, label=label, is_enabled=show_progress)
             for note in [*notes, *([f"resumed at step {step}"] if step else [])]:
                 bar.note(note)
             clock = _Clock(seconds)
             length, states = 1, plan.get_state()
             batches = self._plan(plan, step, length)
-            with Interruption() as interruption:
+            with closing(bar), Interruption() as interruption:
                 if not curve:
                     curve[0] = self._evaluate(state, len(proxies))
                 while step < settings.steps:
@@ -254,10 +254,6 @@ class _Swarm:
                     if is_interrupted and step < settings.steps:
                         checkpointer.wait()
                         raise interrupted(step, folder)
-            bar.close()
-        finally:
-            checkpointer.close()
-            progress.close()
         write_chunk(folder, self._result(proxies, plan, state, curve, clock.seconds))
 
     def _begin(
@@ -342,8 +338,8 @@ class _Swarm:
         seconds: float,
     ) -> None:
         if step not in checkpointer.steps():
-            plain = [[s, _plain(losses)] for s, losses in curve.items()]
-            checkpointer.save(step, state, {"streams": streams, "curve": plain, "seconds": seconds})
+            losses = [[step, plain(losses)] for step, losses in curve.items()]
+            checkpointer.save(step, state, {"streams": streams, "curve": losses, "seconds": seconds})
 
     def _result(
         self,
@@ -405,11 +401,6 @@ class _Clock:
 def _mean_of_finite(losses: np.ndarray) -> float:
     finite = losses[np.isfinite(losses)]
     return float(finite.mean()) if len(finite) else math.nan
-
-
-def _plain(losses: np.ndarray) -> list[list[float | None]]:
-    """Losses as JSON keeps them: a float32 reads back to the same bits, what is not finite becomes null."""
-    return [[x if math.isfinite(x) else None for x in row] for row in losses.astype(np.float64).tolist()]
 
 
 def _check(

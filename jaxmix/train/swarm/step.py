@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmix.core.pytree import state
 from jaxmix.core.sharding import proxy_mesh, shard_map
-from jaxmix.core.types import Array
+from jaxmix.core.types import Array, Int
 from jaxmix.models.base import Model
 from jaxmix.train.lm.evaluate import loss_sums, mean_losses
 from jaxmix.train.lm.programs import optimizer_of
@@ -41,16 +41,16 @@ _OVER_PROXIES = PartitionSpec("proxy")
 
 @state(version=1)
 class SwarmState:
-    """What a swarm carries from step to step; all leaves have a leading axis r of proxies.
+    """What a swarm carries from step to step; outside a proxy's own step all leaves have a leading axis r of proxies.
 
     Attributes:
         train: the models' states, as a lone run's.
-        stopped: i32[r], the step at which a lone run would have stopped because too many updates in a row were not
+        stopped: the step at which a lone run would have stopped because too many updates in a row were not
             finite; −1 if it would not.
     """
 
     train: TrainState
-    stopped: Any
+    stopped: Int[Array, ""]
 
 
 class SwarmPrograms(NamedTuple):

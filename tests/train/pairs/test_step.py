@@ -68,7 +68,7 @@ def initial():
 def start(built):
     """The state of a new run, initialized once for all programs."""
     everywhere = replicated(built.mesh)
-    next_rows = np.full(built.num_select if built.is_stale else 1, -1, np.int32)
+    next_rows = jnp.full(built.num_select if built.is_stale else 1, -1, jnp.int32)
     return jax.device_put(PairState(initial(), jax.random.split(jax.random.key(0))[1], next_rows), everywhere)
 
 
