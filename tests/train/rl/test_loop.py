@@ -94,8 +94,8 @@ def test_records_hold_what_happened(tmp_path):
 
     kept = np.array([[0, 1, 2], [12, 13, -1], [24, -1, 30]])
     hook = Hook(every=7, run=lambda view: {"groups": view.state.buffer.count}, name="buffer")
-    prompts = dataclasses.replace(prompts, reward=reward)
-    result = toy_run(tmp_path, prompts=prompts, bandit=space(3), kept=kept, hooks=[hook])
+    watched = dataclasses.replace(prompts, reward=reward)
+    result = toy_run(tmp_path, prompts=watched, bandit=space(3), kept=kept, hooks=[hook])
     train, evaluations = records(tmp_path, "train"), records(tmp_path, "eval")
     assert [r["step"] for r in train] == [3, 6, 9, 12]
     assert [r["step"] for r in evaluations] == [0, 5, 10, 12]
