@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxmix.report.html import Html
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.figure import Figure
 
 _INK, _GRID = "#010203", "#040506"
 """Stand-ins, replaced by the page's text color: matplotlib cannot write `currentColor` itself."""
@@ -18,6 +29,27 @@ COLORS = (
 """Paul Tol's bright and muted schemes: told apart by color-blind readers, on white and on dark."""
 
 _DASHES = ("-", "--", ":", "-.")
+
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jaxmix",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
 
 
 class Line(NamedTuple):
@@ -37,9 +69,7 @@ class Line(NamedTuple):
     is_thin: bool = False
 
 
-def lines(
-    curves: Sequence[Line], *, name: str, x_label: str, y_label: str, y_from_zero: bool = False, caption: str = ""
-) -> str:
+def lines(curves: Sequence[Line], *, name: str, x_label: str, y_label: str, y_from_zero: bool = False) -> Html:
     """Curves over steps with a legend beside them."""
     with _figure(8.0, 3.4) as figure:
         axes = figure.subplots()
@@ -48,29 +78,20 @@ def lines(
         if y_from_zero:
             axes.set_ylim(bottom=0)
         _legend(figure, axes)
-        return _svg(figure, name, caption)
+        return _svg(figure, name)
 
 
-def panels(
-    groups: Mapping[str, Sequence[Line]], *, name: str, x_label: str, y_label: str, caption: str = "", columns: int = 3
-) -> str:
+def panels(groups: Mapping[str, Sequence[Line]], *, name: str, x_label: str, y_label: str, columns: int = 3) -> Html:
     """One small panel per group, each with its own vertical scale, one legend for all."""
-    columns = min(columns, max(len(groups), 1))
-    rows = math.ceil(len(groups) / columns)
-    with _figure(8.0, 0.4 + 1.9 * rows) as figure:
-        grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
-        for axes, (title, curves) in zip(grid, groups.items(), strict=False):
+    with _panels(list(groups), columns, margin=0.4, height=1.9, share_x=True) as (figure, grid):
+        for axes, curves in zip(grid, groups.values(), strict=True):
             _draw(axes, curves)
-            axes.set_title(title, fontsize=9, color=_INK)
-            _label(axes, "", "")
-        for axes in grid[len(groups) :]:
-            axes.set_visible(False)
-        for axes in grid[max(0, len(groups) - columns) : len(groups)]:
+        for axes in grid[-columns:]:
             axes.set_xlabel(x_label, fontsize=8)
             axes.tick_params(labelbottom=True)
-        figure.supylabel(y_label, fontsize=9, color=_INK)
+        figure.supylabel(y_label, fontsize=9)
         _legend(figure, grid[0], below=True)
-        return _svg(figure, name, caption)
+        return _svg(figure, name)
 
 
 def scatters(
@@ -80,20 +101,16 @@ def scatters(
     x_label: str,
     y_label: str,
     line: str = "identity",
-    caption: str = "",
     columns: int = 4,
-) -> str:
+) -> Html:
     """One small panel of points per group, each with its own scale, and the line they would lie on if all were right.
 
     Args:
         groups: title → x and y; points that are not finite are left out.
         line: "identity" (y = x) or "zero" (y = 0).
     """
-    columns = min(columns, max(len(groups), 1))
-    rows = math.ceil(len(groups) / columns)
-    with _figure(8.0, 0.5 + 1.9 * rows) as figure:
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (title, (x, y)) in zip(grid, groups.items(), strict=False):
+    with _panels(list(groups), columns, margin=0.5, height=1.9) as (figure, grid):
+        for axes, (x, y) in zip(grid, groups.values(), strict=True):
             kept = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
             xs, ys = [a for a, _ in kept], [b for _, b in kept]
             axes.plot(xs, ys, "o", color=COLORS[0], markersize=2.5, alpha=0.7, markeredgewidth=0)
@@ -101,17 +118,13 @@ def scatters(
                 axes.axhline(0.0, color=_INK, linewidth=0.8)
             elif kept:
                 axes.axline((min(xs), min(xs)), slope=1.0, color=_INK, linewidth=0.8)
-            axes.set_title(title, fontsize=8, color=_INK)
             axes.locator_params(nbins=4)
-            _label(axes, "", "")
-        for axes in grid[len(groups) :]:
-            axes.set_visible(False)
-        figure.supxlabel(x_label, fontsize=9, color=_INK)
-        figure.supylabel(y_label, fontsize=9, color=_INK)
-        return _svg(figure, name, caption)
+        figure.supxlabel(x_label, fontsize=9)
+        figure.supylabel(y_label, fontsize=9)
+        return _svg(figure, name)
 
 
-def stacked(curves: Sequence[Line], *, name: str, x_label: str, y_label: str, caption: str = "") -> str:
+def stacked(curves: Sequence[Line], *, name: str, x_label: str, y_label: str) -> Html:
     """Shares that add up to 1, one band per curve. All curves have the same x."""
     with _figure(8.0, 3.0) as figure:
         axes = figure.subplots()
@@ -120,14 +133,14 @@ def stacked(curves: Sequence[Line], *, name: str, x_label: str, y_label: str, ca
                 list(curves[0].x),
                 [list(c.y) for c in curves],
                 labels=[c.label for c in curves],
-                colors=[COLORS[c.style % len(COLORS)] for c in curves],
+                colors=[_color(c.style) for c in curves],
                 linewidth=0,
             )
         axes.set_ylim(0, 1)
         axes.margins(x=0)
         _label(axes, x_label, y_label)
-        _legend(figure, axes, is_reversed=True)
-        return _svg(figure, name, caption)
+        _legend(figure, axes, reverse=True)
+        return _svg(figure, name)
 
 
 def bars(
@@ -137,8 +150,7 @@ def bars(
     name: str,
     y_label: str,
     caps: Mapping[str, float] | None = None,
-    caption: str = "",
-) -> str:
+) -> Html:
     """Bars side by side: one cluster per group, one bar per series.
 
     Args:
@@ -146,21 +158,21 @@ def bars(
         values: series name → one value per group.
         caps: group → a limit, drawn as a line over the cluster.
     """
+    limits = {i: cap for i, g in enumerate(groups) if math.isfinite(cap := (caps or {}).get(g, math.inf))}
     with _figure(8.0, 3.2) as figure:
         axes = figure.subplots()
         width = 0.8 / max(len(values), 1)
         for index, (label, heights) in enumerate(values.items()):
-            offsets = [g - 0.4 + width * (index + 0.5) for g in range(len(groups))]
-            axes.bar(offsets, list(heights), width * 0.92, label=label, color=COLORS[index % len(COLORS)])
-        for index, (group, cap) in enumerate((g, (caps or {}).get(g)) for g in groups):
-            if cap is not None and math.isfinite(cap):
-                legend = "limit" if group == next(g for g in groups if g in (caps or {})) else None
-                axes.plot([index - 0.45, index + 0.45], [cap, cap], color=_INK, linewidth=1.6, label=legend)
+            middles = [g - 0.4 + width * (index + 0.5) for g in range(len(groups))]
+            axes.bar(middles, list(heights), width * 0.92, label=label, color=_color(index))
+        for index, cap in limits.items():
+            legend = "limit" if index == min(limits) else None
+            axes.plot([index - 0.45, index + 0.45], [cap, cap], color=_INK, linewidth=1.6, label=legend)
         axes.set_xticks(range(len(groups)), list(groups), rotation=20 if len(groups) > 5 else 0, ha="center")
         _label(axes, "", y_label)
         axes.grid(axis="x", visible=False)
         _legend(figure, axes)
-        return _svg(figure, name, caption)
+        return _svg(figure, name)
 
 
 class Dot(NamedTuple):
@@ -182,33 +194,26 @@ class Dot(NamedTuple):
     style: int
 
 
-def dots(groups: Mapping[str, Sequence[Dot]], *, name: str, x_label: str, caption: str = "", columns: int = 3) -> str:
+def dots(groups: Mapping[str, Sequence[Dot]], *, name: str, x_label: str, columns: int = 3) -> Html:
     """One small panel per group: a row per dot, its interval as a line, zero marked. The first dot is on top."""
-    columns = min(columns, max(len(groups), 1))
-    rows = math.ceil(len(groups) / columns)
+    titles = list(groups) if len(groups) > 1 else [""] * len(groups)
     deepest = max((len(g) for g in groups.values()), default=1)
-    with _figure(8.0, 0.6 + rows * (0.7 + 0.24 * deepest)) as figure:
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for index, (axes, (title, group)) in enumerate(zip(grid, groups.items(), strict=False)):
+    with _panels(titles, columns, margin=0.6, height=0.7 + 0.24 * deepest) as (figure, grid):
+        for index, (axes, group) in enumerate(zip(grid, groups.values(), strict=True)):
             for y, dot in enumerate(group):
-                color = COLORS[dot.style % len(COLORS)]
+                color = _color(dot.style)
                 axes.plot(list(dot.points), [y] * len(dot.points), "|", color=color, markersize=7, alpha=0.6)
                 axes.plot([dot.low, dot.high], [y, y], "-", color=color, linewidth=1.6)
                 axes.plot([dot.mean], [y], "o", color=color, markersize=5)
             axes.axvline(0.0, color=_INK, linewidth=0.8)
-            axes.set_yticks(range(len(group)), [d.label for d in group] if index % columns == 0 else [""] * len(group))
+            axes.set_yticks(range(len(group)), [d.label if index % columns == 0 else "" for d in group])
             axes.set_ylim(len(group) - 0.5, -0.5)
             axes.locator_params(axis="x", nbins=4)
-            _label(axes, "", "")
-            if len(groups) > 1:
-                axes.set_title(title, fontsize=9, color=_INK)
-        for axes in grid[len(groups) :]:
-            axes.set_visible(False)
-        figure.supxlabel(x_label, fontsize=9, color=_INK)
-        return _svg(figure, name, caption)
+        figure.supxlabel(x_label, fontsize=9)
+        return _svg(figure, name)
 
 
-class Grid(NamedTuple):
+class Matrix(NamedTuple):
     """A matrix to be drawn as a heat map, with one more column beside it that has a scale of its own.
 
     Attributes:
@@ -223,97 +228,119 @@ class Grid(NamedTuple):
 
 
 def heat_maps(
-    grids: Sequence[Grid],
-    names: Sequence[str],
-    *,
-    name: str,
-    x_label: str,
-    y_label: str,
-    beside_label: str,
-    caption: str = "",
-) -> str:
+    matrices: Sequence[Matrix], names: Sequence[str], *, name: str, x_label: str, y_label: str, beside_label: str
+) -> Html:
     """Heat maps in a row, orange above 0 and purple below, each scaled by its own largest entry."""
-    size, width = len(names), 8.0 if len(grids) > 1 else 5.0
-    with _figure(width, 1.3 + 0.8 * (width / max(len(grids), 1) - 0.8)) as figure:
-        pairs = figure.subplots(
-            1, 2 * len(grids), squeeze=False, gridspec_kw={"width_ratios": [max(size, 2), 1.0] * len(grids)}
-        )[0]
-        for index, grid in enumerate(grids):
-            matrix, beside = pairs[2 * index], pairs[2 * index + 1]
-            _mesh(matrix, grid.values)
-            _mesh(beside, [[value] for value in grid.beside])
-            matrix.set_title(grid.title, fontsize=8, color=_INK)
-            matrix.set_xticks([i + 0.5 for i in range(size)], list(names), rotation=90, fontsize=7)
-            matrix.set_yticks([i + 0.5 for i in range(size)], list(names) if index == 0 else [""] * size, fontsize=7)
+    size, width = len(names), 8.0 if len(matrices) > 1 else 5.0
+    middles = [i + 0.5 for i in range(size)]
+    with _figure(width, 1.3 + 0.8 * (width / max(len(matrices), 1) - 0.8)) as figure:
+        ratios = [max(size, 2), 1.0] * len(matrices)
+        grid = figure.subplots(1, len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios})[0]
+        for index, (title, values, beside_values) in enumerate(matrices):
+            matrix, beside = grid[2 * index], grid[2 * index + 1]
+            for axes, table in ((matrix, values), (beside, [[value] for value in beside_values])):
+                largest = max((abs(v) for row in table for v in row if math.isfinite(v)), default=0.0) or 1.0
+                _mesh(axes, table, cmap="PuOr_r", vmin=-largest, vmax=largest)
+                for spine in axes.spines.values():
+                    spine.set_visible(False)
+            matrix.set_title(title, fontsize=8)
+            matrix.set_xticks(middles, list(names), rotation=90, fontsize=7)
+            matrix.set_yticks(middles, list(names) if index == 0 else [""] * size, fontsize=7)
+            matrix.set_ylabel(y_label if index == 0 else "", fontsize=8)
             beside.set_xticks([0.5], [beside_label], rotation=90, fontsize=7)
             beside.set_yticks([])
-            matrix.set_ylabel(y_label if index == 0 else "", fontsize=8)
-        figure.supxlabel(x_label, fontsize=8, color=_INK)
-        return _svg(figure, name, caption)
+        figure.supxlabel(x_label, fontsize=8)
+        return _svg(figure, name)
 
 
-def _mesh(axes: Any, values: Sequence[Sequence[float]]) -> None:
-    """Cells as vector shapes (an image would be a bitmap), the first row on top, colors symmetric about 0."""
+def heat_over_steps(
+    rows: Sequence[str],
+    steps: Sequence[float],
+    values: Sequence[Sequence[float]],
+    *,
+    name: str,
+    value_label: str,
+    most: float = 1.0,
+) -> Html:
+    """One row per name, one column per step, dark for 0 and bright for `most`, with a bar that shows the scale.
+
+    Args:
+        rows: names, the first on top.
+        steps: places of the columns, ascending; a column reaches half-way to its neighbors.
+        values: one sequence per row; nan stays empty.
+        most: end of the scale.
+    """
+    between = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
+    edges = [steps[0], *between, steps[-1]] if between else [steps[0] - 0.5, steps[0] + 0.5]
+    with _figure(8.0, 0.9 + 0.17 * len(rows)) as figure:
+        axes = figure.subplots()
+        mesh = _mesh(axes, values, x_edges=edges, cmap="viridis", vmin=0.0, vmax=most)
+        axes.set_yticks([i + 0.5 for i in range(len(rows))], list(rows), fontsize=7)
+        axes.set_xlabel("step")
+        axes.tick_params(labelsize=7)
+        bar: Any = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30)
+        bar.set_label(value_label, fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+        bar.solids.set_rasterized(False)
+        for spine in (*axes.spines.values(), bar.outline):
+            spine.set_visible(False)
+        return _svg(figure, name)
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A matplotlib figure made without pyplot, so that no global state or display is touched."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_SETTINGS):
+        yield Figure(figsize=(width, height))
+
+
+@contextmanager
+def _panels(
+    titles: Sequence[str], columns: int, *, margin: float, height: float, share_x: bool = False
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure with one panel per title, in rows of `columns`; places left over in the last row stay empty."""
+    columns = min(columns, max(len(titles), 1))
+    rows = max(math.ceil(len(titles) / columns), 1)
+    with _figure(8.0, margin + rows * height) as figure:
+        grid = list(figure.subplots(rows, columns, sharex=share_x, squeeze=False).ravel())
+        for axes in grid[len(titles) :]:
+            axes.set_visible(False)
+        for axes, title in zip(grid, titles, strict=False):
+            axes.set_title(title, fontsize=9 if columns < 4 else 8)
+            axes.tick_params(labelsize=8)
+        yield figure, grid[: len(titles)]
+
+
+def _color(style: int) -> str:
+    return COLORS[style % len(COLORS)]
+
+
+def _mesh(
+    axes: Axes, values: Sequence[Sequence[float]], *, x_edges: Sequence[float] | None = None, **colors: Any
+) -> QuadMesh:
+    """Cells as vector shapes (an image would be a bitmap), the first row on top."""
     import numpy as np
 
     table = np.ma.masked_invalid(np.asarray(values, float))
-    largest = float(np.abs(table).max()) if table.count() else 0.0
-    axes.pcolormesh(table, cmap="PuOr_r", vmin=-(largest or 1.0), vmax=largest or 1.0, edgecolors="none")
+    x = np.arange(table.shape[1] + 1) if x_edges is None else np.asarray(x_edges)
+    mesh = axes.pcolormesh(x, np.arange(table.shape[0] + 1), table, edgecolors="none", **colors)
     axes.set_ylim(table.shape[0], 0)
     axes.grid(visible=False)
     axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    return mesh
 
 
-class _figure:
-    """A matplotlib figure made without pyplot, so that no global state or display is touched."""
-
-    def __init__(self, width: float, height: float):
-        self._size = (width, height)
-
-    def __enter__(self) -> Any:
-        import matplotlib
-        from matplotlib.figure import Figure
-
-        self._settings = matplotlib.rc_context(
-            {
-                "svg.fonttype": "none",
-                "svg.hashsalt": "jaxmix",
-                "text.parse_math": False,
-                "font.family": "sans-serif",
-                "font.size": 9,
-                "text.color": _INK,
-                "axes.labelcolor": _INK,
-                "axes.edgecolor": _INK,
-                "xtick.color": _INK,
-                "ytick.color": _INK,
-                "figure.facecolor": "none",
-                "axes.facecolor": "none",
-                "axes.grid": True,
-                "axes.axisbelow": True,
-                "grid.color": _GRID,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "figure.constrained_layout.use": True,
-            }
-        )
-        self._settings.__enter__()
-        return Figure(figsize=self._size)
-
-    def __exit__(self, *error: Any) -> None:
-        self._settings.__exit__(*error)
-
-
-def _draw(axes: Any, curves: Sequence[Line]) -> None:
+def _draw(axes: Axes, curves: Sequence[Line]) -> None:
     seen: set[str] = set()
     for curve in curves:
-        style = _DASHES[(curve.style // len(COLORS)) % len(_DASHES)]
         axes.plot(
             list(curve.x),
             list(curve.y),
-            style,
-            color=COLORS[curve.style % len(COLORS)],
+            _DASHES[(curve.style // len(COLORS)) % len(_DASHES)],
+            color=_color(curve.style),
             linewidth=0.9 if curve.is_thin else 1.5,
             marker="o" if len(curve.x) == 1 else None,
             markersize=3,
@@ -322,23 +349,25 @@ def _draw(axes: Any, curves: Sequence[Line]) -> None:
         seen.add(curve.label)
 
 
-def _label(axes: Any, x_label: str, y_label: str) -> None:
+def _label(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.tick_params(labelsize=8)
 
 
-def _legend(figure: Any, axes: Any, *, below: bool = False, is_reversed: bool = False) -> None:
+def _legend(figure: Figure, axes: Axes, *, below: bool = False, reverse: bool = False) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) < 2:
         return
-    if is_reversed:  # the order of the bands, top to bottom
+    if reverse:  # the order of the bands, top to bottom
         handles, labels = handles[::-1], labels[::-1]
-    place = "outside lower center" if below else "outside right upper"
-    figure.legend(handles, labels, loc=place, ncols=6 if below else 1, frameon=False, fontsize=8)
+    if below:
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    else:
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
 
 
-def _svg(figure: Any, name: str, caption: str) -> str:
+def _svg(figure: Figure, name: str) -> Html:
     """The figure as an `<svg>` element: unique ids, page-colored ink, a title for screen readers."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -347,16 +376,12 @@ def _svg(figure: Any, name: str, caption: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(rf"stroke: ?{_GRID}", "stroke: currentColor; stroke-opacity: 0.18", text)
-    text = re.sub(_INK, "currentColor", text)
+    text = re.sub(r"<[^>]*>", partial(_adapt_tag, name), text)
     text = re.sub(r'(<svg [^>]*?)width="[^"]*"', r'\1width="100%"', text, count=1)
     text = re.sub(r'(<svg [^>]*?)height="[^"]*"', r'\1role="img"', text, count=1)
-    label = _escape(caption or name)
-    return text.replace(">", f"><title>{label}</title>", 1)
+    return Html(text.replace(">", f"><title>{escape(name)}</title>", 1))
 
 
-def _escape(text: str) -> str:
-    from html import escape
-
-    return escape(text)
+def _adapt_tag(name: str, tag: re.Match[str]) -> str:
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", tag[0])
+    return text.replace(f"stroke: {_GRID}", "stroke: currentColor; stroke-opacity: 0.18").replace(_INK, "currentColor")

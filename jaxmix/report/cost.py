@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxmix.report.numbers import mean_of_known
 from jaxmix.report.run_folder import RunRecord
 
 GRADIENT_SIGNALS = ("gradient_alignment", "validation_alignment", "gradient_noise")
@@ -21,12 +21,12 @@ class Cost(NamedTuple):
         tokens: trained on: with selection, those in the loss.
         seconds: of all steps, evaluations included, at the pace after the first log interval (which holds
             compilation); None without timing records.
-        evaluations: of held-out rows during the run, all of them.
-        extra_evaluations: those that the run's own schedule did not ask for: the mixer's. None where the schedule
+        evaluations: number of evaluations on held-out rows during the run.
+        extra_evaluations: those of them that the mixer asked for beyond the run's own schedule; None where the
+            schedule is not known.
+        evaluation_tokens: upper bound of the tokens in one of the mixer's evaluations; None where the configuration
             is not known.
-        evaluation_tokens: at most so many tokens in one of the mixer's evaluations; None where the configuration is
-            not known.
-        gradient_measurements: times that the mixer's gradient signals were measured; None where its needs are not
+        gradient_measurements: how often the mixer's gradient signals were measured; None where its needs are not
             known.
     """
 
@@ -46,9 +46,8 @@ class Cost(NamedTuple):
 
     @staticmethod
     def mean(costs: Sequence[Cost]) -> Cost:
-        """Figure by figure over those that know it."""
-        columns = ([v for v in column if v is not None] for column in zip(*costs, strict=True))
-        return Cost(*(statistics.fmean(known) if known else None for known in columns))  # type: ignore[arg-type]
+        """Each field is the mean over the costs that know it."""
+        return Cost(*map(mean_of_known, zip(*costs, strict=True)))  # type: ignore[arg-type]
 
 
 def cost_of(run: RunRecord) -> Cost:

@@ -1,4 +1,4 @@
-"""What a mixer did to its weights, and what it believed: collapse, delay, estimated against realized effects."""
+"""What a mixer did to its weights: collapse, delay, and its estimates beside what happened."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import statistics
 from typing import Any, NamedTuple
 
 from jaxmix.report.run_folder import RunRecord
-from jaxmix.report.widgets import moves
 
 MIN_EFFECTIVE = 1.5
 """exp(entropy of the weights) below which a mixture counts as near one-hot: it weighs as so many equal domains."""
@@ -44,13 +43,13 @@ def _end(run: RunRecord) -> _End | None:
 
 
 def is_near_one_hot(run: RunRecord) -> bool:
-    """Whether a mixer drove nearly all weight to one domain. A mixture that was written down so is no surprise."""
-    end = _end(run) if len(run.domains) > 1 and moves(run) else None
+    """Whether a mixer drove nearly all weight to one domain. Fixed weights do not count."""
+    end = _end(run) if len(run.domains) > 1 and run.has_moving_weights else None
     return end is not None and (end.effective < MIN_EFFECTIVE or end.weight > MAX_WEIGHT)
 
 
 def warnings(run: RunRecord) -> list[str]:
-    """Sentences on what is likely to have gone wrong, with the remedies that are known."""
+    """Sentences on what has probably gone wrong, with known remedies."""
     end = _end(run)
     if end is None or not is_near_one_hot(run):
         return []
@@ -121,20 +120,20 @@ def interaction_snapshots(run: RunRecord, *, at_most: int = 4) -> list[Snapshot]
 
 def _evaluations(run: RunRecord, start: int, end: int) -> tuple[int, int]:
     """The last evaluations up to `start` and up to `end`; where they are the same one, the one before it."""
-    steps = [int(r["step"]) for r in _measured(run)[1] if r["step"] <= end]
+    steps = [int(r["step"]) for r in _evaluated(run)[1] if r["step"] <= end]
     if len(steps) < 2:
         return (steps[0], steps[0]) if steps else (start, start)
     first = max((s for s in steps if s <= start), default=steps[0])
     return (first if first < steps[-1] else steps[-2]), steps[-1]
 
 
-def _measured(run: RunRecord) -> tuple[str, list[dict[str, Any]]]:
+def _evaluated(run: RunRecord) -> tuple[str, list[dict[str, Any]]]:
     """The evaluations that the mixer saw, and their kind."""
     return ("control", run.control) if run.control else ("eval", run.eval)
 
 
 def _drop(run: RunRecord, name: str, start: int, end: int) -> float:
-    kind, records = _measured(run)
+    kind, records = _evaluated(run)
     losses = {int(r["step"]): _known(r.get(f"{kind}/loss/{name}")) for r in records}
     return losses.get(start, math.nan) - losses.get(end, math.nan) if start < end else math.nan
 

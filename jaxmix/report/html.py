@@ -1,12 +1,21 @@
-"""The frame of every page: style, head and body of one self-contained HTML file."""
+"""The HTML of every page: elements, whose text is escaped here, and the frame around them.
+
+A page is made of `Html`. Only this module and `charts` make it out of text, so that mypy finds a string that reaches a
+page unescaped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import NewType
 
 from jaxmix.data.files import write_whole
+from jaxmix.report.tables import Table
+
+Html = NewType("Html", str)
+"""Markup that may stand in a page as it is."""
 
 _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
@@ -26,18 +35,88 @@ svg { max-width: 100%; height: auto; }
 """
 
 
-def html_page(title: str, body: Sequence[str]) -> str:
-    """The page's HTML from the parts of its body."""
+def heading(text: str, level: int = 2) -> Html:
+    return Html(f"<h{level}>{escape(text)}</h{level}>")
+
+
+def paragraph(text: str, kind: str = "") -> Html:
+    """A paragraph.
+
+    Args:
+        text: what it says.
+        kind: "note" for small print, "verdict" for a result.
+    """
+    return Html(f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>")
+
+
+def note(text: str) -> Html:
+    return paragraph(text, "note")
+
+
+def preformatted(text: str) -> Html:
+    return Html(f"<pre>{escape(text)}</pre>")
+
+
+def figure(svg: Html, caption: str = "") -> Html:
+    """A chart with its caption."""
+    return Html(f"<figure>{svg}" + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "") + "</figure>")
+
+
+def table(content: Table, title: str) -> Html:
+    """A table under its heading."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in content.columns)
+    rows = []
+    for i, cells in enumerate(content.rows):
+        classes = ["best" if (i, j) in content.best else "" for j in range(len(cells))]
+        tds = "".join(f'<td class="{c}">{escape(cell)}</td>' for c, cell in zip(classes, cells, strict=True))
+        is_total = content.first_total is not None and i >= content.first_total
+        rows.append(f'<tr class="{"total" if is_total else ""}">{tds}</tr>')
+    return Html(
+        f'{heading(title)}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def fact_table(facts: Mapping[str, object]) -> Html:
+    """Names and values without a heading."""
+    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+    return Html(f'<div class="scroll"><table>{rows}</table></div>')
+
+
+def numbered_list(items: Sequence[tuple[str, str]]) -> Html:
+    """Texts, each with small print behind it."""
+    return Html(
+        "<ol>"
+        + "".join(f'<li>{escape(text)} <span class="note">{escape(about)}</span></li>' for text, about in items)
+        + "</ol>"
+    )
+
+
+def details(summary: str, *parts: Html, is_open: bool = False) -> Html:
+    """Parts that are shown on request."""
+    return Html(f"<details{' open' * is_open}><summary>{escape(summary)}</summary>{''.join(parts)}</details>")
+
+
+def page(title: str, subtitle: str, sentences: Sequence[str], body: Sequence[Html]) -> str:
+    """A whole page.
+
+    Args:
+        title: of window and page.
+        subtitle: one line of small print under it.
+        sentences: the result, the most important first.
+        body: everything below.
+    """
+    top = [heading(title, 1), note(subtitle), paragraph(sentences[0], "verdict"), *map(paragraph, sentences[1:])]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)} | jaxmix</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
+        + "\n".join([*top, *body])
         + "\n</body></html>\n"
     )
 
 
-def write_page(target: Path, page: str) -> Path:
+def write_page(target: Path, text: str) -> Path:
     """Writes a page, replaced as a whole."""
-    write_whole(target, page)
+    write_whole(target, text)
     return target

@@ -9,18 +9,19 @@ from functools import partial
 from typing import NamedTuple
 
 from jaxmix.report.cost import Cost, cost_of
+from jaxmix.report.numbers import number, perplexity
 from jaxmix.report.run_folder import RunRecord
-from jaxmix.report.tables import Table, by_variant, mean_loss, unfinished
+from jaxmix.report.tables import Table, finished_by_variant, mean_loss
 
 LEVEL = 0.95
 """Of all intervals."""
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and where it may lie.
+    """A mean over seeds with its confidence interval.
 
     Attributes:
-        values: by seed, in the order of the seeds.
+        values: one per seed, in the order of the seeds.
         mean: nan without values.
         half_width: of Student's interval at `LEVEL`; None with fewer than two values.
     """
@@ -56,6 +57,9 @@ def student_interval(values: Iterable[float]) -> Interval:
     return Interval(known, mean, quantile * statistics.stdev(known) / math.sqrt(len(known)))
 
 
+Metric = Callable[[RunRecord], float]
+
+
 class Pairing(NamedTuple):
     """One variant against the first.
 
@@ -82,8 +86,7 @@ class Pairing(NamedTuple):
 
 def pairings(runs: Sequence[RunRecord]) -> list[Pairing]:
     """Every variant with a finished run against the first one, in their order; [] if none has finished."""
-    left_out = {r.folder for r in unfinished(runs)}
-    groups = by_variant(r for r in runs if r.folder not in left_out)
+    groups = finished_by_variant(runs)
     if not groups:
         return []
     first = {r.seed: r for r in next(iter(groups.values()))}
@@ -93,11 +96,11 @@ def pairings(runs: Sequence[RunRecord]) -> list[Pairing]:
 def _pair(variant: str, group: Sequence[RunRecord], first: Mapping[int, RunRecord], *, is_first: bool) -> Pairing:
     shared = [] if is_first else [(r, first[r.seed]) for r in group if r.seed in first]
 
-    def over_seeds(figure: Callable[[RunRecord], float]) -> float:
-        return statistics.fmean(figure(r) for r in group)
+    def over_seeds(metric: Metric) -> float:
+        return statistics.fmean(map(metric, group))
 
-    def difference(figure: Callable[[RunRecord], float]) -> Interval:
-        return student_interval(figure(mine) - figure(other) for mine, other in shared)
+    def difference(metric: Metric) -> Interval:
+        return student_interval(metric(mine) - metric(other) for mine, other in shared)
 
     domains = [n for n in group[0].domains if all(n in r.final_losses() for r in (*group, *first.values()))]
     losses = {n: partial(domain_loss, domain=n) for n in domains}
@@ -106,7 +109,9 @@ def _pair(variant: str, group: Sequence[RunRecord], first: Mapping[int, RunRecor
         seeds=tuple(r.seed for r in (group if is_first else [mine for mine, _ in shared])),
         loss=over_seeds(mean_loss),
         perplexity=over_seeds(mean_perplexity),
-        by_domain={n: (over_seeds(loss), over_seeds(partial(perplexity, domain=n))) for n, loss in losses.items()},
+        by_domain={
+            n: (over_seeds(loss), statistics.fmean(perplexity(loss(r)) for r in group)) for n, loss in losses.items()
+        },
         difference=difference(mean_loss),
         domain_differences={n: difference(loss) for n, loss in losses.items()},
         cost=Cost.mean([cost_of(r) for r in group]),
@@ -118,14 +123,9 @@ def domain_loss(run: RunRecord, domain: str) -> float:
     return run.final_losses()[domain]
 
 
-def perplexity(run: RunRecord, domain: str) -> float:
-    """exp of the final loss of a domain; beyond float64 it counts as its limit."""
-    return math.exp(min(domain_loss(run, domain), 700.0))
-
-
 def mean_perplexity(run: RunRecord) -> float:
     """Mean over domains of their perplexities, as the literature on mixtures reports it."""
-    return statistics.fmean(perplexity(run, name) for name in run.final_losses())
+    return statistics.fmean(map(perplexity, run.final_losses().values()))
 
 
 def paired_table(runs: Sequence[RunRecord]) -> Table:
@@ -139,20 +139,14 @@ def paired_table(runs: Sequence[RunRecord]) -> Table:
             str(len(p.seeds)),
             f"{p.loss:.4f}",
             f"{p.perplexity:.3f}",
-            "-" if i == 0 else _signed(p.difference.mean),
+            "-" if i == 0 else number(p.difference.mean, 4, sign=True),
             "-" if i == 0 else _span(p.difference),
-            f"{p.cost.tokens:,.0f}",
-            *_cost_cells(p.cost),
+            *(number(v, 0) for v in (p.cost.tokens, p.cost.seconds, p.cost.evaluations, p.cost.extra_evaluations)),
         )
         for i, p in enumerate(pairs)
     )
     best = {(i, 2) for i, p in enumerate(pairs) if len(pairs) > 1 and p.loss <= min(q.loss for q in pairs)}
     return Table((*columns, "seconds", "evaluations", "for the mixer"), rows, frozenset(best))
-
-
-def _cost_cells(cost: Cost) -> tuple[str, str, str]:
-    extra = "-" if cost.extra_evaluations is None else f"{cost.extra_evaluations:,.0f}"
-    return "-" if cost.seconds is None else f"{cost.seconds:,.0f}", f"{cost.evaluations:,.0f}", extra
 
 
 def domain_tables(runs: Sequence[RunRecord]) -> tuple[Table, Table]:
@@ -175,7 +169,7 @@ def domain_tables(runs: Sequence[RunRecord]) -> tuple[Table, Table]:
 
 
 def paired_sentences(runs: Sequence[RunRecord]) -> list[str]:
-    """What the intervals allow to say, one sentence per variant, and how to read them."""
+    """What the intervals allow one to say, one sentence per variant, and how to read them."""
     pairs = pairings(runs)
     if len(pairs) < 2:
         return []
@@ -197,10 +191,6 @@ def paired_sentences(runs: Sequence[RunRecord]) -> list[str]:
     if any(len(p.difference.values) < 2 for p in pairs[1:]):
         sentences.append("With fewer than two paired seeds there is no interval: use --seeds 2 or more.")
     return sentences
-
-
-def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+.4f}"
 
 
 def _span(interval: Interval) -> str:

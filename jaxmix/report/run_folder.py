@@ -20,8 +20,8 @@ class RunRecord:
         config: resolved configuration, {} when missing.
         provenance: versions, command, hashes, seed; {} when missing.
         train, eval, timing: records by step, ascending, one per step.
-        control: evaluations on rows of the mixer's own, where it has such rows.
-        test: evaluations on rows that nothing was decided by, where there are such rows.
+        control: evaluations on the mixer's own rows, where it has such rows.
+        test: evaluations on test rows, which no decision depends on, where there are such rows.
     """
 
     folder: Path
@@ -66,6 +66,17 @@ class RunRecord:
     def steps(self) -> int:
         """Optimizer steps done so far."""
         return max((int(r["step"]) for r in (*self.train, *self.eval)), default=0)
+
+    @property
+    def has_moving_weights(self) -> bool:
+        """Whether the weights changed during the run, or before its first record left the prior."""
+        prior = self.provenance.get("prior", {})
+        for name in self.domains:
+            values = self.series("train", f"mix/weight/{name}")[1]
+            start = [float(prior[name])] if values and name in prior else []
+            if values and max([*values, *start]) - min([*values, *start]) > 1e-6:
+                return True
+        return False
 
     @property
     def planned_steps(self) -> int | None:

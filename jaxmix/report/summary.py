@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxmix.report.cost import cost_of
+from jaxmix.report.numbers import mean_of_known
 from jaxmix.report.paired import LEVEL, Interval, Pairing, pairings
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import mean_loss
@@ -24,7 +25,7 @@ def summarize(records: Sequence[RunRecord], *, out: str, report: Path, verdict: 
                 "variant": record.variant,
                 "seed": record.seed,
                 "tokens": record.tokens,
-                "mean_validation_loss": _mean(record.final_losses("eval")),
+                "mean_validation_loss": mean_of_known(record.final_losses("eval").values()),
                 "validation_loss": record.final_losses("eval"),
                 **({"mean_test_loss": mean_loss(record), "test_loss": record.final_losses()} if record.test else {}),
                 "weights": record.average_weights(),
@@ -49,12 +50,8 @@ def summarize(records: Sequence[RunRecord], *, out: str, report: Path, verdict: 
     }
 
 
-def _mean(losses: Mapping[str, float]) -> float | None:
-    return sum(losses.values()) / len(losses) if losses else None
-
-
 def _differences(pair: Pairing, first: str) -> dict[str, Any]:
-    """Differences to the first variant; a figure that fewer than two seeds leave open is null."""
+    """Differences to the first variant; null where there are fewer than two seeds."""
 
     def plain(interval: Interval) -> dict[str, Any]:
         has_width = interval.half_width is not None

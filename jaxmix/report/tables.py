@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from jaxmix.report.numbers import mean_of_known, number, percent, perplexity
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.verdict import Comparison, compare
 
@@ -27,9 +28,13 @@ class Table(NamedTuple):
     first_total: int | None = None
 
 
-def by_variant(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+RunGroups = dict[str, list[RunRecord]]
+"""variant → its runs, ordered by seed."""
+
+
+def by_variant(runs: Iterable[RunRecord]) -> RunGroups:
     """Runs grouped by variant, each group ordered by seed."""
-    groups: dict[str, list[RunRecord]] = {}
+    groups: RunGroups = {}
     for run in runs:
         groups.setdefault(run.variant, []).append(run)
     order = sorted(groups, key=lambda v: min(int(r.provenance.get("order", 0)) for r in groups[v]))
@@ -41,6 +46,13 @@ def unfinished(runs: Iterable[RunRecord]) -> list[RunRecord]:
     return [r for r in runs if not r.final_losses() or (r.planned_steps is not None and r.steps < r.planned_steps)]
 
 
+def finished_by_variant(runs: Iterable[RunRecord]) -> RunGroups:
+    """The runs that take part in a comparison, see `unfinished`."""
+    runs = list(runs)
+    left_out = {run.folder for run in unfinished(runs)}
+    return by_variant(run for run in runs if run.folder not in left_out)
+
+
 def natural_shares(run: RunRecord) -> dict[str, float]:
     """Share of every domain in the tokens there are, {} when the run did not record it."""
     return {k: float(v) for k, v in run.provenance.get("natural_shares", {}).items()}
@@ -49,35 +61,33 @@ def natural_shares(run: RunRecord) -> dict[str, float]:
 def run_table(run: RunRecord) -> Table:
     """One row per domain of one run."""
     columns = ("domain", "prior", "weight", "average weight", "asked share", "share", "epochs")
-    measures = ("training loss", "validation loss", "perplexity", *(("test loss",) if run.test else ()))
-    prior = run.provenance.get("prior", {})
-    average, losses, tested = run.average_weights(), run.final_losses("eval"), run.final_losses("test")
-    rows: list[tuple[str, ...]] = []
-    for name in run.domains:
-        loss = losses.get(name)
-        rows.append(
-            (
-                name,
-                _share(prior.get(name)),
-                _share(run.final("train", f"mix/weight/{name}")),
-                _share(average.get(name)),
-                _share(run.final("train", f"data/asked/{name}")),
-                _share(run.final("train", f"data/share/{name}")),
-                _number(run.final("train", f"data/epochs/{name}"), 2),
-                _number(run.final("train", f"train/loss/{name}"), 4),
-                _number(loss, 4),
-                _number(None if loss is None else math.exp(min(loss, 700.0)), 2),
-                *((_number(tested.get(name), 4),) if run.test else ()),
-            )
+    metrics = ("training loss", "validation loss", "perplexity", *(("test loss",) if run.test else ()))
+    prior, average = run.provenance.get("prior", {}), run.average_weights()
+    losses, tested = run.final_losses("eval"), run.final_losses("test")
+
+    def held_out(loss: float | None, test: float | None) -> tuple[str, ...]:
+        cells = (number(loss, 4), number(None if loss is None else perplexity(loss), 2))
+        return (*cells, number(test, 4)) if run.test else cells
+
+    rows: list[tuple[str, ...]] = [
+        (
+            name,
+            percent(prior.get(name)),
+            percent(run.final("train", f"mix/weight/{name}")),
+            percent(average.get(name)),
+            percent(run.final("train", f"data/asked/{name}")),
+            percent(run.final("train", f"data/share/{name}")),
+            number(run.final("train", f"data/epochs/{name}"), 2),
+            number(run.final("train", f"train/loss/{name}"), 4),
+            *held_out(losses.get(name), tested.get(name)),
         )
-    total = len(rows)
+        for name in run.domains
+    ]
     for key, label in (("uniform", "mean over domains"), ("prior", "mean, prior-weighted"), ("worst", "worst domain")):
         value = run.final("eval", f"eval/loss/{key}")
         if value is not None:
-            perplexity = _number(math.exp(min(value, 700.0)), 2)
-            test = (_number(run.final("test", f"test/loss/{key}"), 4),) if run.test else ()
-            rows.append((label, *[""] * 7, _number(value, 4), perplexity, *test))
-    return Table((*columns, *measures), tuple(rows), first_total=total)
+            rows.append((label, *[""] * 7, *held_out(value, run.final("test", f"test/loss/{key}"))))
+    return Table((*columns, *metrics), tuple(rows), first_total=len(run.domains))
 
 
 def mean_loss(run: RunRecord, weights: Mapping[str, float] | None = None) -> float:
@@ -91,8 +101,7 @@ def mean_loss(run: RunRecord, weights: Mapping[str, float] | None = None) -> flo
 
 def comparison(runs: Sequence[RunRecord], weights: Mapping[str, float] | None = None) -> Comparison | None:
     """The finished runs ranked by their mean final loss; None when none has finished."""
-    left_out = {r.folder for r in unfinished(runs)}
-    groups = by_variant(r for r in runs if r.folder not in left_out)
+    groups = finished_by_variant(runs)
     if not groups:
         return None
     return compare({v: {r.seed: mean_loss(r, weights) for r in group} for v, group in groups.items()})
@@ -100,73 +109,45 @@ def comparison(runs: Sequence[RunRecord], weights: Mapping[str, float] | None = 
 
 def comparison_table(runs: Sequence[RunRecord]) -> Table:
     """One row per domain; per variant the final loss, the realized share and the epochs, means over seeds."""
-    left_out = {r.folder for r in unfinished(runs)}
-    groups = by_variant(r for r in runs if r.folder not in left_out)
+    groups = finished_by_variant(runs)
     domains = list(dict.fromkeys(name for group in groups.values() for name in group[0].domains))
-    columns = ["domain"]
-    for variant in groups:
-        columns += [f"{variant} loss", "share", "epochs"]
+    columns = ("domain", *(title for variant in groups for title in (f"{variant} loss", "share", "epochs")))
     rows: list[tuple[str, ...]] = []
     best: set[tuple[int, int]] = set()
+
+    def add(
+        label: str,
+        values: list[float | None],
+        beside: Sequence[tuple[str, str]] = (),
+        *,
+        digits: int = 4,
+        rank: bool = True,
+    ) -> None:
+        known = [v for v in values if v is not None]
+        if rank and len(known) > 1:
+            best.update((len(rows), 1 + 3 * i) for i, v in enumerate(values) if v is not None and v <= min(known))
+        pairs = zip(values, beside or [("", "")] * len(values), strict=True)
+        rows.append((label, *(cell for value, others in pairs for cell in (number(value, 4 if rank else 0), *others))))
+
+    members = list(groups.values())
     for name in domains:
-        losses = {v: _mean(r.final_losses().get(name) for r in g) for v, g in groups.items()}
-        cells = [name]
-        for variant, group in groups.items():
-            cells += [
-                _number(losses[variant], 4),
-                _share(_mean(r.final("train", f"data/share/{name}") for r in group)),
-                _number(_mean(r.final("train", f"data/epochs/{name}") for r in group), 2),
-            ]
-        _mark_best(best, len(rows), list(losses.values()))
-        rows.append(tuple(cells))
-    total = len(rows)
-
-    def summary(label: str, values: Mapping[str, Any], *, digits: int = 4, is_ranked: bool = True) -> None:
-        if is_ranked:
-            _mark_best(best, len(rows), [values[v] for v in groups])
-        rows.append((label, *(cell for v in groups for cell in (_number(values[v], digits), "", ""))))
-
-    summary("mean over domains", {v: _mean(mean_loss(r) for r in g) for v, g in groups.items()})
-    seeds = sorted({r.seed for g in groups.values() for r in g})
-    if len(seeds) > 1:
-        for seed in seeds:
-            found = {v: _mean(mean_loss(r) for r in g if r.seed == seed) for v, g in groups.items()}
-            summary(f"  seed {seed}", found)
-    natural = next((natural_shares(r) for g in groups.values() for r in g if natural_shares(r)), None)
+        shares = [percent(mean_of_known(r.final("train", f"data/share/{name}") for r in g)) for g in members]
+        epochs = [number(mean_of_known(r.final("train", f"data/epochs/{name}") for r in g), 2) for g in members]
+        losses = [mean_of_known(r.final_losses().get(name) for r in g) for g in members]
+        add(name, losses, list(zip(shares, epochs, strict=True)))
+    add("mean over domains", [mean_of_known(map(mean_loss, g)) for g in members])
+    seeds = sorted({r.seed for g in members for r in g})
+    for seed in seeds if len(seeds) > 1 else ():
+        add(f"  seed {seed}", [mean_of_known(mean_loss(r) for r in g if r.seed == seed) for g in members])
+    natural = next((natural_shares(r) for g in members for r in g if natural_shares(r)), None)
     if natural:
-        weighted = {v: _mean(mean_loss(r, natural) for r in g) for v, g in groups.items()}
-        summary("mean, weighted by size", weighted)
-    summary("worst domain", {v: _mean(max(r.final_losses().values()) for r in g) for v, g in groups.items()})
-    rates = {v: _mean(rate for r in g if (rate := median_rate(r)) is not None) for v, g in groups.items()}
-    summary("tokens/s", rates, digits=0, is_ranked=False)
-    return Table(tuple(columns), tuple(rows), frozenset(best), first_total=total)
+        add("mean, weighted by size", [mean_of_known(mean_loss(r, natural) for r in g) for g in members])
+    add("worst domain", [mean_of_known(max(r.final_losses().values()) for r in g) for g in members])
+    add("tokens/s", [mean_of_known(map(median_rate, g)) for g in members], rank=False)
+    return Table(columns, tuple(rows), frozenset(best), first_total=len(domains))
 
 
 def median_rate(run: RunRecord) -> float | None:
     """Median tokens per second over the log intervals, the first (compilation) left out where there are more."""
     values = run.series("timing", "tokens_per_second")[1]
     return statistics.median(values[1:] or values) if values else None
-
-
-def _mark_best(best: set[tuple[int, int]], row: int, values: Sequence[float | None]) -> None:
-    known = [v for v in values if v is not None]
-    if len(known) > 1:
-        best.update((row, 1 + 3 * i) for i, v in enumerate(values) if v is not None and v <= min(known))
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _number(value: Any, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _share(value: Any) -> str:
-    """A share in per cent; small ones keep two significant digits, and only a true zero reads 0."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0 %"
-    return f"{100 * value:.1f} %" if value >= 0.01 else f"{100 * value:.2g} %"

@@ -1,14 +1,16 @@
-"""Pieces that sections of a page are made of: which domains are shown, curves, figures, tables."""
+"""Parts that several pages show: the domains in charts, curves of a run's metrics, where a result came from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from jaxmix.report import html
 from jaxmix.report.charts import Line
+from jaxmix.report.html import Html
 from jaxmix.report.run_folder import RunRecord
-from jaxmix.report.tables import Table
+from jaxmix.report.tables import RunGroups
 
 _MAX_POINTS = 400
 _MAX_DOMAINS = 12
@@ -18,28 +20,26 @@ def domains_shown(run: RunRecord) -> list[str]:
     """The domains that charts show: all, or those of the largest average weight."""
     if len(run.domains) <= _MAX_DOMAINS:
         return list(run.domains)
-    average: Mapping[str, float] = run.average_weights()
+    average = run.average_weights()
     largest = sorted(run.domains, key=lambda n: -average.get(n, 0.0))[:_MAX_DOMAINS]
     return [n for n in run.domains if n in largest]
 
 
-def note_shown(run: RunRecord) -> str:
-    """Says which domains charts leave out, empty if none."""
+def note_shown(run: RunRecord) -> list[Html]:
+    """Says how many domains the charts leave out, if any."""
     hidden = len(run.domains) - _MAX_DOMAINS
-    if hidden <= 0:
-        return ""
-    text = f"Charts show the {_MAX_DOMAINS} domains of the largest weight; {hidden} more are in the table."
-    return f'<p class="note">{text}</p>'
+    text = f"Charts show the {_MAX_DOMAINS} domains with the largest average weight; {hidden} more are in the table."
+    return [html.note(text)] if hidden > 0 else []
 
 
-def curve(run: RunRecord, kind: str, key: str, label: str, style: int) -> Line:
+def curve(run: RunRecord, kind: str, key: str, label: str, style: int, *, thin: bool = False) -> Line:
     """A metric as a curve, thinned evenly to at most `_MAX_POINTS` points; the last point always stays."""
     x, y = run.series(kind, key)
     stride = math.ceil(len(x) / _MAX_POINTS)
     if stride > 1:
         kept = sorted({*range(0, len(x), stride), len(x) - 1})
         x, y = [x[i] for i in kept], [y[i] for i in kept]
-    return Line(label, x, y, style)
+    return Line(label, x, y, style, thin)
 
 
 def trained(line: Line) -> Line:
@@ -47,32 +47,38 @@ def trained(line: Line) -> Line:
     return line._replace(x=line.x[1:], y=line.y[1:]) if len(line.x) > 2 and line.x[0] == 0 else line
 
 
-def moves(run: RunRecord) -> bool:
-    """Whether the weights changed during the run, or before its first record left the prior."""
-    prior = run.provenance.get("prior", {})
-    for name in run.domains:
-        values = run.series("train", f"mix/weight/{name}")[1]
-        start = [float(prior[name])] if values and name in prior else []
-        if values and max([*values, *start]) - min([*values, *start]) > 1e-6:
-            return True
-    return False
+def seed_curves(groups: RunGroups, kind: str, key: str) -> list[Line]:
+    """A loss of all runs: one curve per seed, one style per variant."""
+    return [
+        trained(curve(run, kind, key, variant, style, thin=len(group) > 1))
+        for style, (variant, group) in enumerate(groups.items())
+        for run in group
+    ]
 
 
-def figure_html(svg: str, caption: str = "") -> str:
-    """A chart with its caption."""
-    return f"<figure>{svg}" + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "") + "</figure>"
+def domain_values(run: RunRecord, domains: Sequence[str], prefix: str) -> list[float]:
+    """The latest value of a metric of every domain, 0 where it was never measured."""
+    return [run.final("train", f"{prefix}/{name}") or 0.0 for name in domains]
 
 
-def table_html(table: Table, heading: str) -> str:
-    """A table under its heading."""
-    head = "".join(f"<th>{escape(c)}</th>" for c in table.columns)
-    rows = []
-    for i, cells in enumerate(table.rows):
-        is_total = table.first_total is not None and i >= table.first_total
-        classes = ["best" if (i, j) in table.best else "" for j in range(len(cells))]
-        tds = "".join(f'<td class="{c}">{escape(cell)}</td>' for c, cell in zip(classes, cells, strict=True))
-        rows.append(f'<tr class="{"total" if is_total else ""}">{tds}</tr>')
-    return (
-        f'<h2>{escape(heading)}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+def origin(provenance: Mapping[str, Any], facts: Mapping[str, object], configs: Mapping[str, Any]) -> list[Html]:
+    """What is needed to make a result again.
+
+    Args:
+        provenance: the command and the versions, where they are known.
+        facts: anything else, by name.
+        configs: title → configuration; a single one is shown open.
+    """
+    import yaml
+
+    parts = [html.heading("How this was made")]
+    if provenance.get("command"):
+        parts.append(html.preformatted(str(provenance["command"])))
+    if provenance.get("versions"):
+        parts.append(html.paragraph(f"Versions: {', '.join(f'{k} {v}' for k, v in provenance['versions'].items())}."))
+    if facts:
+        parts.append(html.fact_table(facts))
+    for title, config in configs.items():
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
+        parts.append(html.details(title, html.preformatted(text), is_open=len(configs) == 1))
+    return parts

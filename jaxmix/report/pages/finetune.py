@@ -1,15 +1,16 @@
-"""The page of fine-tuning runs: what was solved when, what was drawn, and what it cost in each currency."""
+"""The page of fine-tuning runs: solve rates over time, what was drawn, and the cost in each currency."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from html import escape
+from functools import partial
 
-from jaxmix.report import charts
+from jaxmix.report import charts, html
 from jaxmix.report.charts import Line
-from jaxmix.report.pages.finetune_charts import heat_over_steps
+from jaxmix.report.html import Html
+from jaxmix.report.numbers import mean_of_all, number
 from jaxmix.report.pages.finetune_metrics import (
     CURRENCIES,
     accuracy,
@@ -25,9 +26,9 @@ from jaxmix.report.pages.finetune_metrics import (
 )
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, by_variant
-from jaxmix.report.widgets import curve, figure_html, table_html
+from jaxmix.report.widgets import curve
 
-_TITLES = {"rollouts": "rollouts", "prompts": "prompts", "unique_prompts": "different prompts"}
+_TITLES = {"rollouts": "rollouts", "prompts": "prompts", "unique_prompts": "unique prompts"}
 _LARGEST_SHARE = 0.25
 _LOST = 0.03
 
@@ -42,9 +43,7 @@ def describe_finetune(runs: Sequence[RunRecord]) -> list[str]:
         return ["No run has been evaluated yet."]
     best = max(known, key=lambda v: statistics.fmean(known[v]))
     listed = "; ".join(f"{v} {statistics.fmean(a):.3f} ({len(a)} seed{'s'[: len(a) > 1]})" for v, a in known.items())
-    sentences = [
-        f"{best} solves most of the held-out prompts at the end. Means over arms that can be learned: {listed}."
-    ]
+    sentences = [f"{best} solves the most held-out prompts at the end. Means over the learnable arms: {listed}."]
     for run in runs:
         sentences += [f"{run.name}: {text}" for text in _warnings(run)]
     behind = [r.name for r in runs if r.planned_steps is not None and r.steps < r.planned_steps]
@@ -58,7 +57,7 @@ def _one(run: RunRecord) -> list[str]:
     curve_ = accuracy(run)
     spent = {key: max((int(r.get(key, 0)) for r in (*run.train, *run.eval)), default=0) for key in CURRENCIES}
     sentences = [
-        f"Step {run.steps}{planned}: {spent['prompts']:,} prompts, {spent['unique_prompts']:,} of them different, "
+        f"Step {run.steps}{planned}: {spent['prompts']:,} prompts, {spent['unique_prompts']:,} of them unique, "
         f"{spent['rollouts']:,} rollouts."
     ]
     if curve_.value:
@@ -76,7 +75,7 @@ def _warnings(run: RunRecord) -> list[str]:
     largest = _largest_share(run)
     if largest is not None and largest[1] > _LARGEST_SHARE:
         found.append(
-            f"{largest[0]} took {largest[1]:.0%} of the prompts at times: above a quarter, others may be forgotten."
+            f"{largest[0]} took {largest[1]:.0%} of the prompts at times; above a quarter, other arms may be forgotten."
         )
     return found
 
@@ -100,8 +99,9 @@ def finetune_table(run: RunRecord) -> Table:
     rows = []
     for name in arms_of(run):
         start = run.series("eval", f"eval/solve/{name}")[1]
-        figures = (start[0] if start else None, end.get(name), share_of(run, [name]))
-        rows.append((name, *(_number(x) for x in figures), _number(run.final("train", f"bandit/probability/{name}"))))
+        probability = run.final("train", f"bandit/probability/{name}")
+        values = (start[0] if start else None, end.get(name), share_of(run, [name]), probability)
+        rows.append((name, *map(_number, values)))
     curve_ = accuracy(run)
     if curve_.value:
         share = share_of(run, learnable_arms(run))
@@ -113,7 +113,7 @@ def finetune_table(run: RunRecord) -> Table:
 def finetune_comparison_table(runs: Sequence[RunRecord]) -> Table:
     """One row per variant, means over seeds; prompts to where the first variant ends, by paired seed."""
     columns = ("variant", "seeds", "solved at end", "mean over prompts", "prompts to the first's end", "gain",
-               "live groups", "different prompts", "mastered arms", "on noise")  # fmt: skip
+               "live groups", "unique prompts", "mastered arms", "on noise")  # fmt: skip
     groups = by_variant(runs)
     first = {run.seed: run for run in next(iter(groups.values()))}
     rows = []
@@ -127,29 +127,25 @@ def finetune_comparison_table(runs: Sequence[RunRecord]) -> Table:
             reached.append((taken, spent / taken if taken else None))
         noise = [share_of(r, [n for n in arms_of(r) if n not in learnable_arms(r)]) for r in group]
         moved = [m[1] if (m := mastered_change(r)) else None for r in group]
-        live = [_mean(r.series("train", "reward/live_share")[1]) for r in group]
+        live = [mean_of_all(r.series("train", "reward/live_share")[1]) for r in group]
         rows.append(
             (
                 variant,
                 str(len(group)),
-                _number(_mean([final_accuracy(r) for r in group])),
-                _number(_mean([area(r) for r in group])),
-                _count(_mean([taken for taken, _ in reached])),
-                _times(_geometric([gain for _, gain in reached])),
-                _number(_mean(live)),
-                _count(_mean([float(u[-1]) if (u := accuracy(r).unique_prompts) else None for r in group])),
-                _number(_mean(moved), sign=True),
-                _number(_mean(noise)),
+                _number(mean_of_all([final_accuracy(r) for r in group])),
+                _number(mean_of_all([area(r) for r in group])),
+                number(mean_of_all(taken for taken, _ in reached), 0, missing="?"),
+                "?" if (gain := _geometric([gain for _, gain in reached])) is None else f"{gain:.2f}x",
+                _number(mean_of_all(live)),
+                number(
+                    mean_of_all(u[-1] if (u := accuracy(r).unique_prompts) else None for r in group), 0, missing="?"
+                ),
+                _number(mean_of_all(moved), sign=True),
+                _number(mean_of_all(noise)),
             )
         )
     scored = [(float(row[2]), i) for i, row in enumerate(rows) if row[2] != "?"]
     return Table(columns, tuple(rows), best=frozenset({(max(scored)[1], 2)} if scored else ()))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """None unless all are known."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def _geometric(values: Sequence[float | None]) -> float | None:
@@ -159,34 +155,26 @@ def _geometric(values: Sequence[float | None]) -> float | None:
     return math.exp(statistics.fmean(math.log(value) for value in known))
 
 
-def _number(value: float | None, *, sign: bool = False) -> str:
-    return "?" if value is None else f"{value:{'+' if sign else ''}.3f}"
-
-
-def _count(value: float | None) -> str:
-    return "?" if value is None else f"{value:,.0f}"
-
-
-def _times(value: float | None) -> str:
-    return "?" if value is None else f"{value:.2f}x"
+_number = partial(number, digits=3, missing="?")
 
 
 # ── sections ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def finetune_sections(runs: Sequence[RunRecord]) -> list[str]:
+def finetune_sections(runs: Sequence[RunRecord]) -> list[Html]:
     """The body of the page under its verdict."""
     if len(runs) > 1:
-        parts = [table_html(finetune_comparison_table(runs), "Variants (means over seeds)")]
+        parts = [html.table(finetune_comparison_table(runs), "Variants (means over seeds)")]
         text = (
-            "Solved: share of held-out prompts, mean over the arms that can be learned, of the last four evaluations. "
-            "Prompts: until the curve, smoothed by the median of three, reaches for two evaluations what the first "
-            "variant has at its end; gain: of the first variant's prompts to these, by paired seed, geometric mean; ? "
-            "where a seed never gets there. Mastered: change of the arms that start above 0.9."
+            "Solved: share of held-out prompts, mean over the learnable arms and the last four evaluations. Prompts to "
+            "the first's end: prompts until the curve, smoothed by the median of three, stays for two evaluations at "
+            "or above the first variant's final value. Gain: the first variant's prompts divided by these, geometric "
+            "mean over paired seeds; ? where a seed never gets there. Mastered arms: change in the arms that start "
+            "above 0.9."
         )
-        parts.append(f'<p class="note">{escape(text)}</p>')
+        parts.append(html.note(text))
     else:
-        parts = [table_html(finetune_table(runs[0]), "Arms")]
+        parts = [html.table(finetune_table(runs[0]), "Arms")]
     parts += _currencies(runs) + _families(runs)
     for index, run in enumerate(runs if len(runs) <= 8 else _first_seeds(runs)):
         parts += _heat(run, index, len(runs) > 1) + _allocation(run, index)
@@ -197,9 +185,9 @@ def _first_seeds(runs: Sequence[RunRecord]) -> list[RunRecord]:
     return [group[0] for group in by_variant(runs).values()]
 
 
-def _currencies(runs: Sequence[RunRecord]) -> list[str]:
-    """Accuracy against rollouts, prompts and different prompts: any one of them alone can flatter a method."""
-    parts = ["<h2>Accuracy in three currencies</h2>"]
+def _currencies(runs: Sequence[RunRecord]) -> list[Html]:
+    """Accuracy against rollouts, prompts and unique prompts: any one of them alone can flatter a method."""
+    parts = [html.heading("Accuracy in three currencies")]
     for index, currency in enumerate(CURRENCIES):
         lines = []
         for style, (variant, group) in enumerate(by_variant(runs).items()):
@@ -209,14 +197,12 @@ def _currencies(runs: Sequence[RunRecord]) -> list[str]:
                     lines.append(Line(variant, getattr(curve_, currency), curve_.value, style, is_thin=len(group) > 1))
         if lines:
             chart = charts.lines(lines, name=f"currency{index}", x_label=_TITLES[currency], y_label="solved")
-            text = "Held-out prompts, mean over the arms that can be learned" + (
-                ", one curve per seed." if runs[1:] else "."
-            )
-            parts.append(figure_html(chart, text if index == 0 else ""))
+            text = "Held-out prompts, mean over the learnable arms" + (", one curve per seed." if runs[1:] else ".")
+            parts.append(html.figure(chart, text if index == 0 else ""))
     return parts if len(parts) > 1 else []
 
 
-def _families(runs: Sequence[RunRecord]) -> list[str]:
+def _families(runs: Sequence[RunRecord]) -> list[Html]:
     """Accuracy of every family over the run; panels with a curve per variant for several runs."""
     families = families_of(runs[0])
     if not families:
@@ -230,27 +216,26 @@ def _families(runs: Sequence[RunRecord]) -> list[str]:
                     label = variant if runs[1:] else "all levels"
                     groups[family].append(Line(label, curve_.prompts, curve_.value, style, is_thin=len(group) > 1))
     chart = charts.panels(groups, name="families", x_label="prompts", y_label="solved")
-    return ["<h2>Accuracy by family</h2>", figure_html(chart, "Mean over the levels of each family.")]
+    return [html.heading("Accuracy by family"), html.figure(chart, "Mean over the levels of each family.")]
 
 
-def _heat(run: RunRecord, index: int, is_one_of_many: bool) -> list[str]:
+def _heat(run: RunRecord, index: int, is_one_of_many: bool) -> list[Html]:
     arms = [name for names in families_of(run).values() for name in names]
     records = [r for r in run.eval if all(isinstance(r.get(f"eval/solve/{n}"), (int, float)) for n in arms)]
     if not arms or not records:
         return []
     title = "Solve rates over the run" + (f": {run.name}" if is_one_of_many else "")
-    chart = heat_over_steps(
+    chart = charts.heat_over_steps(
         arms,
         [int(r["step"]) for r in records],
         [[float(r[f"eval/solve/{name}"]) for r in records] for name in arms],
         name=f"heat{index}",
-        x_label="step",
         value_label="solved",
     )
-    return [f"<h2>{escape(title)}</h2>", figure_html(chart, "Held-out prompts of every arm, by family and level.")]
+    return [html.heading(title), html.figure(chart, "Held-out prompts of every arm, by family and level.")]
 
 
-def _allocation(run: RunRecord, index: int) -> list[str]:
+def _allocation(run: RunRecord, index: int) -> list[Html]:
     """Shares of the prompts: of families, stacked, and of every arm as a heat map."""
     families = families_of(run)
     prefix = "arm/share/"
@@ -269,19 +254,18 @@ def _allocation(run: RunRecord, index: int) -> list[str]:
     parts = []
     if len(bands) > 1 and len(steps) > 1:
         chart = charts.stacked(bands, name=f"allocation{index}", x_label="step", y_label="share of the prompts")
-        parts.append(figure_html(chart, f"What was drawn, by family: {run.name}."))
+        parts.append(html.figure(chart, f"What was drawn, by family: {run.name}."))
     probabilities = [curve(run, "train", f"bandit/probability/{name}", name, 0) for name in arms]
     drawn = [line for line in probabilities if line.x]
     if drawn and len(drawn) == len(arms):
         most = max(0.05, *(max(line.y) for line in drawn))
-        chart = heat_over_steps(
+        chart = charts.heat_over_steps(
             arms,
             drawn[0].x,
             [line.y for line in drawn],
             name=f"probability{index}",
-            x_label="step",
             value_label="probability",
             most=most,
         )
-        parts.append(figure_html(chart, "How likely the bandit was to draw each arm."))
-    return ["<h2>Allocation</h2>", *parts] if parts else []
+        parts.append(html.figure(chart, "How likely the bandit was to draw each arm."))
+    return [html.heading("Allocation"), *parts] if parts else []

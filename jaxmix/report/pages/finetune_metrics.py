@@ -1,4 +1,4 @@
-"""Figures of fine-tuning runs: accuracy by arm and family, and how many prompts it took to get somewhere."""
+"""Metrics of fine-tuning runs: accuracy by arm and family, and how many prompts it took to reach a level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxmix.report.run_folder import RunRecord
 
 CURRENCIES = ("rollouts", "prompts", "unique_prompts")
-"""What a sample may mean: completions generated, prompts drawn, different prompts ever seen."""
+"""What a sample may mean: completions generated, prompts drawn, unique prompts seen so far."""
 
 _LAST = 4
 _MASTERED = 0.9
@@ -45,7 +45,7 @@ def arms_of(run: RunRecord) -> tuple[str, ...]:
 
 
 def learnable_arms(run: RunRecord) -> tuple[str, ...]:
-    """The evaluated arms without those of noise."""
+    """The evaluated arms without the noise arms."""
     noise = {arm["name"] for arm in run.provenance.get("arms", ()) if not arm.get("is_learnable", True)}
     return tuple(name for name in arms_of(run) if name not in noise)
 
@@ -61,7 +61,7 @@ def families_of(run: RunRecord) -> dict[str, list[str]]:
 
 
 def accuracy(run: RunRecord, arms: Sequence[str] | None = None) -> Accuracy:
-    """The mean over `arms` (all that can be learned) at every evaluation that has all of them."""
+    """The mean over `arms` (the learnable ones if None) at every evaluation that has all of them."""
     names = learnable_arms(run) if arms is None else tuple(arms)
     keys = [f"eval/solve/{name}" for name in names]
     kept = [r for r in run.eval if keys and all(isinstance(r.get(key), (int, float)) for key in keys)]
@@ -110,7 +110,7 @@ def prompts_to(run: RunRecord, level: float, arms: Sequence[str] | None = None) 
 
 
 def area(run: RunRecord, arms: Sequence[str] | None = None) -> float | None:
-    """Mean accuracy over the prompts of the run: the area under its curve, by trapezes, per prompt."""
+    """Mean accuracy over the prompts of the run: the area under its curve by the trapezoidal rule, per prompt."""
     curve = accuracy(run, arms)
     if len(curve.value) < 2 or curve.prompts[-1] == curve.prompts[0]:
         return None
@@ -131,7 +131,7 @@ def mastered_change(run: RunRecord) -> tuple[int, float] | None:
 
 
 def share_of(run: RunRecord, arms: Sequence[str]) -> float | None:
-    """Part of all drawn prompts that were of these arms."""
+    """Share of all drawn prompts that came from these arms."""
     shares = [sum(float(r.get(f"arm/share/{name}", 0.0)) for name in arms) for r in run.train]
     prompts = [int(r.get("prompts", 0)) for r in run.train]
     spent = [after - before for before, after in zip([0, *prompts], prompts, strict=False)]

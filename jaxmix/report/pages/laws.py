@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmix.report import charts
-from jaxmix.report.html import html_page
+from jaxmix.report import charts, html
+from jaxmix.report.numbers import number
 from jaxmix.report.tables import Table
-from jaxmix.report.widgets import figure_html, table_html
 
 if TYPE_CHECKING:
     from jaxmix.laws.base import RunTable
@@ -31,24 +29,21 @@ def laws_table(diagnoses: Mapping[str, Diagnosis]) -> Table:
     rows: list[tuple[str, ...]] = []
     for name, found in diagnoses.items():
         rank = float(np.nanmean(found.spearman)) if np.isfinite(found.spearman).any() else math.nan
-        rows.append(
-            (
-                name,
-                str(found.num_params),
-                _number(100 * found.mre, 3),
-                _number(100 * found.standard_error, 2),
-                _number(100 * found.mre_positive, 3),
-                _number(found.mae, 4),
-                _number(rank, 3),
-                _number(found.spearman_mean, 3),
-                _number(100 * found.regret, 2),
-                _number(100 * found.optimism, 2),
-                str(len(found.at_bounds)),
-            )
+        values = (
+            (100 * found.mre, 3),
+            (100 * found.standard_error, 2),
+            (100 * found.mre_positive, 3),
+            (found.mae, 4),
+            (rank, 3),
+            (found.spearman_mean, 3),
+            (100 * found.regret, 2),
+            (100 * found.optimism, 2),
         )
+        cells = (number(value, digits) for value, digits in values)
+        rows.append((name, str(found.num_params), *cells, str(len(found.at_bounds))))
     first = next(iter(diagnoses.values()))
-    own = _number(100 * first.mean_mre_positive, 3)
-    rows.append(("(mean of the other runs)", str(len(first.spearman)), _number(100 * first.mean_mre, 3), "", own,
+    own = number(100 * first.mean_mre_positive, 3)
+    rows.append(("(mean of the other runs)", str(len(first.spearman)), number(100 * first.mean_mre, 3), "", own,
                  *[""] * 6))  # fmt: skip
     return Table(columns, tuple(rows), frozenset({(0, 2)}), first_total=len(rows) - 1)
 
@@ -116,28 +111,30 @@ def law_page(
         origin: what the page says of where it came from.
     """
     found = diagnoses[chosen]
+    subtitle = (
+        f"{len(table)} runs of {len(np.unique(table.mixture))} mixtures, {len(table.domain_names)} domains, "
+        f"{len(table.metric_names)} metrics"
+    )
     body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="note">{len(table)} runs of {len(np.unique(table.mixture))} mixtures, '
-        f"{len(table.domain_names)} domains, {len(table.metric_names)} metrics</p>",
-        f'<p class="verdict">{escape(" ".join(verdict(chosen, found)))}</p>',
-        table_html(laws_table(diagnoses), "Errors on mixtures the law has not seen"),
-        '<p class="note">MRE: mean relative error. Rank: Spearman correlation within one scale. Regret: excess loss of'
-        " the run the law ranks first. Optimism: how far the tenth of runs it thinks best falls short.</p>",
-        table_html(_metric_table(found, table), "By metric"),
+        html.table(laws_table(diagnoses), "Errors on mixtures the law has not seen"),
+        html.note(
+            "MRE: mean relative error. Rank: Spearman correlation within one scale. Regret: excess loss of the run the "
+            "law ranks first. Optimism: how far the tenth of runs it thinks best falls short."
+        ),
+        html.table(_metric_table(found, table), "By metric"),
     ]
     panels = range(min(len(table.metric_names), _MAX_PANELS))
     observed = {table.metric_names[i]: (list(table.losses[:, i]), list(found.predicted[:, i])) for i in panels}
     errors = 100 * (found.predicted / table.losses - 1)
     residual = {table.metric_names[i]: (list(_against(table, i)), list(errors[:, i])) for i in panels}
     body += [
-        "<h2>Predicted and observed</h2>",
-        figure_html(
+        html.heading("Predicted and observed"),
+        html.figure(
             charts.scatters(observed, name="observed", x_label="observed loss", y_label="predicted loss"),
             "Every run, predicted by a fit that saw no run of its mixture.",
         ),
-        "<h2>Residuals</h2>",
-        figure_html(
+        html.heading("Residuals"),
+        html.figure(
             charts.scatters(
                 residual, name="residual", x_label="own weight (or the loss, where the metric has no domain)",
                 y_label="error, %", line="zero",
@@ -148,17 +145,17 @@ def law_page(
     grid, losses = sensitivity(fit, table, shares)
     curves = [charts.Line(n, list(grid[i]), list(losses[i]), i) for i, n in enumerate(table.domain_names)]
     body += [
-        "<h2>What each domain is worth</h2>",
-        figure_html(
+        html.heading("What each domain is worth"),
+        html.figure(
             charts.lines(curves, name="sensitivity", x_label="weight of the domain", y_label="predicted mean loss"),
             "From the runs' average mixture: one weight moves, the others keep their ratios; at the largest scale run.",
         ),
     ]
     if found.at_bounds:
-        body.append(f"<p>The table does not determine: {escape(', '.join(found.at_bounds))} (at a bound).</p>")
-    facts = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in origin.items())
-    body += ["<h2>How this was made</h2>", f'<div class="scroll"><table>{facts}</table></div>']
-    return html_page(title, body)
+        names = ", ".join(found.at_bounds)
+        body.append(html.paragraph(f"The table does not determine these parameters, which ended at a bound: {names}."))
+    body += [html.heading("How this was made"), html.fact_table(origin)]
+    return html.page(title, subtitle, [" ".join(verdict(chosen, found))], body)
 
 
 def verdict(name: str, found: Diagnosis) -> list[str]:
@@ -178,7 +175,7 @@ def verdict(name: str, found: Diagnosis) -> list[str]:
 
 def _metric_table(found: Diagnosis, table: RunTable) -> Table:
     rows = [
-        (name, _number(100 * found.mre_per_metric[i], 3), _number(found.spearman[i], 3))
+        (name, number(100 * found.mre_per_metric[i], 3), number(found.spearman[i], 3))
         for i, name in enumerate(table.metric_names)
     ]
     return Table(("metric", "MRE %", "rank"), tuple(rows))
@@ -187,7 +184,3 @@ def _metric_table(found: Diagnosis, table: RunTable) -> Table:
 def _against(table: RunTable, metric: int) -> np.ndarray:
     domain = table.metric_domain[metric]
     return table.weights[:, domain] if domain >= 0 else table.losses[:, metric]
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if not math.isfinite(value) else f"{value:.{digits}f}"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.report import charts
+from jaxmix.report import charts, html
 from jaxmix.report.diagnosis import is_near_one_hot, warnings
-from jaxmix.report.html import html_page, write_page
+from jaxmix.report.html import Html
 from jaxmix.report.pages.finetune import describe_finetune, finetune_sections
 from jaxmix.report.pages.finetune_metrics import arms_of, is_finetune
 from jaxmix.report.pages.sections import mixer_section, paired_section
@@ -25,7 +23,15 @@ from jaxmix.report.tables import (
     run_table,
     unfinished,
 )
-from jaxmix.report.widgets import curve, domains_shown, figure_html, moves, note_shown, table_html, trained
+from jaxmix.report.widgets import (
+    curve,
+    domain_values,
+    domains_shown,
+    note_shown,
+    origin,
+    seed_curves,
+    trained,
+)
 
 
 def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:
@@ -41,7 +47,7 @@ def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:
     folder = Path(folder)
     page = build_page([load_run(path) for path in find_runs(folder)], title=folder.resolve().name)
     target = folder / "report.html" if out is None else Path(out)
-    return write_page(target, page)
+    return html.write_page(target, page)
 
 
 def describe_result(runs: Sequence[RunRecord]) -> list[str]:
@@ -57,11 +63,11 @@ def describe_result(runs: Sequence[RunRecord]) -> list[str]:
     left_out = unfinished(runs)
     if left_out:
         sentences.append(f"Not finished, and left out: {', '.join(r.name for r in left_out)}.")
-    finished = [r for r in runs if r not in left_out]
+    finished = [run for run in runs if run not in left_out]
     # The padded last row of a source holds fewer tokens, so that equal rows are not always equal tokens.
     if max(r.tokens for r in finished) > 1.001 * min(r.tokens for r in finished):
         sizes = ", ".join(f"{r.name} {r.tokens:,}" for r in finished)
-        sentences.append(f"The runs saw different numbers of tokens, so this is no comparison at equal cost: {sizes}.")
+        sentences.append(f"The runs saw different numbers of tokens, so they are not compared at equal cost: {sizes}.")
     collapsed = [r.name for r in finished if is_near_one_hot(r)]
     if collapsed:
         sentences.append(f"The mixture ended near one-hot, almost all of it one domain, in {', '.join(collapsed)}.")
@@ -92,16 +98,12 @@ def _single_verdict(run: RunRecord) -> list[str]:
     tested = run.final_losses("test")
     if tested:
         sentences.append(f"Mean test loss: {sum(tested.values()) / len(tested):.4f}.")
-    moves = {}
-    for name in run.domains:
-        weights = run.series("train", f"mix/weight/{name}")[1]
-        if weights:
-            start = run.provenance.get("prior", {}).get(name, weights[0])
-            moves[name] = (start, weights[-1])
+    prior = run.provenance.get("prior", {})
+    series = {name: run.series("train", f"mix/weight/{name}")[1] for name in run.domains}
+    moves = {name: (prior.get(name, values[0]), values[-1]) for name, values in series.items() if values}
     if moves:
-        name = max(moves, key=lambda n: abs(moves[n][1] - moves[n][0]))
-        start, end = moves[name]
-        moved = f"{name} moved most, from {start:.3f} to {end:.3f}" if abs(end - start) > 1e-6 else "they did not move"
+        name, (start, end) = max(moves.items(), key=lambda move: abs(move[1][1] - move[1][0]))
+        moved = f"{name} moved most, from {start:.3f} to {end:.3f}" if abs(end - start) > 1e-6 else "unchanged"
         sentences.append(f"Mixture weights: {moved}.")
     sentences += warnings(run)
     skipped = run.final("train", "train/skipped")
@@ -117,21 +119,17 @@ def build_page(runs: Sequence[RunRecord], *, title: str) -> str:
         runs: one run, or several to compare.
         title: heading of the page.
     """
-    first, *others = describe_result(runs)
-    if len(runs) == 1:
-        first, others = " ".join([first, *others]), []
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="note">{escape(_subtitle(runs))}</p>',
-        f'<p class="verdict">{escape(first)}</p>',
-        *(f"<p>{escape(s)}</p>" for s in others),
-    ]
-    if _all_finetune(runs):
-        body += finetune_sections(runs)
-    else:
-        body += _single(runs[0]) if len(runs) == 1 else _several(runs)
-    body += _origin(runs)
-    return html_page(title, body)
+    is_single = len(runs) == 1
+    sentences = [" ".join(describe_result(runs))] if is_single else describe_result(runs)
+    body = finetune_sections(runs) if _all_finetune(runs) else _single(runs[0]) if is_single else _several(runs)
+    provenance = runs[-1].provenance
+    facts = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key in ("devices", "commit", "config_hash", "tokenizer_hash", "data_hash")
+        if (value := provenance.get(key))
+    }
+    configs = {f"Configuration of {run.name}": run.config for run in runs if run.config}
+    return html.page(title, _subtitle(runs), sentences, body + origin(provenance, facts, configs))
 
 
 def _all_finetune(runs: Sequence[RunRecord]) -> bool:
@@ -165,167 +163,108 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
 # ── sections ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _single(run: RunRecord) -> list[str]:
+def _single(run: RunRecord) -> list[Html]:
     domains = domains_shown(run)
-    style = {name: i for i, name in enumerate(domains)}
-    weights = [curve(run, "train", f"mix/weight/{n}", n, style[n]) for n in domains]
-    parts = [table_html(run_table(run), "Domains")]
-    parts += ["<h2>Mixture weights</h2>", note_shown(run)]
+    weights = [curve(run, "train", f"mix/weight/{n}", n, i) for i, n in enumerate(domains)]
+    parts = [html.table(run_table(run), "Domains"), html.heading("Mixture weights"), *note_shown(run)]
     if any(line.x for line in weights):
-        parts.append(
-            figure_html(charts.lines(weights, name="weights", x_label="step", y_label="weight", y_from_zero=True))
-        )
+        chart = charts.lines(weights, name="weights", x_label="step", y_label="weight", y_from_zero=True)
+        parts.append(html.figure(chart))
         if len(domains) == len(run.domains):
             bands = charts.stacked(weights, name="stacked", x_label="step", y_label="share of the mixture")
-            parts.append(figure_html(bands, "The same weights, stacked: they add up to 1."))
+            parts.append(html.figure(bands, "The same weights, stacked: they add up to 1."))
     parts += mixer_section(run) + selection_section(run)
-    for kind, prefix, heading in (
-        ("eval", "eval/loss/", "Validation loss"),
-        ("train", "train/loss/", "Training loss"),
-    ):
-        curves = [trained(curve(run, kind, prefix + n, n, style[n])) for n in domains]
+    for kind, title in (("eval", "Validation loss by domain"), ("train", "Training loss by domain")):
+        curves = [trained(curve(run, kind, f"{kind}/loss/{n}", n, i)) for i, n in enumerate(domains)]
         curves = [c for c in curves if c.x]
         if curves:
             chart = charts.lines(curves, name=kind, x_label="step", y_label="nats per token")
-            parts += [f"<h2>{heading} by domain</h2>", figure_html(chart)]
+            parts += [html.heading(title), html.figure(chart)]
     return parts + _shares([run], domains) + _epochs([run], domains) + _throughput([run])
 
 
-def _several(runs: Sequence[RunRecord]) -> list[str]:
-    heading = f"{_judged_by(runs).capitalize()} loss, realized share, epochs (means over seeds)"
-    parts = [table_html(comparison_table(runs), heading)]
-    parts.append('<p class="note">Bold: the lowest loss of a row. Losses are in nats per token.</p>')
-    parts += paired_section(runs) + axes_section(runs)
+def _several(runs: Sequence[RunRecord]) -> list[Html]:
     groups = by_variant(runs)
-    style = {variant: i for i, variant in enumerate(groups)}
     domains = domains_shown(runs[0])
-    curves = {
-        name: [
-            trained(curve(r, "eval", f"eval/loss/{name}", v, style[v]))._replace(is_thin=len(g) > 1)
-            for v, g in groups.items()
-            for r in g
-        ]
-        for name in domains
-    }
-    mean = [
-        trained(curve(r, "eval", "eval/loss/uniform", v, style[v]))._replace(is_thin=len(g) > 1)
-        for v, g in groups.items()
-        for r in g
-    ]
-    parts += [
-        "<h2>Validation loss</h2>",
-        figure_html(
+    mean = seed_curves(groups, "eval", "eval/loss/uniform")
+    by_domain = {name: seed_curves(groups, "eval", f"eval/loss/{name}") for name in domains}
+    parts = [
+        html.table(
+            comparison_table(runs), f"{_judged_by(runs).capitalize()} loss, realized share, epochs (means over seeds)"
+        ),
+        html.note("Bold: the lowest loss of a row. Losses are in nats per token."),
+        *paired_section(runs),
+        *axes_section(runs),
+        html.heading("Validation loss"),
+        html.figure(
             charts.lines(mean, name="mean", x_label="step", y_label="nats per token"),
             "Mean over domains; one curve per seed, without the untrained model at step 0.",
         ),
-        note_shown(runs[0]),
-        figure_html(
-            charts.panels(curves, name="domains", x_label="step", y_label="nats per token"),
+        *note_shown(runs[0]),
+        html.figure(
+            charts.panels(by_domain, name="domains", x_label="step", y_label="nats per token"),
             "By domain, each panel with its own scale; one curve per seed.",
         ),
     ]
-    for variant, group in groups.items():
-        if moves(group[0]):
-            lines = [
-                curve(r, "train", f"mix/weight/{n}", n, i)._replace(is_thin=len(group) > 1)
-                for i, n in enumerate(domains)
-                for r in group
-            ]
-            chart = charts.lines(
-                lines, name=f"weights{style[variant]}", x_label="step", y_label="weight", y_from_zero=True
-            )
-            bands = charts.stacked(
-                [curve(group[0], "train", f"mix/weight/{n}", n, i) for i, n in enumerate(domains)],
-                name=f"stacked{style[variant]}",
-                x_label="step",
-                y_label="share of the mixture",
-            )
-            parts += [
-                f"<h2>Mixture weights: {escape(variant)}</h2>",
-                figure_html(chart, "One curve per domain and seed."),
-                figure_html(bands, f"The weights of {group[0].name}, stacked."),
-                *mixer_section(group[0], prefix=f"mixer{style[variant]}", level=3),
-            ]
-        parts += selection_section(group[0], prefix=f"selection{style[variant]}", level=3)
-    training = [
-        curve(r, "train", "train/loss", v, style[v])._replace(is_thin=len(g) > 1) for v, g in groups.items() for r in g
-    ]
+    for style, (variant, group) in enumerate(groups.items()):
+        if group[0].has_moving_weights:
+            parts += _variant_weights(variant, group, domains, style)
+        parts += selection_section(group[0], prefix=f"selection{style}", level=3)
+    training = charts.lines(
+        seed_curves(groups, "train", "train/loss"), name="training", x_label="step", y_label="nats per token"
+    )
     parts += [
-        "<h2>Training loss</h2>",
-        figure_html(
-            charts.lines(training, name="training", x_label="step", y_label="nats per token"),
-            "On each run's own mixture: not comparable between mixtures.",
-        ),
+        html.heading("Training loss"),
+        html.figure(training, "On each run's own mixture: not comparable between mixtures."),
     ]
     first_seed = [group[0] for group in groups.values()]
     return parts + _shares(first_seed, domains) + _epochs(first_seed, domains) + _throughput(runs)
 
 
-def _shares(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[str]:
-    """Asked and realized share of every run, averaged over the run so far."""
-    parts: list[str] = []
-    for index, run in enumerate(runs):
-        pairs = {
-            label: [run.final("train", f"{key}/{n}") or 0.0 for n in domains]
-            for label, key in (("asked", "data/asked"), ("realized", "data/share"))
-        }
-        if any(any(v) for v in pairs.values()):
-            title = f"{run.variant}, seed {run.seed}" if len(runs) > 1 else ""
-            chart = charts.bars(domains, pairs, name=f"share{index}", y_label="share of what was drawn")
-            parts.append(figure_html(chart, title))
-    return ["<h2>Asked and realized share</h2>", *parts] if parts else []
-
-
-def _epochs(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[str]:
-    values = {r.variant: [r.final("train", f"data/epochs/{n}") or 0.0 for n in domains] for r in runs}
-    if not any(any(v) for v in values.values()):
-        return []
-    caps = {k: float(v) for k, v in runs[0].provenance.get("max_epochs", {}).items() if v is not None}
-    note = "Passes over the training part of each domain." + (" Lines: the limit set by max_epochs." if caps else "")
+def _variant_weights(variant: str, group: Sequence[RunRecord], domains: Sequence[str], style: int) -> list[Html]:
+    first, *others = (
+        [curve(run, "train", f"mix/weight/{n}", n, i, thin=len(group) > 1) for i, n in enumerate(domains)]
+        for run in group
+    )
+    weights = sum(others, first)
+    bands = charts.stacked(first, name=f"stacked{style}", x_label="step", y_label="share of the mixture")
     return [
-        "<h2>Epochs</h2>",
-        figure_html(charts.bars(domains, values, name="epochs", y_label="epochs", caps=caps), note),
+        html.heading(f"Mixture weights: {variant}"),
+        html.figure(
+            charts.lines(weights, name=f"weights{style}", x_label="step", y_label="weight", y_from_zero=True),
+            "One curve per domain and seed.",
+        ),
+        html.figure(bands, f"The weights of {group[0].name}, stacked."),
+        *mixer_section(group[0], prefix=f"mixer{style}", level=3),
     ]
 
 
-def _throughput(runs: Sequence[RunRecord]) -> list[str]:
+def _shares(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[Html]:
+    """Asked and realized share of every run, averaged over the run so far."""
+    parts: list[Html] = []
+    for index, run in enumerate(runs):
+        asked, realized = (domain_values(run, domains, prefix) for prefix in ("data/asked", "data/share"))
+        if any(asked) or any(realized):
+            shares = {"asked": asked, "realized": realized}
+            chart = charts.bars(domains, shares, name=f"share{index}", y_label="share of what was drawn")
+            parts.append(html.figure(chart, f"{run.variant}, seed {run.seed}" if len(runs) > 1 else ""))
+    return [html.heading("Asked and realized share"), *parts] if parts else []
+
+
+def _epochs(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[Html]:
+    values = {run.variant: domain_values(run, domains, "data/epochs") for run in runs}
+    if not any(any(v) for v in values.values()):
+        return []
+    caps = {k: float(v) for k, v in runs[0].provenance.get("max_epochs", {}).items() if v is not None}
+    chart = charts.bars(domains, values, name="epochs", y_label="epochs", caps=caps)
+    note = "Passes over the training part of each domain." + (" Lines: the limit set by max_epochs." if caps else "")
+    return [html.heading("Epochs"), html.figure(chart, note)]
+
+
+def _throughput(runs: Sequence[RunRecord]) -> list[Html]:
     curves = [curve(r, "timing", "tokens_per_second", r.name, i) for i, r in enumerate(runs)]
     curves = [c for c in curves if c.x]
     if not curves:
         return []
     chart = charts.lines(curves, name="throughput", x_label="step", y_label="tokens per second", y_from_zero=True)
-    return ["<h2>Throughput</h2>", figure_html(chart, "The first interval includes compilation.")]
-
-
-def _origin(runs: Sequence[RunRecord]) -> list[str]:
-    """Command, versions, configuration: what is needed to do it again."""
-    provenance = runs[-1].provenance
-    parts = ["<h2>How this was made</h2>"]
-    if provenance.get("command"):
-        parts.append(f"<pre>{escape(str(provenance['command']))}</pre>")
-    versions = provenance.get("versions", {})
-    if versions:
-        text = ", ".join(f"{k} {v}" for k, v in versions.items())
-        parts.append(f"<p>Versions: {escape(text)}.</p>")
-    facts = {
-        k: provenance[k]
-        for k in ("devices", "commit", "config_hash", "tokenizer_hash", "data_hash")
-        if provenance.get(k)
-    }
-    if facts:
-        rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(_plain(v))}</td></tr>" for k, v in facts.items())
-        parts.append(f'<div class="scroll"><table>{rows}</table></div>')
-    for run in runs[:1] if len(runs) == 1 else runs:
-        if run.config:
-            import yaml
-
-            text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100)
-            parts.append(
-                f"<details{' open' if len(runs) == 1 else ''}><summary>Configuration of {escape(run.name)}</summary>"
-                f"<pre>{escape(text)}</pre></details>"
-            )
-    return parts
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return [html.heading("Throughput"), html.figure(chart, "The first interval includes compilation.")]

@@ -1,22 +1,22 @@
-"""Sections of a page about runs that train on part of what they draw: all axes of cost, the mixture that comes out."""
+"""Sections about runs that train on part of what they draw: their cost in every measure, and the implied mixture."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from html import escape
 from typing import Any, NamedTuple
 
-from jaxmix.report import charts
+from jaxmix.report import charts, html
 from jaxmix.report.charts import Line
 from jaxmix.report.cost import cost_of
+from jaxmix.report.html import Html
+from jaxmix.report.numbers import mean_of_all
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, by_variant
-from jaxmix.report.widgets import curve, domains_shown, figure_html, table_html, trained
+from jaxmix.report.widgets import curve, domain_values, domains_shown, trained
 
 
 class Axes(NamedTuple):
-    """What a run cost, on every axis that methods of selection are praised or blamed on.
+    """What a run cost, in every measure by which methods of selection are compared.
 
     Attributes:
         steps: optimizer steps.
@@ -51,21 +51,16 @@ def axes_of(run: RunRecord, step: float | None = None) -> Axes:
 
 
 def axes_table(runs: Sequence[RunRecord]) -> Table:
-    """One row per variant, means over seeds; each figure with its ratio to the first variant's."""
+    """One row per variant, means over seeds; each value with its ratio to the first variant's."""
     rows: list[tuple[str, ...]] = []
     first: list[float | None] = []
     for variant, group in by_variant(runs).items():
-        values = [_mean(column) for column in zip(*(axes_of(run) for run in group), strict=True)]
+        values = [mean_of_all(column) for column in zip(*(axes_of(run) for run in group), strict=True)]
         first = first or values
         cells = [_shown(value, base, not rows) for value, base in zip(values, first, strict=True)]
-        tokens = _mean([run.final("train", "select/tokens") or float(run.tokens) for run in group])
+        tokens = mean_of_all([run.final("train", "select/tokens") or float(run.tokens) for run in group])
         rows.append((variant, *cells, _shown(tokens, None, True)))
     return Table(("variant", *_TITLES, "tokens in the loss"), tuple(rows))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def _shown(value: float | None, base: float | None, is_first: bool) -> str:
@@ -75,13 +70,13 @@ def _shown(value: float | None, base: float | None, is_first: bool) -> str:
     return text if is_first or not base else f"{text} ({value / base:.2f}x)"
 
 
-def axes_section(runs: Sequence[RunRecord]) -> list[str]:
-    """The axes of several runs, as a table and as curves of the loss against each; empty if none selects."""
+def axes_section(runs: Sequence[RunRecord]) -> list[Html]:
+    """The costs of several runs, as a table and as curves of the loss against each; empty if none selects."""
     if not any(selects(run) for run in runs):
         return []
-    parts = [table_html(axes_table(runs), "Cost on every axis")]
+    parts = [html.table(axes_table(runs), "Cost on every axis")]
     note = "Ratios are to the first variant. Operations: training, scoring and the reference, without its training."
-    parts.append(f'<p class="note">{note}</p>')
+    parts.append(html.note(note))
     groups: dict[str, list[Line]] = {}
     for index, title in enumerate(_TITLES):
         lines = []
@@ -98,16 +93,16 @@ def axes_section(runs: Sequence[RunRecord]) -> list[str]:
     return [*parts, *_against(groups)]
 
 
-def _against(groups: dict[str, list[Line]]) -> list[str]:
-    """One chart per axis: their scales differ, so that they cannot share one."""
-    parts = ["<h2>Validation loss against every axis</h2>"]
+def _against(groups: dict[str, list[Line]]) -> list[Html]:
+    """One chart per cost, because their scales differ."""
+    parts = [html.heading("Validation loss against every axis")]
     for index, (title, lines) in enumerate(groups.items()):
         chart = charts.lines(lines, name=f"axis{index}", x_label=title, y_label="nats per token")
-        parts.append(figure_html(chart, "Mean over domains; one curve per seed." if index == 0 else ""))
+        parts.append(html.figure(chart, "Mean over domains; one curve per seed." if index == 0 else ""))
     return parts
 
 
-def selection_section(run: RunRecord, *, prefix: str = "selection", level: int = 2) -> list[str]:
+def selection_section(run: RunRecord, *, prefix: str = "selection", level: int = 2) -> list[Html]:
     """What was drawn and what was trained on, by domain and over time, and the scores of both.
 
     Args:
@@ -118,31 +113,30 @@ def selection_section(run: RunRecord, *, prefix: str = "selection", level: int =
     if not selects(run):
         return []
     title = "What selection did" + (f": {run.name}" if level > 2 else "")
-    parts = [f"<h{level}>{escape(title)}</h{level}>"]
+    parts = [html.heading(title, level)]
     if level == 2:
-        parts.append(table_html(axes_table([run]), "Cost on every axis"))
+        parts.append(html.table(axes_table([run]), "Cost on every axis"))
     domains = domains_shown(run)
-    shares = {
-        label: [run.final("train", f"{key}/{n}") or 0.0 for n in domains]
-        for label, key in (("asked", "data/asked"), ("scanned", "data/share"), ("trained", "select/share"))
-    }
+    prefixes = {"asked": "data/asked", "scanned": "data/share", "trained": "select/share"}
+    shares = {label: domain_values(run, domains, prefix) for label, prefix in prefixes.items()}
     chart = charts.bars(domains, shares, name=f"{prefix}-shares", y_label="share since the start")
     text = (
-        "Asked of the stream by the mixture; drawn, of rows; trained on, of tokens: the mixture that selection implies."
+        "Asked: by the mixture. Scanned: share of the rows drawn. Trained: share of the tokens trained on, the mixture "
+        "that selection implies."
     )
-    parts.append(figure_html(chart, text))
+    parts.append(html.figure(chart, text))
     recent = [curve(run, "train", f"select/recent_share/{n}", n, i) for i, n in enumerate(domains)]
     chart = charts.lines(recent, name=f"{prefix}-recent", x_label="step", y_label="share of trained", y_from_zero=True)
-    parts.append(figure_html(chart, "Share of the trained tokens between two records."))
+    parts.append(html.figure(chart, "Share of the trained tokens between two records."))
     scores = [curve(run, "train", f"select/score/{kind}", kind, i) for i, kind in enumerate(("scanned", "trained"))]
     if all(line.x for line in scores):
         method = run.config.get("selection", {}).get("method", "selection")
         chart = charts.lines(scores, name=f"{prefix}-score", x_label="step", y_label="mean score (nats)")
-        parts.append(figure_html(chart, f"Score by {method} of all that was drawn, and of what was trained on."))
+        parts.append(html.figure(chart, f"Mean {method} score of all rows drawn, and of those trained on."))
     gaps = [gap for i, n in enumerate(domains) if (gap := _learnability(run, n, i)).x]
     if gaps:
         chart = charts.lines(gaps, name=f"{prefix}-gap", x_label="step", y_label="nats per token")
-        parts.append(figure_html(chart, "Learnability of each domain: the learner's loss over the reference's."))
+        parts.append(html.figure(chart, "Learnability of each domain: the learner's loss minus the reference's."))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""Figures and page of fine-tuning runs, on run folders whose values can be worked out by hand."""
+"""Metrics and page of fine-tuning runs, on run folders whose values can be worked out by hand."""
 
 import json
 import math
@@ -114,7 +114,7 @@ def test_guard_and_shares(write_finetune):
     assert mastered_change(run) == (1, pytest.approx(-0.15))
     assert share_of(run, ["add1", "noise0"]) == pytest.approx(0.6)
     text = " ".join(describe_result([run]))
-    assert "1,120 prompts, 400 of them different, 8,960 rollouts" in text
+    assert "1,120 prompts, 400 of them unique, 8,960 rollouts" in text
     assert "have lost 0.150" in text
     assert "add1 took 50% of the prompts" in text
     calm = write_finetune("b", CURVE, shares=(0.25, 0.25, 0.25, 0.25))
@@ -144,14 +144,14 @@ def test_variants_are_compared_by_paired_seeds(write_finetune):
     assert rows["fast"]["on noise"] == "0.100"
     assert table.best == frozenset({(1, 2)})
     sentences = describe_result(runs)
-    assert sentences[0].startswith("fast solves most")
+    assert sentences[0].startswith("fast solves the most held-out prompts")
     assert f"base {of_three(0.6):.3f} (2 seeds)" in sentences[0]
 
 
 def test_the_page(write_finetune):
     run = write_finetune("a", CURVE)
     page = write_report(run.folder).read_text()
-    for text in ("Arms", "Accuracy in three currencies", "different prompts", "Accuracy by family", "Allocation"):
+    for text in ("Arms", "Accuracy in three currencies", "unique prompts", "Accuracy by family", "Allocation"):
         assert text in page, text
     assert page.count("<svg") == 3 + 1 + 1 + 2
     assert "<image" not in page  # vector shapes, also in heat maps
