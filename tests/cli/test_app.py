@@ -1,28 +1,22 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
 from jaxmix.cli import app, main
 
 
-def test_help_is_fast_and_imports_nothing_heavy():
+def test_help_imports_nothing_but_the_standard_library():
+    """That is what keeps it fast: importing jax alone takes longer than all of `--help`."""
     code = (
-        "import sys; from jaxmix.cli import main; code = main(['--help']); "
-        "names = ('jax', 'flax', 'grain', 'orbax', 'tyro', 'matplotlib', 'rich', 'numpy'); "
-        "heavy = [name for name in names if name in sys.modules]; "
-        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+        "import sys; before = set(sys.modules); from jaxmix.cli import main; code = main(['--help']); "
+        "loaded = {name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names - {'jaxmix'}; "
+        "sys.exit(f'{code} {loaded}' if code or loaded else 0)"
     )
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        times.append(time.perf_counter() - started)
-        assert done.returncode == 0, done.stderr
-        assert "quickstart" in done.stdout
-    assert min(times) < 0.3
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
 
 
 @pytest.mark.parametrize("command", [c.name for c in app.COMMANDS])
