@@ -11,24 +11,14 @@ from jaxmix.report import charts, html
 from jaxmix.report.charts import Line
 from jaxmix.report.html import Html
 from jaxmix.report.numbers import mean_of_all, number
-from jaxmix.report.pages.finetune_metrics import (
-    CURRENCIES,
-    accuracy,
-    area,
-    arms_of,
-    families_of,
-    final_accuracy,
-    learnable_arms,
-    mastered_change,
-    prompts_to,
-    share_of,
-    solve_rates,
-)
+from jaxmix.report.pages import finetune_metrics as metrics
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, by_variant
 from jaxmix.report.widgets import curve
 
 _TITLES = {"rollouts": "rollouts", "prompts": "prompts", "unique_prompts": "unique prompts"}
+"""What a sample may mean: completions generated, prompts drawn, unique prompts seen so far."""
+
 _LARGEST_SHARE = 0.25
 _LOST = 0.03
 
@@ -37,7 +27,7 @@ def describe_finetune(runs: Sequence[RunRecord]) -> list[str]:
     """The result in sentences, the most important first."""
     if len(runs) == 1:
         return _one(runs[0])
-    groups = {v: [a for r in g if (a := final_accuracy(r)) is not None] for v, g in by_variant(runs).items()}
+    groups = {v: [a for r in g if (a := metrics.final_accuracy(r)) is not None] for v, g in by_variant(runs).items()}
     known = {variant: values for variant, values in groups.items() if values}
     if not known:
         return ["No run has been evaluated yet."]
@@ -54,40 +44,31 @@ def describe_finetune(runs: Sequence[RunRecord]) -> list[str]:
 
 def _one(run: RunRecord) -> list[str]:
     planned = f" of {run.planned_steps}" if run.planned_steps is not None else ""
-    curve_ = accuracy(run)
-    spent = {key: max((int(r.get(key, 0)) for r in (*run.train, *run.eval)), default=0) for key in CURRENCIES}
+    curve_ = metrics.accuracy(run)
+    spent = {key: max((int(r.get(key, 0)) for r in (*run.train, *run.eval)), default=0) for key in _TITLES}
     sentences = [
         f"Step {run.steps}{planned}: {spent['prompts']:,} prompts, {spent['unique_prompts']:,} of them unique, "
         f"{spent['rollouts']:,} rollouts."
     ]
     if curve_.value:
         start = f", from {curve_.value[0]:.3f} at the start" if len(curve_.value) > 1 else ""
-        arms = len(learnable_arms(run))
-        sentences.append(f"Solved {final_accuracy(run):.3f} of the held-out prompts{start} (mean over {arms} arms).")
+        arms = len(metrics.learnable_arms(run))
+        sentences.append(
+            f"Solved {metrics.final_accuracy(run):.3f} of the held-out prompts{start} (mean over {arms} arms)."
+        )
     return sentences + _warnings(run)
 
 
 def _warnings(run: RunRecord) -> list[str]:
     found = []
-    mastered = mastered_change(run)
+    mastered = metrics.mastered_change(run)
     if mastered is not None and mastered[1] < -_LOST:
         found.append(f"The {mastered[0]} arms that were solved at the start have lost {-mastered[1]:.3f}.")
-    largest = _largest_share(run)
-    if largest is not None and largest[1] > _LARGEST_SHARE:
-        found.append(
-            f"{largest[0]} took {largest[1]:.0%} of the prompts at times; above a quarter, other arms may be forgotten."
-        )
+    series = {name: run.series("train", f"bandit/probability/{name}")[1] for name in metrics.arms_of(run)}
+    largest, arm = max(((max(values), name) for name, values in series.items() if values), default=(0.0, ""))
+    if largest > _LARGEST_SHARE:
+        found.append(f"{arm} took {largest:.0%} of the prompts at times; above a quarter, other arms may be forgotten.")
     return found
-
-
-def _largest_share(run: RunRecord) -> tuple[str, float] | None:
-    """The arm with the largest probability in any record."""
-    best: tuple[str, float] | None = None
-    for name in arms_of(run):
-        values = run.series("train", f"bandit/probability/{name}")[1]
-        if values and (best is None or max(values) > best[1]):
-            best = (name, max(values))
-    return best
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────
@@ -95,17 +76,17 @@ def _largest_share(run: RunRecord) -> tuple[str, float] | None:
 
 def finetune_table(run: RunRecord) -> Table:
     """One row per arm: solve rate at the start and the end, share of the prompts, probability at the end."""
-    end = solve_rates(run, last=4)
+    end = metrics.solve_rates(run, last=4)
     rows = []
-    for name in arms_of(run):
+    for name in metrics.arms_of(run):
         start = run.series("eval", f"eval/solve/{name}")[1]
         probability = run.final("train", f"bandit/probability/{name}")
-        values = (start[0] if start else None, end.get(name), share_of(run, [name]), probability)
+        values = (start[0] if start else None, end.get(name), metrics.share_of(run, [name]), probability)
         rows.append((name, *map(_number, values)))
-    curve_ = accuracy(run)
+    curve_ = metrics.accuracy(run)
     if curve_.value:
-        share = share_of(run, learnable_arms(run))
-        rows.append(("mean", _number(curve_.value[0]), _number(final_accuracy(run)), _number(share), ""))
+        share = metrics.share_of(run, metrics.learnable_arms(run))
+        rows.append(("mean", _number(curve_.value[0]), _number(metrics.final_accuracy(run)), _number(share), ""))
     return Table(("arm", "solved at start", "solved at end", "share of prompts", "probability now"), tuple(rows),
                  first_total=len(rows) - 1)  # fmt: skip
 
@@ -121,24 +102,29 @@ def finetune_comparison_table(runs: Sequence[RunRecord]) -> Table:
         reached = []
         for run in group:
             base = first.get(run.seed)
-            level = None if base is None else final_accuracy(base)
-            taken = None if level is None else prompts_to(run, level)
-            spent = 0 if base is None else accuracy(base).prompts[-1] if accuracy(base).prompts else 0
-            reached.append((taken, spent / taken if taken else None))
-        noise = [share_of(r, [n for n in arms_of(r) if n not in learnable_arms(r)]) for r in group]
-        moved = [m[1] if (m := mastered_change(r)) else None for r in group]
+            level = None if base is None else metrics.final_accuracy(base)
+            taken = None if level is None else metrics.prompts_to(run, level)
+            spent = 0 if base is None else metrics.accuracy(base).prompts[-1] if metrics.accuracy(base).prompts else 0
+            reached.append((taken, math.log(spent / taken) if taken else None))
+        log_gain = mean_of_all(log for _, log in reached)
+        noise = [
+            metrics.share_of(r, [n for n in metrics.arms_of(r) if n not in metrics.learnable_arms(r)]) for r in group
+        ]
+        moved = [m[1] if (m := metrics.mastered_change(r)) else None for r in group]
         live = [mean_of_all(r.series("train", "reward/live_share")[1]) for r in group]
         rows.append(
             (
                 variant,
                 str(len(group)),
-                _number(mean_of_all([final_accuracy(r) for r in group])),
-                _number(mean_of_all([area(r) for r in group])),
+                _number(mean_of_all([metrics.final_accuracy(r) for r in group])),
+                _number(mean_of_all([metrics.area(r) for r in group])),
                 number(mean_of_all(taken for taken, _ in reached), 0, missing="?"),
-                "?" if (gain := _geometric([gain for _, gain in reached])) is None else f"{gain:.2f}x",
+                "?" if log_gain is None else f"{math.exp(log_gain):.2f}x",
                 _number(mean_of_all(live)),
                 number(
-                    mean_of_all(u[-1] if (u := accuracy(r).unique_prompts) else None for r in group), 0, missing="?"
+                    mean_of_all(u[-1] if (u := metrics.accuracy(r).unique_prompts) else None for r in group),
+                    0,
+                    missing="?",
                 ),
                 _number(mean_of_all(moved), sign=True),
                 _number(mean_of_all(noise)),
@@ -146,13 +132,6 @@ def finetune_comparison_table(runs: Sequence[RunRecord]) -> Table:
         )
     scored = [(float(row[2]), i) for i, row in enumerate(rows) if row[2] != "?"]
     return Table(columns, tuple(rows), best=frozenset({(max(scored)[1], 2)} if scored else ()))
-
-
-def _geometric(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    return math.exp(statistics.fmean(math.log(value) for value in known))
 
 
 _number = partial(number, digits=3, missing="?")
@@ -176,51 +155,46 @@ def finetune_sections(runs: Sequence[RunRecord]) -> list[Html]:
     else:
         parts = [html.table(finetune_table(runs[0]), "Arms")]
     parts += _currencies(runs) + _families(runs)
-    for index, run in enumerate(runs if len(runs) <= 8 else _first_seeds(runs)):
+    shown = runs if len(runs) <= 8 else [group[0] for group in by_variant(runs).values()]
+    for index, run in enumerate(shown):
         parts += _heat(run, index, len(runs) > 1) + _allocation(run, index)
     return parts
 
 
-def _first_seeds(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    return [group[0] for group in by_variant(runs).values()]
+def _accuracy_lines(runs: Sequence[RunRecord], currency: str, arms: Sequence[str] | None = None) -> list[Line]:
+    """Accuracy over the learnable arms, or over `arms`: a curve per run, a style per variant."""
+    return [
+        Line(variant, getattr(found, currency), found.value, style, is_thin=len(group) > 1)
+        for style, (variant, group) in enumerate(by_variant(runs).items())
+        for run in group
+        if (found := metrics.accuracy(run, arms)).value
+    ]
 
 
 def _currencies(runs: Sequence[RunRecord]) -> list[Html]:
     """Accuracy against rollouts, prompts and unique prompts: any one of them alone can flatter a method."""
+    if not _accuracy_lines(runs, "prompts"):
+        return []
     parts = [html.heading("Accuracy in three currencies")]
-    for index, currency in enumerate(CURRENCIES):
-        lines = []
-        for style, (variant, group) in enumerate(by_variant(runs).items()):
-            for run in group:
-                curve_ = accuracy(run)
-                if curve_.value:
-                    lines.append(Line(variant, getattr(curve_, currency), curve_.value, style, is_thin=len(group) > 1))
-        if lines:
-            chart = charts.lines(lines, name=f"currency{index}", x_label=_TITLES[currency], y_label="solved")
-            text = "Held-out prompts, mean over the learnable arms" + (", one curve per seed." if runs[1:] else ".")
-            parts.append(html.figure(chart, text if index == 0 else ""))
-    return parts if len(parts) > 1 else []
+    text = "Held-out prompts, mean over the learnable arms" + (", one curve per seed." if runs[1:] else ".")
+    for index, (currency, title) in enumerate(_TITLES.items()):
+        lines = _accuracy_lines(runs, currency)
+        chart = charts.lines(lines, name=f"currency{index}", x_label=title, y_label="solved")
+        parts.append(html.figure(chart, text if index == 0 else ""))
+    return parts
 
 
 def _families(runs: Sequence[RunRecord]) -> list[Html]:
-    """Accuracy of every family over the run; panels with a curve per variant for several runs."""
-    families = families_of(runs[0])
-    if not families:
+    """Accuracy of every family over the run."""
+    groups = {family: _accuracy_lines(runs, "prompts", arms) for family, arms in metrics.families_of(runs[0]).items()}
+    if not groups:
         return []
-    groups: dict[str, list[Line]] = {family: [] for family in families}
-    for style, (variant, group) in enumerate(by_variant(runs).items()):
-        for run in group:
-            for family, arms in families.items():
-                curve_ = accuracy(run, arms)
-                if curve_.value:
-                    label = variant if runs[1:] else "all levels"
-                    groups[family].append(Line(label, curve_.prompts, curve_.value, style, is_thin=len(group) > 1))
     chart = charts.panels(groups, name="families", x_label="prompts", y_label="solved")
     return [html.heading("Accuracy by family"), html.figure(chart, "Mean over the levels of each family.")]
 
 
 def _heat(run: RunRecord, index: int, is_one_of_many: bool) -> list[Html]:
-    arms = [name for names in families_of(run).values() for name in names]
+    arms = [name for names in metrics.families_of(run).values() for name in names]
     records = [r for r in run.eval if all(isinstance(r.get(f"eval/solve/{n}"), (int, float)) for n in arms)]
     if not arms or not records:
         return []
@@ -237,10 +211,10 @@ def _heat(run: RunRecord, index: int, is_one_of_many: bool) -> list[Html]:
 
 def _allocation(run: RunRecord, index: int) -> list[Html]:
     """Shares of the prompts: of families, stacked, and of every arm as a heat map."""
-    families = families_of(run)
+    families = metrics.families_of(run)
     prefix = "arm/share/"
     drawn_names = [key[len(prefix) :] for key in (run.train[-1] if run.train else {}) if key.startswith(prefix)]
-    if not set(drawn_names) <= set(arms_of(run)):  # clusters: their arms are not those that are evaluated
+    if not set(drawn_names) <= set(metrics.arms_of(run)):  # clusters: their arms are not those that are evaluated
         families = {name: [name] for name in drawn_names}
     arms = [name for names in families.values() for name in names]
     records = [r for r in run.train if any(f"arm/share/{name}" in r for name in arms)]

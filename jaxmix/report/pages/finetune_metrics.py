@@ -8,9 +8,6 @@ from typing import NamedTuple
 
 from jaxmix.report.run_folder import RunRecord
 
-CURRENCIES = ("rollouts", "prompts", "unique_prompts")
-"""What a sample may mean: completions generated, prompts drawn, unique prompts seen so far."""
-
 _LAST = 4
 _MASTERED = 0.9
 

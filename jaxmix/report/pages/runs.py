@@ -15,23 +15,8 @@ from jaxmix.report.pages.finetune_metrics import arms_of, is_finetune
 from jaxmix.report.pages.sections import mixer_section, paired_section
 from jaxmix.report.pages.selection import axes_section, selection_section
 from jaxmix.report.run_folder import RunRecord, find_runs, load_run
-from jaxmix.report.tables import (
-    by_variant,
-    comparison,
-    comparison_table,
-    natural_shares,
-    run_table,
-    unfinished,
-)
-from jaxmix.report.widgets import (
-    curve,
-    domain_values,
-    domains_shown,
-    note_shown,
-    origin,
-    seed_curves,
-    trained,
-)
+from jaxmix.report.tables import by_variant, comparison, comparison_table, natural_shares, run_table, unfinished
+from jaxmix.report.widgets import curve, domain_values, domains_shown, note_shown, origin, seed_curves, trained
 
 
 def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:

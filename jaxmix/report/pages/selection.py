@@ -12,7 +12,7 @@ from jaxmix.report.html import Html
 from jaxmix.report.numbers import mean_of_all
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, by_variant
-from jaxmix.report.widgets import curve, domain_values, domains_shown, trained
+from jaxmix.report.widgets import curve, domain_values, domains_shown, seed_curves
 
 
 class Axes(NamedTuple):
@@ -74,31 +74,25 @@ def axes_section(runs: Sequence[RunRecord]) -> list[Html]:
     """The costs of several runs, as a table and as curves of the loss against each; empty if none selects."""
     if not any(selects(run) for run in runs):
         return []
-    parts = [html.table(axes_table(runs), "Cost on every axis")]
-    note = "Ratios are to the first variant. Operations: training, scoring and the reference, without its training."
-    parts.append(html.note(note))
-    groups: dict[str, list[Line]] = {}
+    parts = [
+        html.table(axes_table(runs), "Cost on every axis"),
+        html.note(
+            "Ratios are to the first variant. Operations: training, scoring and the reference, without its training."
+        ),
+        html.heading("Validation loss against every axis"),
+    ]
+    groups = by_variant(runs)
+    members = [run for group in groups.values() for run in group]
+    losses = seed_curves(groups, "eval", "eval/loss/uniform")
     for index, title in enumerate(_TITLES):
         lines = []
-        for style, (variant, group) in enumerate(by_variant(runs).items()):
-            for run in group:
-                line = trained(curve(run, "eval", "eval/loss/uniform", variant, style))
-                along = [axes_of(run, step)[index] for step in line.x]
-                known = [(x, y) for x, y in zip(along, line.y, strict=True) if x is not None]
-                if known:
-                    x, y = zip(*known, strict=True)
-                    lines.append(Line(variant, x, y, style, is_thin=len(group) > 1))
-        if lines:
-            groups[title] = lines
-    return [*parts, *_against(groups)]
-
-
-def _against(groups: dict[str, list[Line]]) -> list[Html]:
-    """One chart per cost, because their scales differ."""
-    parts = [html.heading("Validation loss against every axis")]
-    for index, (title, lines) in enumerate(groups.items()):
-        chart = charts.lines(lines, name=f"axis{index}", x_label=title, y_label="nats per token")
-        parts.append(html.figure(chart, "Mean over domains; one curve per seed." if index == 0 else ""))
+        for run, line in zip(members, losses, strict=True):
+            x = [cost for step in line.x if (cost := axes_of(run, step)[index]) is not None]
+            if x:
+                lines.append(line._replace(x=x))
+        if lines:  # one chart per cost, because their scales differ
+            chart = charts.lines(lines, name=f"axis{index}", x_label=title, y_label="nats per token")
+            parts.append(html.figure(chart, "Mean over domains; one curve per seed." if index == 0 else ""))
     return parts
 
 
