@@ -103,7 +103,7 @@ def scatters(
     line: str = "identity",
     columns: int = 4,
 ) -> Html:
-    """One small panel of points per group, each with its own scale, and the line they would lie on if all were right.
+    """One small panel of points per group, each with its own scale, and the line of perfect predictions.
 
     Args:
         groups: title → x and y; points that are not finite are left out.

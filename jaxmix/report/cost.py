@@ -11,7 +11,7 @@ from jaxmix.report.run_folder import RunRecord
 
 GRADIENT_SIGNALS = ("gradient_alignment", "validation_alignment", "gradient_noise")
 _FORWARD_SHARE = 1 / 3
-"""Of a token's training cost, forward and backward, that its forward pass takes."""
+"""Share of a token's training cost, forward and backward, that its forward pass takes."""
 
 
 class Cost(NamedTuple):
@@ -66,7 +66,7 @@ def cost_of(run: RunRecord) -> Cost:
 
 
 def cost_sentence(run: RunRecord) -> str:
-    """The cost of a run's mixer in words, empty where nothing is known of it."""
+    """The cost of a run's mixer in words; empty where nothing is known."""
     cost = cost_of(run)
     parts = []
     if cost.extra_evaluations is not None:

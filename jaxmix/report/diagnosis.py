@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxmix.report.run_folder import RunRecord
 
 MIN_EFFECTIVE = 1.5
-"""exp(entropy of the weights) below which a mixture counts as near one-hot: it weighs as so many equal domains."""
+"""exp(entropy of the weights), the effective number of domains, below which a mixture counts as near one-hot."""
 
 MAX_WEIGHT = 0.95
 """A domain's weight above which a mixture counts as near one-hot."""
@@ -61,13 +61,13 @@ def warnings(run: RunRecord) -> list[str]:
 
 
 def lag_sentence(run: RunRecord) -> str:
-    """How old the weights were that batches were drawn by, empty where it was not measured."""
+    """Age of the weights that batches were drawn with; empty where it was not measured."""
     lags = run.series("train", "data/weight_lag")[1]
     if not lags:
         return ""
     return (
-        f"Weight lag: the weights that batches were drawn by were {statistics.fmean(lags):.1f} optimizer steps old on "
-        f"average, {max(lags):.0f} at most."
+        f"Weight lag: the weights that batches were drawn with were {statistics.fmean(lags):.1f} optimizer steps old "
+        f"on average, {max(lags):.0f} at most."
     )
 
 

@@ -14,7 +14,7 @@ from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, finished_by_variant, mean_loss
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""Confidence level of all intervals."""
 
 
 class Interval(NamedTuple):

@@ -1,4 +1,4 @@
-"""Reads run folders for a page: whatever is there, however the run ended."""
+"""Reads run folders for a page, however the run ended."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ _AGGREGATES = ("uniform", "prior", "worst")
 
 
 def load_run(folder: Path) -> RunRecord:
-    """Reads a run folder. A torn last line is left out, of repeated steps the later line counts.
+    """Reads a run folder. A torn last line is left out; of repeated steps the later line counts.
 
     Raises:
         ConfigError: `folder` is no run folder.

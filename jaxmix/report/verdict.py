@@ -1,4 +1,4 @@
-"""Which mixture won, by how much, and whether the seeds allow to say so."""
+"""Which mixture won, by how much, and whether the seeds support that."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def curve(run: RunRecord, kind: str, key: str, label: str, style: int, *, thin: 
 
 
 def trained(line: Line) -> Line:
-    """A loss curve without step 0, where there are points to spare: an untrained model's loss hides all the rest."""
+    """A loss curve without step 0, if enough points remain: an untrained model's loss would flatten the rest."""
     return line._replace(x=line.x[1:], y=line.y[1:]) if len(line.x) > 2 and line.x[0] == 0 else line
 
 

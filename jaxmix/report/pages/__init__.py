@@ -1,1 +1,1 @@
-"""The pages: one module a kind of run folder."""
+"""The pages: one module per kind of run folder."""

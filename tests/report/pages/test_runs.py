@@ -190,7 +190,7 @@ def test_the_page_of_an_online_run_says_what_its_mixer_did(tmp_path, write_run, 
     page = Page(write_report(folder).read_text())
     words = " ".join(page.text)
     assert "What the mixer did" in words
-    assert "the weights that batches were drawn by were 1.3 optimizer steps old on average, 4 at most." in words
+    assert "the weights that batches were drawn with were 1.3 optimizer steps old on average, 4 at most." in words
     assert (
         "1 evaluation of at most 1,536 tokens each (1 % of the training's computation) besides the run's own 2" in words
     )
