@@ -27,7 +27,7 @@ from jaxmix.models import preset, transformer
 from jaxmix.train import TrainSettings, build_programs, run_training, validation_set
 from jaxmix.train.lm.evaluate import subset
 from jaxmix.train.lm.signals import reference_table
-from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.train.data import prepare_and_open
 
 DOMAINS, ROWS, LENGTH = 7, 16, 128

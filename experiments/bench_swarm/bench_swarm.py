@@ -26,7 +26,7 @@ from jaxmix.data import MixtureStream
 from jaxmix.models import preset, transformer
 from jaxmix.train import TrainSettings, build_programs, read_records, run_training, validation_set
 from jaxmix.train.swarm.run import Proxy, run_swarm
-from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.train.data import prepare_and_open
 
 LOG = 5

@@ -22,8 +22,8 @@ import numpy as np
 from jaxmix.core.errors import JaxmixError
 from jaxmix.data.files import write_whole
 from jaxmix.report.paired import student_interval
-from jaxmix.workflows.config.sections import from_mapping
-from jaxmix.workflows.config.strict import dump_yaml, parse_yaml
+from jaxmix.workflows.config.load import from_mapping
+from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.run import run_discovery
 from jaxmix.workflows.provenance import versions, write_json

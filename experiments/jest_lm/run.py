@@ -130,7 +130,7 @@ def train_reference(folder: Path, steps: int) -> Path:
 
 
 def train(plain: dict[str, Any], data: Any, programs: Any) -> tuple[Any, Any, float]:
-    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.config.load import from_mapping
     from jaxmix.workflows.train.data import prepare_and_open
     from jaxmix.workflows.train.run import run_train
 

@@ -25,7 +25,7 @@ EXPONENTS = (0.5, 1.0)
 
 
 def main() -> None:
-    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.config.load import from_mapping
     from jaxmix.workflows.train.data import prepare_and_open
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -56,7 +56,7 @@ def main() -> None:
 
 def losses_after(run_dir: Path, start: Path | None, plan: dict[str, Any], data: Any, mixture: Any, steps: int) -> Any:
     """Validation losses of a run that goes on from `start` with `mixture`."""
-    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.config.load import from_mapping
     from jaxmix.workflows.train.run import run_train
 
     done = run_dir / "losses.json"

@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def domain_names(plan: dict[str, Any]) -> list[str]:
-    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.config.load import from_mapping
     from jaxmix.workflows.train.data import prepare_and_open
 
     return list(prepare_and_open(from_mapping(plan | {"out": "unused"}, file="experiment")).train)
@@ -165,7 +165,7 @@ def work(pipe: Any, plan: dict[str, Any], folder: str, core: int) -> None:
 def run_cell(
     name: str, seed: int, changes: dict[str, Any], plan: dict[str, Any], folder: Path, data: Any, programs: Any
 ) -> tuple[Any, Any, Any]:
-    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.config.load import from_mapping
     from jaxmix.workflows.train.data import prepare_and_open
     from jaxmix.workflows.train.run import run_train
 

@@ -19,7 +19,7 @@ from cells import MODEL, START, STEPS, SUITES, Cell, cells, config_of
 from jaxmix.data.files import write_whole
 from jaxmix.report import load_run
 from jaxmix.report.pages.finetune_metrics import solve_rates
-from jaxmix.workflows.finetune.config import finetune_of
+from jaxmix.workflows.finetune.load import finetune_of
 from jaxmix.workflows.finetune.run import run_finetune
 
 PARTS = ("main", "more", "unique", "plain")

@@ -178,7 +178,7 @@ def judged(fit: laws.LawFit, table: laws.RunTable) -> dict[str, Any]:
 
 
 def available(out: Path, domains: Any) -> np.ndarray:
-    from jaxmix.workflows.config.sections import from_mapping
+    from jaxmix.workflows.config.load import from_mapping
     from jaxmix.workflows.train.data import prepare_and_open
 
     data = prepare_and_open(from_mapping(base(out, SMALL, 256) | {"out": "unused"}, file="experiment"))

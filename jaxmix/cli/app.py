@@ -15,7 +15,19 @@ from collections.abc import Callable, Sequence
 from jaxmix.cli.arguments import Arguments, Command, Flag, help_text, parse
 from jaxmix.core.errors import ConfigError, JaxmixError, nearest
 
-_SECTIONS = ("sources", "data", "mixture", "mixer", "reference", "model", "train", "track", "checkpoint", "out")
+_SECTIONS = (
+    "sources",
+    "data",
+    "mixture",
+    "mixer",
+    "reference",
+    "selection",
+    "model",
+    "train",
+    "track",
+    "checkpoint",
+    "out",
+)
 _DRY_RUN = Flag("--dry-run", "say what would be done and write nothing")
 _JSON = Flag("--json", "print the result as one JSON object")
 _OUT = Flag("--out", "folder to write to", "FOLDER")
@@ -42,6 +54,7 @@ COMMANDS: tuple[Command, ...] = (
             _JSON,
         ),
         sections=_SECTIONS,
+        home="compare",
     ),
     Command(
         "prepare",
@@ -51,6 +64,7 @@ COMMANDS: tuple[Command, ...] = (
         positional=(_CONFIG,),
         flags=(_DRY_RUN, _JSON),
         sections=_SECTIONS,
+        home="train",
     ),
     Command(
         "train",
@@ -105,14 +119,13 @@ COMMANDS: tuple[Command, ...] = (
             "label_with",
             "out",
         ),
-        home="discover",
     ),
     Command(
         "label",
         "Label every document of a corpus with the domains of a discovery",
         """Writes a Parquet file of labels beside every input file, see configs/label/. By the student, from the words
-        alone, or by the teacher; in this process or on a Ray cluster, with the same bytes out. What is labeled is
-        passed over.""",
+        alone, or by the teacher; in this process or on a Ray cluster, with the same bytes out. Shards that are
+        labeled already are skipped.""",
         positional=(_CONFIG,),
         flags=(
             Flag("--out", "folder of the summary (runs/<name of the file>)", "FOLDER"),
@@ -143,7 +156,6 @@ COMMANDS: tuple[Command, ...] = (
             _JSON,
         ),
         sections=(*_SECTIONS, "design", "swarm", "seeds", "sizes"),
-        home="swarm",
     ),
     Command(
         "finetune",
@@ -160,7 +172,6 @@ COMMANDS: tuple[Command, ...] = (
             _JSON,
         ),
         sections=("tasks", "model", "start", "reduction", "bandit", "train", "track", "checkpoint", "out"),
-        home="finetune",
     ),
     Command(
         "law",
@@ -193,7 +204,6 @@ COMMANDS: tuple[Command, ...] = (
             _DRY_RUN,
             _JSON,
         ),
-        home="law",
     ),
     Command(
         "plan",
@@ -201,6 +211,7 @@ COMMANDS: tuple[Command, ...] = (
         positional=(_CONFIG,),
         flags=(_JSON,),
         sections=_SECTIONS,
+        home="train",
     ),
     Command(
         "doctor",
@@ -273,27 +284,22 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _runner(command: Command) -> Callable[[Arguments], int]:
-    return getattr(importlib.import_module(f"jaxmix.cli.{command.home}"), command.name)
+    return getattr(importlib.import_module(f"jaxmix.cli.{command.home or command.name}"), command.name)
+
+
+_FORMS = {
+    "discover": "discover.config.DiscoverConfig",
+    "label": "label.config.LabelConfig",
+    "finetune": "finetune.config.FinetuneConfig",
+}
+"""The dataclass of a command's configuration in jaxmix.workflows, where it is not that of a training run."""
 
 
 def _config_keys(command: Command) -> list[tuple[str, str]]:
-    from jaxmix.workflows.config.strict import list_settings
+    from jaxmix.workflows.config.build import list_settings
 
-    if command.name == "discover":
-        from jaxmix.workflows.discover.config import DiscoverConfig
-
-        return list_settings(DiscoverConfig)
-    if command.name == "label":
-        from jaxmix.workflows.label.config import LabelConfig
-
-        return list_settings(LabelConfig)
-    if command.name == "finetune":
-        from jaxmix.workflows.finetune.config import FinetuneConfig
-
-        return list_settings(FinetuneConfig)
-    from jaxmix.workflows.config.sections import RunConfig
-
-    return list_settings(RunConfig)
+    module, _, name = _FORMS.get(command.name, "config.sections.RunConfig").rpartition(".")
+    return list_settings(getattr(importlib.import_module(f"jaxmix.workflows.{module}"), name))
 
 
 def _overview() -> str:

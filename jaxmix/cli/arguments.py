@@ -42,9 +42,9 @@ class Command:
         summary: one line for `jaxmix --help`.
         details: further text for the command's own help.
         positional: (name, help) of each required argument.
-        flags: its options, besides those every command has.
+        flags: its options, in addition to those of every command.
         sections: configuration sections whose dotted overrides it takes; empty for none.
-        home: the module of jaxmix.cli that has a function of the command's name.
+        home: the module of jaxmix.cli that has a function of the command's name; empty: that of the same name.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Command:
     positional: tuple[tuple[str, str], ...] = ()
     flags: tuple[Flag, ...] = ()
     sections: tuple[str, ...] = ()
-    home: str = "commands"
+    home: str = ""
 
 
 COMMON = (
@@ -152,7 +152,7 @@ def _take_positional(command: Command, found: list[str], values: dict[str, Any],
         extra = found[len(command.positional)]
         name, is_assignment, value = extra.partition("=")
         fix = f"Write --{name} {value}" if is_assignment else f"See jaxmix {command.name} --help."
-        raise ConfigError(f"superfluous argument {extra!r}", where=where, fix=fix)
+        raise ConfigError(f"unexpected argument {extra!r}", where=where, fix=fix)
 
 
 def help_text(command: Command, keys: Sequence[tuple[str, str]] = ()) -> str:

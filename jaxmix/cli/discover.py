@@ -7,17 +7,19 @@ from typing import Any
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
 from jaxmix.cli.session import command_of, notes_of
+from jaxmix.report.pages.discover import cluster_table, discovery_verdict
+from jaxmix.workflows.discover.config import load_discovery
+from jaxmix.workflows.discover.cost import estimate
+from jaxmix.workflows.discover.run import run_discovery
+from jaxmix.workflows.label.config import load_labeling
+from jaxmix.workflows.label.run import describe_labeling, run_labeling
 
 
 def discover(arguments: Arguments) -> int:
     """Finds domains in documents, or says what that would cost."""
-    from jaxmix.workflows.discover.config import load_discovery
-
     config = load_discovery(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
         return _dry_discover(arguments, config)
-    from jaxmix.report.pages.discover import cluster_table, discovery_verdict
-    from jaxmix.workflows.discover.run import run_discovery
 
     found = run_discovery(config, command=command_of(arguments), say=notes_of(arguments))
     if arguments.json:
@@ -34,8 +36,6 @@ def discover(arguments: Arguments) -> int:
 
 
 def _dry_discover(arguments: Arguments, config: Any) -> int:
-    from jaxmix.workflows.discover.cost import estimate
-
     cost = estimate(config)
     if arguments.json:
         say_json({"out": config.out, **cost})
@@ -58,9 +58,6 @@ def _dry_discover(arguments: Arguments, config: Any) -> int:
 
 def label(arguments: Arguments) -> int:
     """Labels a corpus by the domains of a discovery, or says what is left to do."""
-    from jaxmix.workflows.label.config import load_labeling
-    from jaxmix.workflows.label.run import describe_labeling, run_labeling
-
     named = [(n, f'"{v}"') for n in ("domains", "method", "engine", "labels") if (v := getattr(arguments, n))]
     config = load_labeling(arguments.config, [*arguments.overrides, *named], out=arguments.out)
     if arguments.dry_run:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import process_index, say, say_json, say_table
 from jaxmix.cli.session import command_of, continued_by, join_processes, notes_of
+from jaxmix.report import describe_result, load_run
+from jaxmix.report.pages.finetune import finetune_table
+from jaxmix.workflows.finetune.compare import load_finetune_comparison, run_finetune_comparison
+from jaxmix.workflows.finetune.config import FinetuneConfig
+from jaxmix.workflows.finetune.load import load_finetune
+from jaxmix.workflows.finetune.plan import finetune_plan_lines, finetune_plan_rows, make_finetune_plan
+from jaxmix.workflows.finetune.run import run_finetune
 
 
 def finetune(arguments: Arguments) -> int:
     """Says what the run will take, fine-tunes, and prints the table of arms."""
-    from jaxmix.workflows.finetune.config import load_finetune
-
     config = load_finetune(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
         _say_plan(config, arguments.json)
@@ -21,7 +26,6 @@ def finetune(arguments: Arguments) -> int:
     if not arguments.json:
         _say_plan(config, as_json=False)
         say()
-    from jaxmix.workflows.finetune.run import run_finetune
 
     command = command_of(arguments)
     with continued_by(command):
@@ -31,8 +35,6 @@ def finetune(arguments: Arguments) -> int:
     if arguments.json:
         say_json(outcome.as_json())
         return 0
-    from jaxmix.report import describe_result, load_run
-    from jaxmix.report.pages.finetune import finetune_table
 
     run = load_run(outcome.run_dir)
     table = finetune_table(run)
@@ -46,8 +48,6 @@ def finetune(arguments: Arguments) -> int:
 
 def compare_finetune(arguments: Arguments) -> int:
     """`jaxmix compare` of fine-tuning runs."""
-    from jaxmix.workflows.finetune.compare import load_finetune_comparison, run_finetune_comparison
-
     runs = load_finetune_comparison(arguments.config, arguments.overrides, out=arguments.out, seeds=arguments.seeds)
     folders = [str(member.config.out) for member in runs]
     if arguments.dry_run:
@@ -77,9 +77,6 @@ def compare_finetune(arguments: Arguments) -> int:
 
 
 def _say_plan(config: object, as_json: bool) -> None:
-    from jaxmix.workflows.finetune.config import FinetuneConfig
-    from jaxmix.workflows.finetune.plan import finetune_plan_lines, finetune_plan_rows, make_finetune_plan
-
     assert isinstance(config, FinetuneConfig)
     plan = make_finetune_plan(config)
     if as_json:

@@ -5,10 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
 from jaxmix.cli.session import command_of, notes_of
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.laws.proposals.repetition import caps_from_tokens
+from jaxmix.report.pages.laws import laws_table, proposal_table, verdict
+from jaxmix.workflows.config.yaml import parse_yaml
+from jaxmix.workflows.law import (
+    LAW,
+    LawSettings,
+    by_name,
+    check_laws,
+    check_settings,
+    diagnosis_json,
+    fit_law,
+    load_law,
+    make_proposal,
+    read_table,
+)
 
 
 def law(arguments: Arguments) -> int:
@@ -22,9 +39,6 @@ def law(arguments: Arguments) -> int:
 
 
 def _settings(arguments: Arguments) -> Any:
-    from jaxmix.workflows.config.strict import parse_yaml
-    from jaxmix.workflows.law import LawSettings, check_settings
-
     options = parse_yaml(f"{{{arguments.options}}}", where="--options") if arguments.options else {}
     given = {
         "law": arguments.law,
@@ -41,8 +55,6 @@ def _settings(arguments: Arguments) -> Any:
 
 
 def _table(arguments: Arguments) -> Any:
-    from jaxmix.workflows.law import read_table
-
     return read_table(arguments.table, renormalize=arguments.renormalize)
 
 
@@ -59,8 +71,6 @@ def _fit(arguments: Arguments) -> int:
     out = arguments.out or f"runs/law-{Path(arguments.table).stem}"
     if arguments.dry_run:
         return _dry_run(arguments, table, f"fit {settings.law} with {settings.folds} folds and write to {out}")
-    from jaxmix.report.pages.laws import laws_table, verdict
-    from jaxmix.workflows.law import fit_law
 
     fitted = fit_law(
         table, settings, out=out, command=command_of(arguments), source=arguments.table, say=notes_of(arguments)
@@ -80,8 +90,6 @@ def _check(arguments: Arguments) -> int:
     settings, table = _settings(arguments), _table(arguments)
     if arguments.dry_run:
         return _dry_run(arguments, table, f"compare laws over {settings.folds} folds")
-    from jaxmix.report.pages.laws import laws_table
-    from jaxmix.workflows.law import check_laws, diagnosis_json
 
     diagnoses, left_out = check_laws(table, settings, say=notes_of(arguments))
     if arguments.json:
@@ -92,8 +100,6 @@ def _check(arguments: Arguments) -> int:
 
 
 def _propose(arguments: Arguments) -> int:
-    from jaxmix.workflows.law import LAW, by_name, fit_law, load_law, make_proposal
-
     for flag, value in (("--model-size", arguments.model_size), ("--tokens", arguments.tokens)):
         if value is None:
             raise ConfigError(
@@ -141,7 +147,6 @@ def _propose(arguments: Arguments) -> int:
     if arguments.json:
         say_json({**about, "out": out})
         return 0
-    from jaxmix.report.pages.laws import proposal_table
 
     shown = proposal_table(
         domains, found.weights, found.unconstrained_weights, table.weights.mean(axis=0), options["max_weights"]
@@ -158,10 +163,6 @@ def _propose(arguments: Arguments) -> int:
 
 def _capped(options: dict[str, Any], arguments: Arguments) -> Any:
     """The caps that epochs set, and those given, whichever is lower."""
-    import numpy as np
-
-    from jaxmix.laws.proposals.repetition import caps_from_tokens
-
     caps = caps_from_tokens(options["available_tokens"], arguments.tokens, arguments.max_epochs)
     return caps if options["max_weights"] is None else np.minimum(caps, options["max_weights"])
 

@@ -1,4 +1,4 @@
-"""What the command line prints: results to standard output, from process 0 alone, in color only on a terminal."""
+"""Output of the command line: results to standard output, from process 0 alone, in color only on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands that do long work share: the command as it was typed, what they say, other processes, Ctrl-C."""
+"""Shared by long-running commands: the command as typed, progress lines, other processes, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def join_processes(arguments: Arguments) -> None:
 
 
 class continued_by:
-    """Ctrl-C outside of the training loop, which answers it itself: says what continues the work."""
+    """Turns Ctrl-C outside the training loop, which handles it itself, into a message that says how to continue."""
 
     def __init__(self, command: str):
         self._command = command
@@ -42,4 +42,4 @@ class continued_by:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and not str(error):
-            raise KeyboardInterrupt(f"What is finished is kept. Continue with: {self._command}") from None
+            raise KeyboardInterrupt(f"Finished work is kept. Continue with: {self._command}") from None

@@ -10,6 +10,10 @@ from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import say, say_json, say_table
 from jaxmix.cli.session import command_of, continued_by, notes_of
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.sharding import one_device_per_core
+from jaxmix.workflows.swarm.config import load_swarm
+from jaxmix.workflows.swarm.run import DESIGN, TABLE, collect, generate, plan_swarm, run, status
+from jaxmix.workflows.train.doremi import load_doremi, run_doremi
 
 
 def swarm(arguments: Arguments) -> int:
@@ -23,14 +27,10 @@ def swarm(arguments: Arguments) -> int:
 
 
 def _load(arguments: Arguments) -> Any:
-    from jaxmix.workflows.swarm.config import load_swarm
-
     return load_swarm(arguments.config, arguments.overrides, out=arguments.out)
 
 
 def _generate(arguments: Arguments) -> int:
-    from jaxmix.workflows.swarm.run import DESIGN, generate
-
     loaded = _load(arguments)
     designed = generate(loaded, is_dry=arguments.dry_run)
     path = str(Path(loaded.out) / DESIGN)
@@ -51,9 +51,6 @@ def _generate(arguments: Arguments) -> int:
 
 
 def _run(arguments: Arguments) -> int:
-    from jaxmix.core.sharding import one_device_per_core
-    from jaxmix.workflows.swarm.run import plan_swarm, run
-
     loaded = _load(arguments)
     one_device_per_core()
     if arguments.dry_run:
@@ -85,12 +82,10 @@ def _say_plans(plans: Any) -> None:
         for plan in plans
     ]
     say_table(columns, rows)
-    say("\nMemory is an estimate, without the table of tokens. The time shows when the first steps have been taken.")
+    say("\nMemory is an estimate, without the table of tokens. The time is known once the first steps have been taken.")
 
 
 def _status(arguments: Arguments) -> int:
-    from jaxmix.workflows.swarm.run import status
-
     found = status(_load(arguments))
     if arguments.json:
         say_json({name: state._asdict() for name, state in found.items()})
@@ -117,8 +112,6 @@ def _status(arguments: Arguments) -> int:
 
 
 def _collect(arguments: Arguments) -> int:
-    from jaxmix.workflows.swarm.run import TABLE, collect, status
-
     loaded = _load(arguments)
     if arguments.dry_run:
         finished = sum(state.finished for state in status(loaded).values())
@@ -148,8 +141,6 @@ def _say_outcome(outcome: Any, as_json: bool) -> int:
 
 
 def _doremi(arguments: Arguments) -> int:
-    from jaxmix.workflows.train.doremi import load_doremi, run_doremi
-
     loaded = load_doremi(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
         runs = {"reference": loaded.reference.out, "proxy": loaded.proxy.out}

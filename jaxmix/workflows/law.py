@@ -8,22 +8,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.settings import check_value
+from jaxmix.core.validate import check_weights
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.config.sections import check_weights
-from jaxmix.workflows.config.strict import dump_yaml, parse_yaml
+from jaxmix.data.run_tables import read_run_table, write_run_table
+from jaxmix.laws import AUTO_CANDIDATES, LawFit, fit, make, parse, registry
+from jaxmix.laws.base import Law, RunTable
+from jaxmix.laws.judge.diagnose import Diagnosis, extrapolation, select
+from jaxmix.laws.proposals.base import Proposal
+from jaxmix.laws.proposals.propose import propose
+from jaxmix.report.pages.laws import law_page
+from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.provenance import git_commit, now, versions, write_json
-
-if TYPE_CHECKING:
-    from jaxmix.laws.base import Law, RunTable
-    from jaxmix.laws.fit import LawFit
-    from jaxmix.laws.judge.diagnose import Diagnosis
-    from jaxmix.laws.proposals.base import Proposal
-
 
 AUTO = "auto"
 LAW, TABLE, PAGE, MIXTURE, PROPOSAL = "law.json", "runs.csv", "report.html", "mixture.yaml", "proposal.json"
@@ -92,8 +94,6 @@ class FittedLaw:
 
 def read_table(path: str, *, renormalize: bool = False) -> RunTable:
     """The runs of a CSV file; of a folder, those of its runs.csv or table.csv."""
-    from jaxmix.data.run_tables import read_run_table
-
     place = Path(path)
     if place.is_dir():
         found = next((place / name for name in (TABLE, "table.csv") if (place / name).is_file()), None)
@@ -107,8 +107,6 @@ def read_table(path: str, *, renormalize: bool = False) -> RunTable:
 
 def check_settings(settings: LawSettings) -> None:
     """Raises `ConfigError` for unknown laws and numbers out of range, before anything is fitted."""
-    from jaxmix.laws import make, registry
-
     known = [AUTO, *(name for name in registry if name != AUTO)]
     if settings.law not in known:
         raise ConfigError(f"unknown law {settings.law!r}", where="--law", fix=nearest(settings.law, known))
@@ -120,16 +118,13 @@ def check_settings(settings: LawSettings) -> None:
     if settings.law != AUTO:
         make(settings.law, where="--options", **settings.options)
     for name, value, least in (("--folds", settings.folds, 2), ("--starts", settings.num_starts, 1)):
-        if value < least:
-            raise ConfigError(f"{name} must be >= {least}, got {value}", where="command line")
+        check_value(name, value, int, {"at_least": least}, "command line")
 
 
 def check_laws(
     table: RunTable, settings: LawSettings, *, say: Any = None
 ) -> tuple[dict[str, Diagnosis], dict[str, str]]:
     """Judges laws out of fold; returns diagnoses, best first, and why others were left out."""
-    from jaxmix.laws import registry
-
     names = settings.candidates or tuple(name for name in registry if name != AUTO)
     laws = _laws({name: {} for name in names})
     return _judged(table, laws, settings, say)[1:]
@@ -151,10 +146,6 @@ def fit_law(
     Returns:
         The fitted law. The folder gets law.json (parameters, versions, hash of the table), runs.csv and report.html.
     """
-    import jax
-
-    from jaxmix.laws import AUTO_CANDIDATES, fit, make, parse
-
     check_settings(settings)
     key, name, options = jax.random.key(settings.seed), settings.law, dict(settings.options)
     if settings.law == AUTO:
@@ -182,10 +173,6 @@ def load_law(folder: str) -> FittedLaw:
     Raises:
         ConfigError: no such folder or file, or runs that are not those the law was fitted to.
     """
-    import jax
-
-    from jaxmix.laws import LawFit, fit, make
-
     path = Path(folder) / LAW
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -237,9 +224,6 @@ def make_proposal(
     Returns:
         The proposal, and all of it as plain values by name.
     """
-    from jaxmix.laws.judge.diagnose import extrapolation
-    from jaxmix.laws.proposals.propose import propose
-
     table = fitted.table
     found = propose(fitted.fit, model_size=model_size, tokens=tokens, **options)
     flags = extrapolation(table, found.weights, model_size=model_size, tokens=tokens)
@@ -277,19 +261,19 @@ def warnings(fitted: FittedLaw, flags: Any) -> list[str]:
     lines = []
     if flags.is_far.any():
         lines.append(
-            f"The mixture lies outside of the runs: {100 * flags.distance[0]:.0f} % of its tokens would have to change "
+            f"The mixture lies outside the runs: {100 * flags.distance[0]:.0f} % of its tokens would have to change "
             "domain to reach the nearest."
         )
     names = [fitted.table.domain_names[i] for i in flags.unseen]
     if names:
-        lines.append(f"No run has drawn {', '.join(names)}.")
+        lines.append(f"No run has drawn from {', '.join(names)}.")
     for what, factor in (("The model size", flags.size_factor), ("The number of tokens", flags.tokens_factor)):
         if factor > 1:
-            can = "" if fitted.fit.law.extrapolates else ", which this law must not be asked for"
-            lines.append(f"{what} is {factor:.3g} times outside of the range of the runs{can}.")
+            can = "" if fitted.fit.law.extrapolates else ", and this law does not extrapolate"
+            lines.append(f"{what} is {factor:.3g} times outside the range of the runs{can}.")
     shape = fitted.fit.shape
     if flags.size_factor > 1 and not shape.model_size_varies:
-        lines.append("All runs have one model size, so that the table says little of others.")
+        lines.append("All runs have one model size, so the table says little about others.")
     if fitted.fit.law.build is not None and not fitted.fit.converged:
         lines.append("The fit had not converged.")
     return lines
@@ -336,8 +320,6 @@ def diagnosis_json(found: Diagnosis, table: RunTable) -> dict[str, Any]:
 
 
 def _laws(named: Mapping[str, Mapping[str, Any]]) -> dict[str, Law]:
-    from jaxmix.laws import make
-
     return {name: make(name, **options) for name, options in named.items()}
 
 
@@ -345,10 +327,6 @@ def _judged(
     table: RunTable, laws: Mapping[str, Law], settings: LawSettings, say: Any
 ) -> tuple[str, dict[str, Diagnosis], dict[str, str]]:
     """The chosen name, diagnoses best first, and why others were left out."""
-    import jax
-
-    from jaxmix.laws.judge.diagnose import select
-
     if say is not None:
         say(f"{len(laws)} laws, {settings.folds} folds, {len(table)} runs" if len(laws) > 1 else f"{next(iter(laws))}")
     found = select(
@@ -363,9 +341,6 @@ def _judged(
 
 
 def _write(fitted: FittedLaw, settings: LawSettings, folder: Path, command: str, source: str) -> None:
-    from jaxmix.data.run_tables import write_run_table
-    from jaxmix.report.pages.laws import law_page
-
     found, table = fitted.fit, fitted.table
     write_run_table(folder / TABLE, table)
     origin = {"command": command, "table": source, "table_hash": _hash(table), "seed": settings.seed, "made": now()}

@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
+from jaxmix.workflows.config.yaml import parse_yaml
 from jaxmix.workflows.doctor import installed_version
 
 PROVENANCE = "provenance.json"
@@ -97,6 +99,30 @@ def is_finished(run_dir: Path, config_hash: str, *, result: str) -> bool:
         return False
     is_same = provenance.get("config_hash") == config_hash
     return is_same and "finished" in provenance and (run_dir / result).is_file()
+
+
+def check_fixed(
+    run_dir: Path, plain: Mapping[str, Any], fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> None:
+    """Raises `ConfigError` if the folder has checkpoints that a configuration cannot continue.
+
+    Args:
+        run_dir: of the run.
+        plain: the configuration, written out.
+        fixed: picks the settings that a run keeps for life, by dotted name.
+    """
+    path = run_dir / "config.yaml"
+    is_never = plain["checkpoint"]["resume"] == "never"
+    if is_never or not path.is_file() or not any((run_dir / "checkpoints").glob("[0-9]*")):
+        return
+    before, after = fixed(parse_yaml(path.read_text(encoding="utf-8"), where=str(path))), fixed(plain)
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key):
+            raise ConfigError(
+                f"{key} was {before.get(key)!r} and is now {after.get(key)!r}: the checkpoints cannot be continued",
+                where=str(run_dir),
+                fix="Choose another run folder with --out, or restore the old value.",
+            )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

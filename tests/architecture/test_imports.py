@@ -115,6 +115,24 @@ def test_version_dependent_calls_live_in_one_module(path):
     assert not used
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions and under TYPE_CHECKING count; an `__init__.py` hands names on and does not."""
+    files = {
+        ".".join(("jaxmix", *path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    edges = {
+        name: {m for i in imports(path) for m in (i, i.rpartition(".")[0]) if m in files} - {name}
+        for name, path in files.items()
+    }
+    while free := {name for name, used in edges.items() if not used}:  # the lowest files, floor by floor
+        edges = {name: used - free for name, used in edges.items() if name not in free}
+    while unused := edges.keys() - {m for used in edges.values() for m in used}:  # what only stands above a circle
+        edges = {name: used for name, used in edges.items() if name not in unused}
+    assert not edges, f"circle among {sorted(edges)}"
+
+
 def modules_after(code):
     """Top-level packages loaded in a fresh interpreter by `code`."""
     script = f"{code}\nimport json, sys; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"

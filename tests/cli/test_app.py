@@ -39,7 +39,7 @@ def run_with(monkeypatch, error, *words):
     def fail(arguments):
         raise error
 
-    monkeypatch.setattr("jaxmix.cli.commands.plan", fail)
+    monkeypatch.setattr("jaxmix.cli.train.plan", fail)
     return main(["plan", "x.yaml", *words])
 
 

@@ -41,7 +41,7 @@ def test_flags_overrides_and_places_mix_in_any_order():
     ("words", "message"),
     [
         ([], "PLACE is missing: where to"),
-        (["a", "b"], "superfluous argument 'b'"),
+        (["a", "b"], "unexpected argument 'b'"),
         (["a", "train.steps=5"], "Write --train.steps 5"),
         (["a", "--fats"], "Did you mean '--fast'"),
         (["a", "--trian.steps", "5"], "Did you mean '--train'"),

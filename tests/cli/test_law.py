@@ -12,7 +12,7 @@ import yaml
 from jaxmix.cli import main
 from jaxmix.data.run_tables import write_run_table
 from jaxmix.laws import RunTable, fit, make, propose
-from jaxmix.workflows.config.sections import load_config
+from jaxmix.workflows.config.load import load_config
 
 NAMES = ["drama", "mail", "novel"]
 QUICK = ("--starts", "4", "--folds", "2")
@@ -120,7 +120,7 @@ def test_a_dry_run_writes_nothing(action, path, tmp_path, monkeypatch, capsys):
         (["fit", "{path}", "--law", "capacity", "--options", "ofset: none"], "has no argument 'ofset'"),
         (["fit", "{path}", "--options", "rank: 1"], "options belong to one law"),
         (["check", "{path}", "--laws", "capacity,foo"], "unknown law 'foo'"),
-        (["check", "{path}", "--folds", "1"], "--folds must be >= 2"),
+        (["check", "{path}", "--folds", "1"], "--folds must be at least 2, got 1"),
         (["propose", "{path}"], "--model-size is missing"),
         (["propose", "{path}", *SCALE, "--max-weights", "{dramas: 1}"], "Did you mean 'drama'?"),
         (["propose", "{path}", *SCALE, "--prior", "{drama: 1}"], "no mixture weight for source"),

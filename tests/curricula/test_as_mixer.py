@@ -11,8 +11,8 @@ from jaxmix.curricula import as_mixer, space, uniform
 from jaxmix.curricula.as_mixer import improvement_rewards
 from jaxmix.curricula.base import signal_of
 from jaxmix.mixers import Feedback
-from jaxmix.workflows.config.resolve import resolve_mixer
-from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.config.load import from_mapping
+from jaxmix.workflows.config.resolve import resolve_run
 
 KEY = jax.random.key(0)
 PRIOR = np.array([0.5, 0.3, 0.2, 0.0])
@@ -120,7 +120,7 @@ def test_a_train_configuration_can_name_it():
         "train": {"steps": 10},
         "mixer": {"name": "curriculum", "bandit": "staged", "options": {"order": [2, 0, 1]}},
     }
-    mixer = resolve_mixer(from_mapping(mapping))
+    mixer = resolve_run(from_mapping(mapping)).mixer
     np.testing.assert_allclose(mixer.weights(mixer.init(KEY, 3)), [0, 0, 1], atol=1e-6)
     mapping["mixer"]["options"]["order"] = [0, 1]
     with pytest.raises(ConfigError, match="does not name each of the arms"):

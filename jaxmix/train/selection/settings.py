@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.settings import check_fields, setting
 from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer
 
-METHODS = ("learnability", "easy_reference", "hard_learner", "uniform")
-LEVELS = ("sequence", "token")
-REDUCTIONS = ("mean", "sum", "top")
-KERNELS = ("linear", "squared", "near_duplicate")
-FEEDBACKS = ("scanned", "trained")
 _GRADIENTS = ("gradient_alignment", "validation_alignment", "gradient_noise")
 
 _OF_LEVEL = {
@@ -53,74 +49,48 @@ class SelectionSettings:
     mask is made over the whole batch, by the losses of the training pass itself; with micro-batches (accumulate above
     1) no one pass sees them all, and it takes a forward pass of its own.
 
-    Attributes:
-        method: one of the above.
-        level: "sequence" or "token".
-        filter_ratio: share of the super-batch that is not trained on, in [0, 1). b / (1 − filter_ratio) must be whole.
-        gain: inverse temperature of the draw, ≥ 0, per nat of a row's mean loss. JEST's 1 is meant for sums over the
-            pairs of a batch; mean losses of rows differ by tenths of a nat, so that a gain of 1 selects weakly.
-        greedy: take the best instead of drawing; gain then changes nothing.
-        reduce: a row's score out of its tokens': "mean" (so that long rows do not win), "sum" (gain is then
-            per nat of the whole row), or "top": the mean over the largest `top` of them.
-        top: in (0, 1].
-        diversity: λ ≥ 0; above 0 the rows are drawn in chunks, and a row that resembles those chosen already loses
-            score. Resemblance is that of hashed byte or token trigrams, see `row_features`.
-        kernel: of the resemblance: "linear", "squared" or "near_duplicate", see `jaxmix.selection.diverse`.
-        num_chunks: for `diversity`, a divisor of b.
-        hold_shares: select within every domain on its own, so that trained shares equal the drawn ones up to one row
-            a step. Otherwise selection shifts the mixture, and the report shows to what.
-        keep: share of the tokens that enter the loss, in (0, 1].
-        feedback: what mixers learn from. "scanned": the sums run over all rows that were drawn, an unbiased sample of
-            each domain, so that a mixer's estimates mean what they mean without selection. "trained": over the rows
-            (tokens) that were chosen, whose losses are biased by the choice. None: "scanned", but "trained" for
-            uniform, where both are unbiased and only the first costs a forward pass.
+    Gain is per nat of a row's mean loss: JEST's 1 is meant for sums over the pairs of a batch; mean losses of rows
+    differ by tenths of a nat, so that a gain of 1 selects weakly. With `diversity` above 0 rows are drawn in chunks,
+    and a row that resembles those chosen already (hashed byte or token trigrams, see `row_features`) loses score.
+    Mixers learn from all rows that were drawn ("scanned", an unbiased sample of each domain) or from the chosen rows or
+    tokens ("trained", whose losses the choice biases).
     """
 
-    method: str
-    level: str = "sequence"
-    filter_ratio: float = 0.8
-    gain: float = 10.0
-    greedy: bool = False
-    reduce: str = "mean"
-    top: float = 0.2
-    diversity: float = 0.0
-    kernel: str = "near_duplicate"
-    num_chunks: int = 16
-    hold_shares: bool = False
-    keep: float = 0.6
-    feedback: str | None = None
+    method: Literal["learnability", "easy_reference", "hard_learner", "uniform"] = setting(help="Set selection.method.")
+    level: Literal["sequence", "token"] = setting("sequence", help="what is selected: rows, or tokens of the batch")
+    filter_ratio: float = setting(
+        0.8, at_least=0, below=1, help="share of the drawn rows that is not trained on; b / (1 - filter_ratio) is whole"
+    )
+    gain: float = setting(10.0, at_least=0, below=math.inf, help="inverse temperature of the draw, per nat")
+    greedy: bool = setting(False, help="take the best rows instead of drawing; gain then has no effect")
+    reduce: Literal["mean", "sum", "top"] = setting(
+        "mean", help="a row's score from its tokens': mean, sum, or top (the mean over the largest `top` of them)"
+    )
+    top: float = setting(0.2, above=0, at_most=1, help="share of a row's tokens, for reduce: top")
+    diversity: float = setting(0.0, at_least=0, below=math.inf, help="penalty on rows that resemble chosen ones")
+    kernel: Literal["linear", "squared", "near_duplicate"] = setting(
+        "near_duplicate", help="of the resemblance, see `jaxmix.selection.diverse`"
+    )
+    num_chunks: int = setting(16, at_least=1, help="for diversity: a divisor of the batch size")
+    hold_shares: bool = setting(
+        False, help="select within every domain, so that trained shares equal drawn ones up to a row a step"
+    )
+    keep: float = setting(0.6, above=0, at_most=1, help="share of the tokens that enter the loss, at level: token")
+    feedback: Literal["scanned", "trained"] | None = setting(
+        None, help="what mixers learn from: scanned or trained rows; empty: scanned, but trained for uniform"
+    )
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("method", METHODS),
-            ("level", LEVELS),
-            ("reduce", REDUCTIONS),
-            ("kernel", KERNELS),
-            ("feedback", FEEDBACKS),
-        ):
-            value = getattr(self, name)
-            if value not in known and not (name == "feedback" and value is None):
-                raise ConfigError(
-                    f"unknown {name} {value!r} of a selection",
-                    where=f"selection.{name}",
-                    fix=nearest(str(value), known),
-                )
-        for name, low, high, is_low_open, is_high_open in (
-            ("filter_ratio", 0.0, 1.0, False, True),
-            ("gain", 0.0, math.inf, False, False),
-            ("top", 0.0, 1.0, True, False),
-            ("diversity", 0.0, math.inf, False, False),
-            ("keep", 0.0, 1.0, True, False),
-        ):
-            value = getattr(self, name)
-            is_inside = (low < value if is_low_open else low <= value) and (
-                value < high if is_high_open else value <= high
-            )
-            if not (math.isfinite(value) and is_inside):
-                interval = f"{'(' if is_low_open else '['}{low:g}, {high:g}{')' if is_high_open else ']'}"
-                raise ConfigError(f"{name} must be finite and in {interval}, got {value}", where=f"selection.{name}")
-        if self.num_chunks < 1:
-            raise ConfigError(f"num_chunks must be at least 1, got {self.num_chunks}", where="selection.num_chunks")
+        check_fields(self, "selection")
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for level, names in _OF_LEVEL.items():
+            for name in names:
+                if level != self.level and getattr(self, name) != defaults[name]:
+                    raise ConfigError(
+                        f"{name} has no effect at the level of a {self.level}",
+                        where=f"selection.{name}",
+                        fix="Leave it out, or change selection.level.",
+                    )
 
     @property
     def feedback_from(self) -> str:
@@ -137,11 +107,6 @@ class SelectionSettings:
         """The settings that mean something at this level, by name: what a written configuration holds."""
         names = ("method", "level", *_OF_LEVEL[self.level], "feedback")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    @staticmethod
-    def foreign(level: str) -> tuple[str, ...]:
-        """The settings of the other level."""
-        return tuple(name for other, names in _OF_LEVEL.items() if other != level for name in names)
 
     def candidates(self, batch_size: int, *, multiple: int = 1, where: str = "selection.filter_ratio") -> int:
         """Rows that the stream draws in a step for `batch_size` trained ones; see `candidate_rows`."""

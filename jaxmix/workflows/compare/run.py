@@ -1,52 +1,26 @@
 """Several variants of one configuration, each with several seeds, at equal tokens: one folder, one page."""
 
-# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.compare.variant import check_folder_name, member_config
-from jaxmix.workflows.config.resolve import prior_weights
-from jaxmix.workflows.config.sections import RunConfig, config_hash, read_config_file
-from jaxmix.workflows.config.strict import Origin, build, setting, to_plain
+from jaxmix.report import describe_result, load_run, write_report
+from jaxmix.report.summary import summarize
+from jaxmix.train.lm.programs import Programs
+from jaxmix.workflows.compare.variant import Member, read_members, run_of
+from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.load import read_config_file
+from jaxmix.workflows.config.resolve import resolve_run
+from jaxmix.workflows.config.sections import RunConfig, config_hash
 from jaxmix.workflows.provenance import is_finished, write_json
-from jaxmix.workflows.train.data import RunData, prepare_and_open
-from jaxmix.workflows.train.inactive import resolve_drawing_mixer
-from jaxmix.workflows.train.run import check_continuation, resolved, run_train
-
-if TYPE_CHECKING:
-    from jaxmix.train.lm.programs import Programs
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """A comparison as a file: a base configuration, what each variant changes, and the seeds."""
-
-    base: dict[str, Any] = setting(help="Set base: a configuration as for `jaxmix train`.")
-    variants: dict[str, dict[str, Any]] = setting(help="Set variants: a name and the sections it changes.")
-    seeds: tuple[int, ...] = setting((0,), help="each variant is trained once per seed")
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One run of a comparison.
-
-    Attributes:
-        variant: what it varies.
-        seed: of parameters, data order and mixer.
-        order: place of the variant in tables.
-        config: the whole configuration, with its own run folder.
-    """
-
-    variant: str
-    seed: int
-    order: int
-    config: RunConfig
+from jaxmix.workflows.train.data import prepare_and_open
+from jaxmix.workflows.train.run import check_continuation, run_train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,78 +34,30 @@ class ComparisonOutcome:
 
 
 def members(
-    mapping: Mapping[str, Any],
-    overrides: Sequence[tuple[str, str]],
-    *,
-    file: str,
-    out: str,
-    seeds: int | None = None,
-) -> list[Member]:
-    """The runs of a comparison, seed by seed, so that a stopped one has whole seeds.
-
-    Args:
-        mapping: parsed file in the form of `CompareConfig`.
-        overrides: dotted overrides of the base, from the command line.
-        file: named in errors.
-        out: folder of the comparison.
-        seeds: take only so many of the seeds, or further ones counted up.
-
-    Raises:
-        ConfigError: any of the configurations is wrong.
-    """
-    compare = build(CompareConfig, mapping, origin=Origin(file))
-    if seeds is not None and seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {seeds}", where="command line")
-    _check_names(compare, file)
-    chosen = compare.seeds if seeds is None else tuple(range(compare.seeds[0], compare.seeds[0] + seeds))
-    result = []
-    for seed in chosen:
-        for order, (variant, changes) in enumerate(compare.variants.items()):
-            config = member_config(
-                compare.base,
-                changes,
-                overrides,
-                out=out,
-                folder=f"{variant}-seed{seed}",
-                file=file,
-                member=f"variant {variant}",
-                seed=seed,
-            )
-            result.append(Member(variant, seed, order, config))
-    _check_same_rows(result, file)
-    return result
+    mapping: Any, overrides: Sequence[tuple[str, str]], *, file: str, out: str, seeds: int | None = None
+) -> list[Member[RunConfig]]:
+    """The runs of a comparison, see `read_members`; `out` is its folder."""
+    load = functools.partial(run_of, out=out, file=file)
+    runs = read_members(mapping, overrides, file=file, seeds=seeds, load=load)
+    _check_same_rows(runs, file)
+    return runs
 
 
 def load_comparison(
     path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None, seeds: int | None = None
-) -> list[Member]:
-    """The runs of the comparison in a file, see `members`; `out` is runs/<name of the file> if None."""
-    mapping = read_config_file(path)
-    if not isinstance(mapping, Mapping):
-        raise ConfigError("a comparison must be a mapping with base and variants", where=path)
-    return members(mapping, overrides, file=path, out=out or f"runs/{Path(path).stem}", seeds=seeds)
-
-
-def _check_names(compare: CompareConfig, file: str) -> None:
-    """Variants name folders, and a seed that is there twice would be one run."""
-    if not compare.variants:
-        raise ConfigError("variants is empty", where=f"{file}, variants", fix="Name at least one variant.")
-    for name in compare.variants:
-        check_folder_name(name, "a variant", where=f"{file}, variants")
-    if not compare.seeds or len(set(compare.seeds)) < len(compare.seeds):
-        raise ConfigError(
-            f"seeds must be different numbers, at least one, got {list(compare.seeds)}", where=f"{file}, seeds"
-        )
+) -> list[Member[RunConfig]]:
+    """The runs of the comparison in a file, see `read_members`; `out` is runs/<name of the file> if None."""
+    return members(read_config_file(path), overrides, file=path, out=out or f"runs/{Path(path).stem}", seeds=seeds)
 
 
 _FREE = ("max_epochs", "on_exhaust", "control_rows")
 """Settings of data that variants may differ in: how often rows may come, and what a mixer's own evaluations cost."""
 
 
-def _check_same_rows(runs: Sequence[Member], file: str) -> None:
+def _check_same_rows(runs: Sequence[Member[RunConfig]], file: str) -> None:
     """All variants must draw from the same rows in the same order, or the pairing of seeds means nothing."""
 
-    def rows(member: Member) -> dict[str, Any]:
+    def rows(member: Member[RunConfig]) -> dict[str, Any]:
         plain = to_plain(member.config)
         sources = plain["sources"]
         if isinstance(sources, Mapping):
@@ -152,7 +78,7 @@ def _check_same_rows(runs: Sequence[Member], file: str) -> None:
 
 
 def run_comparison(
-    runs: Sequence[Member], *, out: str, command: str, say: Callable[[str], None] = lambda line: None
+    runs: Sequence[Member[RunConfig]], *, out: str, command: str, say: Callable[[str], None] = lambda line: None
 ) -> ComparisonOutcome:
     """Trains all runs that are not finished yet and writes the page of all.
 
@@ -165,20 +91,15 @@ def run_comparison(
         command: what was typed.
         say: receives one line per stage.
     """
-    from jaxmix.report import describe_result, load_run, write_report
-    from jaxmix.report.summary import summarize
-
     folder = Path(out)
     waiting = [
-        m
-        for m in runs
-        if not is_finished(Path(m.config.out or ""), config_hash(resolved(m.config)), result="mixture.yaml")
+        m for m in runs if not is_finished(Path(m.config.out or ""), config_hash(m.config), result="mixture.yaml")
     ]
     for member in waiting:
-        check_continuation(resolved(member.config), Path(member.config.out or ""))
+        check_continuation(member.config, Path(member.config.out or ""))
     data = prepare_and_open(runs[0].config)
     for member in waiting:
-        _check_mixer(member, data)
+        resolve_run(member.config, data.known, is_drawing=True)  # some errors only the sizes of the sources show
     compiled: dict[str, Programs] = {}
     for number, member in enumerate(runs, start=1):
         label = f"{member.variant} seed {member.seed} ({number}/{len(runs)})"
@@ -204,16 +125,8 @@ def run_comparison(
     return ComparisonOutcome(folder, report, sentences, summary)
 
 
-def _check_mixer(member: Member, data: RunData) -> None:
-    """What only the sizes of the sources tell: budgets, natural weights."""
-    config = member.config
-    prior = prior_weights(config, data.sizes if config.data.unit == "tokens" else data.counts)
-    assert prior is not None
-    resolve_drawing_mixer(config, prior, data.sizes)
-
-
 def _program_key(config: RunConfig) -> str:
     """Runs of equal key share compiled functions: the model, the optimizer and the mesh, but neither mixer nor seed."""
-    plain = to_plain(resolved(config))
+    plain = to_plain(config)
     train = {k: v for k, v in plain["train"].items() if k != "seed"}
     return json.dumps([plain["model"], train, plain["data"]["seq_len"]], sort_keys=True)

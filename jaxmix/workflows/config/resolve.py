@@ -1,56 +1,157 @@
-"""From configuration sections to the objects they name, with every mistake reported by file and dotted path."""
+"""From a configuration to the run that it describes: every section becomes the object that it names, once."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
-import re
-import typing
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from jaxmix.core.errors import ConfigError, nearest
-from jaxmix.workflows.config.sections import TRACKER_NAMES, ModelConfig, RunConfig, check_weights
-from jaxmix.workflows.config.strict import Origin, arguments, build, convert
-
-if TYPE_CHECKING:
-    from jaxmix.mixers.base import Mixer
-    from jaxmix.models.lm.config import TransformerConfig
-    from jaxmix.train.lm.settings import TrainSettings
-
-
-_OWN_SECTION = {"checkpoint_every": "checkpoint.every", "keep": "checkpoint.keep", "resume": "checkpoint.resume"}
-_MESH_AXES = ("data", "fsdp", "tensor")
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_mesh_shape, check_weights, values_in_order
+from jaxmix.mixers.base import Mixer
+from jaxmix.models.lm.config import TransformerConfig
+from jaxmix.models.lm.presets import preset
+from jaxmix.train.lm.settings import TrainSettings
+from jaxmix.train.lm.signals import check_mixer
+from jaxmix.train.selection.settings import SelectionSettings, check_selection
+from jaxmix.workflows.config.build import Origin
+from jaxmix.workflows.config.mixer import make_drawing_mixer, make_mixer
+from jaxmix.workflows.config.sections import DataConfig, ModelConfig, ReferenceConfig, RunConfig
 
 
-def check_config(config: RunConfig, origin: Origin) -> None:
+class Sizes(NamedTuple):
+    """What is known of the training part of every source.
+
+    Attributes:
+        tokens, counts: tokens and records by domain, in order; None where unknown.
+        vocab_size: of the tokenizer, None if only its file knows it.
+    """
+
+    tokens: Mapping[str, float | None]
+    counts: Mapping[str, float | None]
+    vocab_size: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run, resolved.
+
+    Attributes:
+        out: its folder.
+        settings: of the loop.
+        mesh: devices along data, fsdp and tensor; -1 takes the rest.
+        data: how rows are made and evaluated.
+        sizes: of the sources, as far as they are known.
+        prior: weight of every source, adds to 1; None where it follows from sizes that are not known.
+        max_epochs: most passes over every source, None for no limit.
+        on_exhaust: what to do when a source has given all it may.
+        mixer_name: as in the file, without wrappers.
+        mixer: with its wrappers.
+        model: of the learner.
+        selection: None where all that is drawn is trained on.
+        reference: what losses are measured against.
+    """
+
+    out: str
+    settings: TrainSettings
+    mesh: Mapping[str, int]
+    data: DataConfig
+    sizes: Sizes
+    prior: dict[str, float] | None
+    max_epochs: dict[str, float | None]
+    on_exhaust: dict[str, str]
+    mixer_name: str
+    mixer: Mixer
+    model: TransformerConfig
+    selection: SelectionSettings | None
+    reference: ReferenceConfig
+
+    @property
+    def drawn(self) -> int:
+        """Rows that the stream draws in a step."""
+        return drawn_rows(self.data, self.selection)
+
+
+def drawn_rows(data: DataConfig, selection: SelectionSettings | None, *, multiple: int = 1) -> int:
+    """Rows that the stream draws in a step: the super-batch of a selection, or batch_size without one."""
+    return data.batch_size if selection is None else selection.candidates(data.batch_size, multiple=multiple)
+
+
+def resolve_run(
+    config: RunConfig, sizes: Sizes | None = None, *, origin: Origin | None = None, is_drawing: bool = False
+) -> Run:
+    """Resolves a configuration. Opens no file, and without `is_drawing` touches no device.
+
+    Args:
+        config: the tree that `load_config` built.
+        sizes: of the sources; None where nothing is known but what the configuration says.
+        origin: names the file in errors.
+        is_drawing: hide sources of weight 0 from a mixer that would draw them, which computes its first weights.
+
+    Raises:
+        ConfigError: sections that do not fit each other, by file and dotted path.
+    """
+    origin = origin or Origin()
+    if sizes is None:
+        names = config.source_names or ()
+        unknown: dict[str, float | None] = dict.fromkeys(names)
+        sizes = Sizes(unknown, unknown, None)
+    data, selection = config.data, config.selection
+    prior = prior_weights(config, sizes, origin)
+    total_tokens = config.train.steps * drawn_rows(data, selection) * data.seq_len
+    if is_drawing and prior is not None:
+        mixer = make_drawing_mixer(
+            config.mixer, prior, sizes.tokens, steps=config.train.steps, total_tokens=total_tokens
+        )
+    else:
+        mixer = make_mixer(
+            config.mixer, sizes.tokens, steps=config.train.steps, total_tokens=total_tokens, origin=origin
+        )
+    own = config.sources if isinstance(config.sources, Mapping) else {}
+    return Run(
+        out=config.out or "",
+        settings=config.train,
+        mesh=config.mesh,
+        data=data,
+        sizes=sizes,
+        prior=prior,
+        max_epochs={n: (own[n].max_epochs if n in own else None) or data.max_epochs for n in sizes.tokens},
+        on_exhaust={n: (own[n].on_exhaust if n in own else None) or data.on_exhaust for n in sizes.tokens},
+        mixer_name=config.mixer.name,
+        mixer=mixer,
+        model=resolve_model(config.model, data, vocab_size=sizes.vocab_size, origin=origin),
+        selection=selection,
+        reference=config.reference,
+    )
+
+
+def check_run(config: RunConfig, origin: Origin) -> None:
     """Checks everything that can be checked without opening a file. Raises `ConfigError`."""
-    from jaxmix.train.lm.signals import check_mixer
-    from jaxmix.workflows.train.selection import check_selection_config
-
     _check_sources(config, origin)
-    _check_mesh(config, origin)
-    for name in config.track:
-        if name not in TRACKER_NAMES:
-            raise ConfigError(f"unknown tracker {name!r}", where=origin("track"), fix=nearest(name, TRACKER_NAMES))
-    if isinstance(config.mixture.weights, Mapping):
-        names = config.source_names or tuple(config.mixture.weights)
-        check_weights(config.mixture.weights, names, origin("mixture.weights"))
-    settings = resolve_settings(config, origin)
+    check_mesh_shape(config.mesh, origin("train.mesh"))
     _check_reference(config, origin)
-    mixer = resolve_mixer(config, origin)
+    try:
+        run = resolve_run(config, origin=origin)
+    except ConfigError as error:
+        raise origin.explain(error) from None
     check_mixer(
-        mixer,
-        has_reference=config.reference.run is not None or config.reference.losses is not None,
-        loss_normalization=settings.loss_normalization,
+        run.mixer,
+        has_reference=config.reference.kind is not None,
+        loss_normalization=run.settings.loss_normalization,
         origin=origin,
     )
-    check_selection_config(config, mixer, origin)
-    resolve_model_config(config, origin=origin)
-    if config.data.batch_size % (accumulate := config.train.settings.get("accumulate", 1)):
+    if run.selection is not None:
+        check_selection(
+            run.selection,
+            run.mixer,
+            reference=config.reference.kind,
+            batch_size=config.data.batch_size,
+            origin=origin,
+        )
+    if config.data.batch_size % run.settings.accumulate:
         raise ConfigError(
-            f"data.batch_size {config.data.batch_size} cannot be cut into {accumulate} micro-batches",
+            f"data.batch_size {config.data.batch_size} cannot be divided into {run.settings.accumulate} micro-batches",
             where=origin("train.accumulate"),
             fix="Choose a divisor of data.batch_size.",
         )
@@ -69,273 +170,88 @@ def _check_sources(config: RunConfig, origin: Origin) -> None:
         raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
     for name, source in config.sources.items():
         here = f"sources.{name}"
-        if not name or "/" in name or name.startswith(".") or name != name.strip():
-            raise ConfigError(
-                f"{name!r} cannot be the name of a source", where=origin(here), fix="Use letters, digits, - and _."
-            )
+        check_folder_name(name, "a source", where=origin(here))
         given = [kind for kind in ("path", "tfds", "hf") if getattr(source, kind) is not None]
         if len(given) != 1:
-            what = (
-                f"source {name!r} has {' and '.join(given)}" if given else f"source {name!r} does not say where it is"
-            )
-            raise ConfigError(what, where=origin(here), fix="Give exactly one of path, tfds and hf.")
+            has = f"has {' and '.join(given)}" if given else "has no path, tfds or hf"
+            raise ConfigError(f"source {name!r} {has}", where=origin(here), fix="Set exactly one of path, tfds and hf.")
+
+
+def check_folder_name(name: str, what: str, *, where: str) -> None:
+    """Raises `ConfigError` unless `name`, that of `what`, can be the name of a folder."""
+    if not name or "/" in name or name.startswith(".") or name != name.strip():
+        raise ConfigError(f"{name!r} cannot be the name of {what}", where=where, fix="Use letters, digits, - and _.")
 
 
 def _check_reference(config: RunConfig, origin: Origin) -> None:
     reference = config.reference
     if reference.run is not None and reference.losses is not None:
-        raise ConfigError("reference has both run and losses", where=origin("reference"), fix="Give one of them.")
+        raise ConfigError("reference has both run and losses", where=origin("reference"), fix="Set one of them.")
     for name, loss in (reference.losses or {}).items():
         if not (math.isfinite(loss) and loss >= 0):
             raise ConfigError(
                 f"reference losses must be finite and ≥ 0: {name!r} has {loss}", where=origin("reference.losses")
             )
     if reference.losses and config.source_names:
-        _by_name(reference.losses, config.source_names, origin("reference.losses"))
+        values_in_order(reference.losses, config.source_names, origin("reference.losses"), "loss")
 
 
-def _check_mesh(config: RunConfig, origin: Origin) -> None:
-    mesh = config.train.mesh
-    for axis, size in mesh.items():
-        if axis not in _MESH_AXES:
-            raise ConfigError(
-                f"unknown mesh axis {axis!r}", where=origin(f"train.mesh.{axis}"), fix=nearest(axis, _MESH_AXES)
-            )
-        if size != -1 and size < 1:
-            raise ConfigError(
-                f"a mesh axis must have at least 1 device, or -1 for the rest: {axis!r} has {size}",
-                where=origin(f"train.mesh.{axis}"),
-                fix="Give a positive number or -1.",
-            )
-    free = [axis for axis, size in mesh.items() if size == -1]
-    if len(free) > 1:
-        raise ConfigError(
-            f"only one mesh axis may be -1: {' and '.join(free)} are",
-            where=origin("train.mesh"),
-            fix="Give numbers for the others.",
-        )
-
-
-def resolve_settings(config: RunConfig, origin: Origin | None = None) -> TrainSettings:
-    """The loop's settings out of the sections `train` and `checkpoint`."""
-    from jaxmix.train.lm.settings import TrainSettings
-
-    return loop_settings(TrainSettings, config, origin)
-
-
-def loop_settings(kind: type, config: Any, origin: Origin | None = None) -> Any:
-    """Settings of a loop, a dataclass, out of the sections `train` and `checkpoint` of a configuration."""
-    origin = origin or Origin()
-    for key, home in _OWN_SECTION.items():
-        if key in config.train.settings:
-            raise ConfigError(
-                f"train.{key} has a place of its own", where=origin(f"train.{key}"), fix=f"Write it as {home}."
-            )
-    known = {f.name for f in dataclasses.fields(kind)} - set(_OWN_SECTION) | {"mesh"}
-    for key in config.train.settings:
-        if key not in known:
-            raise ConfigError(f"unknown key {key!r}", where=origin(f"train.{key}"), fix=nearest(key, known))
-    given = {"steps": config.train.steps, **config.train.settings}
-    try:
-        settings: Any = build(kind, given, origin=origin, path="train")
-        return dataclasses.replace(
-            settings,
-            checkpoint_every=config.checkpoint.every,
-            keep=config.checkpoint.keep,
-            resume=config.checkpoint.resume,
-        )
-    except ConfigError as error:
-        raise origin.explain(error) from None
-
-
-def resolve_mixer(
-    config: RunConfig,
-    origin: Origin | None = None,
-    *,
-    sizes: Mapping[str, float | None] | None = None,
-) -> Mixer:
-    """The mixer with its wrappers, innermost first.
-
-    Weights may be given by name wherever a mixer or wrapper takes one number per source; `epoch_cap` gets the sizes
-    of the sources and the length of the run where they are left out.
-
-    Args:
-        config: the run.
-        origin: names the file in errors.
-        sizes: tokens of the training part of every source, in order. None or unknown sizes do for a check of the
-            arguments; a mixer that is to run needs them where `epoch_cap` is used.
-    """
-    import jax
-
-    import jaxmix.curricula  # registers the mixer that is any bandit  # noqa: F401
-    from jaxmix import mixers
-
-    origin = origin or Origin()
-    names = tuple(sizes) if sizes is not None else config.source_names
-    try:
-        factory = mixers.registry.get(config.mixer.name, where=origin("mixer.name"))
-        options = {k: _by_name(v, names, origin(f"mixer.{k}")) for k, v in config.mixer.options.items()}
-        if "total_steps" in inspect.signature(factory).parameters:
-            options.setdefault("total_steps", config.train.steps)
-        options = arguments(factory, options, origin=origin, path="mixer")
-        wrap = [
-            _complete_wrapper(entry, config, names, sizes or {}, origin, f"mixer.wrap[{i}]")
-            for i, entry in enumerate(config.mixer.wrap)
-        ]
-        mixer = mixers.build(config.mixer.name, options, wrap)
-        if names:
-            # Some bounds depend on the number of domains; an abstract start checks them and computes nothing.
-            jax.eval_shape(lambda: mixer.init(jax.random.key(0), len(names)))
-        return mixer
-    except ConfigError as error:
-        argument = re.fullmatch(r"\w+\((\w+)\)", error.where or "")  # a factory names itself and the argument
-        if argument and argument[1] in config.mixer.options:
-            raise ConfigError(error.what, where=origin(f"mixer.{argument[1]}"), fix=error.fix) from None
-        raise origin.explain(error) from None
-
-
-def _by_name(value: Any, names: Sequence[str] | None, where: str) -> Any:
-    """Numbers given by source name as a list in the order of the sources: vectors, matrices, points of a schedule."""
-    from jaxmix.core.validate import values_in_order
-
-    order = names if names is not None else tuple(value) if isinstance(value, Mapping) else ()
-    if isinstance(value, Mapping) and value and all(isinstance(v, (int, float)) for v in value.values()):
-        return values_in_order(value, order, where=where)
-    if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
-        values_in_order(dict.fromkeys(value, 0.0), order, where=where)  # every source once, and no other
-        return [_by_name(value[name], order, where) for name in order]
-    if isinstance(value, (list, tuple)):
-        return [
-            {k: _by_name(v, names, where) for k, v in item.items()} if isinstance(item, Mapping) else item
-            for item in value
-        ]
-    return value
-
-
-def _complete_wrapper(
-    entry: Any,
-    config: RunConfig,
-    names: Sequence[str] | None,
-    sizes: Mapping[str, float | None],
-    origin: Origin,
-    path: str,
-) -> dict[str, Any]:
-    """One wrapper with named weights in order, and `epoch_cap` with the sizes that the run knows."""
-    from jaxmix.mixers.wrappers.build import registry as wrappers
-    from jaxmix.workflows.train.selection import drawn_rows
-
-    if len(entry) != 1:
-        raise ConfigError(
-            f"a wrapper is one name with its argument: there are {len(entry)} names",
-            where=origin(path),
-            fix="Write one list entry per wrapper, for example {floor: 0.001}.",
-        )
-    ((name, value),) = entry.items()
-    factory = wrappers.get(name, where=origin(path))
-    if isinstance(value, Mapping):
-        options = {k: _by_name(v, names, origin(path)) for k, v in value.items()}
-    else:
-        first = "max_epochs" if name == "epoch_cap" else list(inspect.signature(factory).parameters)[1]
-        options = {first: value}
-    options = arguments(factory, options, origin=origin, path=path, skip=1)
-    if name != "epoch_cap":
-        return {name: options}
-    known = [size for size in sizes.values() if size is not None]
-    is_known = bool(known) and len(known) == len(sizes)
-    # For a check of the other arguments before the sizes are known, no source can be too small.
-    options.setdefault("available_tokens", known if is_known else [1e18] * max(len(names or ()), 1))
-    options.setdefault("total_tokens", config.train.steps * drawn_rows(config) * config.data.seq_len)
-    return {name: options}
-
-
-def model_overrides(section: ModelConfig, origin: Origin) -> dict[str, Any]:
-    """The fields of a preset that a `model` section changes, checked one by one."""
-    from jaxmix.models.lm.config import TransformerConfig
-
-    hints = typing.get_type_hints(TransformerConfig)
-    overrides: dict[str, Any] = {}
-    for key, value in section.overrides.items():
-        if key not in hints:
-            raise ConfigError(f"unknown key {key!r}", where=origin(f"model.{key}"), fix=nearest(key, hints))
-        overrides[key] = convert(value, hints[key], origin, f"model.{key}")
-    return overrides
-
-
-def resolve_model_config(
-    config: RunConfig, *, vocab_size: int | None = None, origin: Origin | None = None
+def resolve_model(
+    section: ModelConfig, data: DataConfig, *, vocab_size: int | None = None, origin: Origin | None = None
 ) -> TransformerConfig:
     """The model's settings: the preset, with `seq_len` and the vocabulary of the data unless they are overridden.
 
     Args:
-        config: the run.
+        section: the section of the file.
+        data: gives length and vocabulary.
         vocab_size: of the tokenizer; None leaves the preset's where only the tokenizer's file knows it.
         origin: names the file in errors.
 
     Raises:
-        ConfigError: an unknown preset or setting, settings that do not fit each other, too small a vocabulary.
+        ConfigError: an unknown preset, settings that do not fit each other, too small a vocabulary.
     """
-    from jaxmix.models.lm.presets import preset
-
-    origin = origin or Origin()
-    if vocab_size is None and config.data.tokenizer == "byte":
+    if vocab_size is None and data.tokenizer == "byte":
         vocab_size = 256
-    overrides = model_overrides(config.model, origin)
+    return model_of(section, vocab_size=vocab_size, seq_len=data.seq_len, origin=origin or Origin())
+
+
+def model_of(section: ModelConfig, *, vocab_size: int | None, seq_len: int, origin: Origin) -> TransformerConfig:
+    """A preset with the overrides of the section, for data of this vocabulary and length. Raises `ConfigError`."""
+    overrides = dict(section.overrides)
     if vocab_size is not None and overrides.setdefault("vocab_size", vocab_size) < vocab_size:
         raise ConfigError(
-            f"model.vocab_size {overrides['vocab_size']} is below the tokenizer's {vocab_size}",
+            f"model.vocab_size {overrides['vocab_size']} is below the vocabulary of the data, {vocab_size}",
             where=origin("model.vocab_size"),
-            fix="Leave it out: the tokenizer's is taken.",
+            fix="Leave it out: the vocabulary of the data is taken.",
         )
-    overrides.setdefault("seq_len", config.data.seq_len)
+    overrides.setdefault("seq_len", seq_len)
     try:
-        return preset(config.model.preset, **overrides)
+        return preset(section.preset, **overrides)
     except ConfigError as error:
         raise origin.explain(error) from None
 
 
-def resolve_max_epochs(config: RunConfig, names: Sequence[str]) -> dict[str, float | None]:
-    """The most passes over every source, None for no limit."""
-    sources = config.sources if isinstance(config.sources, Mapping) else {}
-    return {
-        name: source.max_epochs if (source := sources.get(name)) and source.max_epochs else config.data.max_epochs
-        for name in names
-    }
+def prior_weights(config: RunConfig, sizes: Sizes, origin: Origin | None = None) -> dict[str, float] | None:
+    """The prior on the simplex, in the order of the sources; None where it follows from sizes that are not known.
 
-
-def resolve_on_exhaust(config: RunConfig, names: Sequence[str]) -> dict[str, str]:
-    """What to do when a source has given all it may, per source."""
-    sources = config.sources if isinstance(config.sources, Mapping) else {}
-    return {
-        name: source.on_exhaust if (source := sources.get(name)) and source.on_exhaust else config.data.on_exhaust
-        for name in names
-    }
-
-
-def prior_weights(config: RunConfig, sizes: Mapping[str, float | None]) -> dict[str, float] | None:
-    """The prior on the simplex, in the order of `sizes`; None where it follows from sizes that are not known.
-
-    Args:
-        config: the run.
-        sizes: of the training part of every source, in what the weights count (`data.unit`): tokens, or records for
-            documents and rows; None where unknown. Natural weights are in proportion to them.
+    Natural weights are in proportion to what the weights count (`data.unit`): tokens, or records for documents and
+    rows.
 
     Raises:
         ConfigError: weights that do not fit the sources, or natural weights of sources without a token.
     """
-    weights = config.mixture.weights
-    where = "mixture.weights"
-    if weights == "uniform":
-        return {name: 1.0 / len(sizes) for name in sizes}
+    weights, where = config.mixture.weights, (origin or Origin())("mixture.weights")
+    known = sizes.tokens if config.data.unit == "tokens" else sizes.counts
     if isinstance(weights, Mapping):
-        if not sizes:
-            return None
-        check_weights(weights, tuple(sizes), where)
-        values = {name: float(weights[name]) for name in sizes}
+        checked = check_weights(weights, tuple(known) or tuple(weights), where)
+        values = dict(zip(known, checked, strict=False))
+    elif weights == "uniform":
+        values = dict.fromkeys(known, 1.0)
+    elif None in known.values():
+        return None
     else:
-        if not sizes or any(size is None for size in sizes.values()):
-            return None
-        values = {name: float(size) for name, size in sizes.items() if size is not None}
-        if not sum(values.values()) > 0:
+        values = {name: float(size) for name, size in known.items() if size is not None}
+        if values and not sum(values.values()) > 0:
             raise ConfigError("natural weights need tokens, and all sources are empty", where=where)
     total = math.fsum(values.values())
-    return {name: value / total for name, value in values.items()}
+    return {name: value / total for name, value in values.items()} or None

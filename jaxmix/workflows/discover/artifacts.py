@@ -1,4 +1,4 @@
-"""What the stages of a discovery read of earlier ones: documents, labels, vectors."""
+"""What the stages of a discovery read from earlier ones: documents, labels, vectors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.data.embeddings import open_embedding_store
 from jaxmix.workflows.discover.documents import SampleTable, read_sample, read_shard
 from jaxmix.workflows.discover.domains import load_clusters
 
@@ -32,8 +33,6 @@ class Findings:
     @cached_property
     def store(self) -> Any:
         """The vectors; after the stage `embeddings`."""
-        from jaxmix.data.embeddings import open_embedding_store
-
         return open_embedding_store(self.out / "embeddings" / "store")
 
     @cached_property

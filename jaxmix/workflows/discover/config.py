@@ -1,6 +1,5 @@
 """The form of a discovery's configuration, checked before any file is opened."""
 
-# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
 from __future__ import annotations
 
 import importlib
@@ -9,9 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxmix.clustering import fit
+from jaxmix.clustering.base import registry
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config.sections import SourceConfig, read_config_mapping
-from jaxmix.workflows.config.strict import Origin, apply_overrides, arguments, build, setting
+from jaxmix.core.settings import setting
+from jaxmix.models.encoders.base import BUILTIN
+from jaxmix.models.encoders.hashed import fit_hashed_encoder
+from jaxmix.models.student.training import train_student
+from jaxmix.workflows.config.build import Origin, arguments, read
+from jaxmix.workflows.config.load import read_config_mapping
+from jaxmix.workflows.config.sections import SourceConfig
+from jaxmix.workflows.config.yaml import apply_overrides
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,12 @@ class EncoderConfig:
     dtype: Literal["float16", "bfloat16"] = setting("float16", help="of the stored vectors")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="options of the encoder")
 
+    def checked(self, origin: Origin, path: str) -> EncoderConfig:
+        """The section, the options of the built-in encoder checked; those of a checkpoint are checked by its files."""
+        if self.name != BUILTIN:
+            return self
+        return replace(self, options=arguments(fit_hashed_encoder, self.options, origin=origin, path=path, skip=1))
+
 
 @dataclass(frozen=True)
 class ClustererConfig:
@@ -40,6 +53,13 @@ class ClustererConfig:
     name: str = setting("gem", help="gem, vmf_mixture, spherical_kmeans, kmeans (a wrong name lists all)")
     num_clusters: int = setting(24, at_least=2, help="number of clusters")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the clusterer, such as balance")
+
+    def checked(self, origin: Origin, path: str) -> ClustererConfig:
+        """The section, its options checked against the clusterer's signature and ranges."""
+        factory = registry.get(self.name, where=origin(f"{path}.name"))
+        options = arguments(factory, self.options, origin=origin, path=path, skip=1)
+        factory(self.num_clusters, **options)
+        return replace(self, options=options)
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,11 @@ class FitConfig:
     weigh_by: Literal["documents", "words"] = setting("words", help="what balance and sizes count")
     memory: float = setting(2e9, above=0, help="bytes of vectors held in memory; a larger store is streamed")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="init, restarts, max_iters, tol")
+
+    def checked(self, origin: Origin, path: str) -> FitConfig:
+        """The section, its options checked against the signature of `fit`."""
+        taken = ("key", "mesh", "sample_weight")
+        return replace(self, options=arguments(fit, self.options, origin=origin, path=path, skip=2, taken=taken))
 
 
 @dataclass(frozen=True)
@@ -63,10 +88,16 @@ class StudentSettings:
     seed: int = setting(0, at_least=0, help="of draws and training")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="epochs, batch_size, buckets, width, …")
 
+    def checked(self, origin: Origin, path: str) -> StudentSettings:
+        """The section, its options checked against the signature of `train_student`."""
+        taken = ("num_clusters", "key", "mass", "mesh", "progress")
+        options = arguments(train_student, self.options, origin=origin, path=path, skip=2, taken=taken)
+        return replace(self, options=options)
+
 
 @dataclass(frozen=True)
 class TaxonomyConfig:
-    """What is told of the clusters."""
+    """How the clusters are described."""
 
     terms: int = setting(12, at_least=1, help="top terms of a cluster")
     documents: int = setting(5, at_least=1, help="nearest documents and representatives of a cluster")
@@ -105,38 +136,12 @@ def discovery_from(
     mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (), *, file: str, out: str | None = None
 ) -> DiscoverConfig:
     """As `load_discovery`, from a mapping; `file` is named in errors, and its stem names the default folder."""
-    from jaxmix.clustering import fit
-    from jaxmix.clustering.base import registry
-    from jaxmix.models.student.training import train_student
-
     origin = Origin(file, frozenset(name for name, _ in overrides))
-    config = build(DiscoverConfig, apply_overrides(mapping, overrides), origin=origin)
+    config = read(DiscoverConfig, apply_overrides(mapping, overrides), origin=origin)
     if not config.sources:
         raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
-    factory = registry.get(config.clusterer.name, where=origin("clusterer.name"))
-    given = arguments(factory, config.clusterer.options, origin=origin, path="clusterer", skip=1)
-    factory(config.clusterer.num_clusters, **given)
-    fit_given = arguments(fit, _without(config.fit.options, "fit", origin, ("key", "mesh", "sample_weight")),
-                          origin=origin, path="fit", skip=2)  # fmt: skip
-    taken = ("num_clusters", "key", "mass", "mesh", "progress")
-    student_given = arguments(
-        train_student, _without(config.student.options, "student", origin, taken), origin=origin, path="student", skip=2
-    )
     find_namer(config.taxonomy.namer, origin("taxonomy.namer"))
-    return replace(
-        config,
-        clusterer=replace(config.clusterer, options=given),
-        fit=replace(config.fit, options=fit_given),
-        student=replace(config.student, options=student_given),
-        out=out or config.out or f"runs/{Path(file).stem}",
-    )
-
-
-def _without(options: dict[str, Any], section: str, origin: Origin, taken: Sequence[str]) -> dict[str, Any]:
-    for name in taken:
-        if name in options:
-            raise ConfigError(f"{section}.{name} is not set here", where=origin(f"{section}.{name}"), fix="Remove it.")
-    return options
+    return replace(config, out=out or config.out or f"runs/{Path(file).stem}")
 
 
 def find_namer(name: str | None, where: str) -> Callable[..., str] | None:
@@ -149,5 +154,5 @@ def find_namer(name: str | None, where: str) -> Callable[..., str] | None:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"cannot find {name!r}: {error}", where=where, fix="Write module:function.") from None
     if not callable(found):
-        raise ConfigError(f"{name!r} is no function", where=where, fix="Write module:function.")
+        raise ConfigError(f"{name!r} is not a function", where=where, fix="Write module:function.")
     return found  # type: ignore[no-any-return]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.discover.config import DiscoverConfig
 from jaxmix.workflows.discover.documents import source_units
 
@@ -52,8 +56,6 @@ def estimate(config: DiscoverConfig) -> dict[str, Any]:
 
 def _documents(unit: Any, size: int, spec: Any) -> float:
     if unit.kind == "parquet":
-        import pyarrow.parquet as pq
-
         metadata = pq.ParquetFile(unit.paths[0]).metadata
         stop = metadata.num_row_groups if unit.stop < 0 else unit.stop
         return float(sum(metadata.row_group(group).num_rows for group in range(unit.start, stop)))
@@ -67,10 +69,7 @@ def _documents(unit: Any, size: int, spec: Any) -> float:
 def _dim(config: DiscoverConfig) -> int:
     if config.encoder.name == "builtin":
         return int(config.encoder.options.get("dim", _BUILTIN_DIM))
-    import json
     from pathlib import Path
-
-    from jaxmix.core.errors import ConfigError
 
     path = Path(config.encoder.name) / "config.json"
     try:

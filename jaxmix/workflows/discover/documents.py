@@ -6,17 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jaxmix.data.files import write_whole
+from jaxmix.data.hashing import split_words
+from jaxmix.data.sources.readers import Trouble, Unit
+from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.workflows.discover.config import DocumentsConfig
-
-if TYPE_CHECKING:
-    from jaxmix.data.sources.readers import Unit
-    from jaxmix.data.sources.specs import SourceSpec
-
+from jaxmix.workflows.train.data import source_specs
 
 _TROUBLES = b"jaxmix.troubles"
 
@@ -27,8 +28,6 @@ def source_units(sources: Any) -> dict[str, tuple[SourceSpec, Unit]]:
     Args:
         sources: the section `sources` of a configuration.
     """
-    from jaxmix.workflows.train.data import source_specs
-
     return {
         f"{name}-{number:05d}": (spec, unit)
         for name, spec in source_specs(sources).items()
@@ -42,12 +41,6 @@ def write_sample(folder: Path, units: Mapping[str, Any], config: DocumentsConfig
     A document is drawn, and held out, by hashes of its text: the same ones whatever the order of the files, and equal
     texts alike.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from jaxmix.data.hashing import split_words
-    from jaxmix.data.sources.readers import Trouble
-
     for name, (spec, unit) in units.items():
         path = folder / f"{name}.parquet"
         if path.is_file():
@@ -77,9 +70,6 @@ def write_sample(folder: Path, units: Mapping[str, Any], config: DocumentsConfig
 
 def write_parquet(path: Path, table: Any) -> None:
     """Writes a table, replaced as a whole; equal tables give equal bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", row_group_size=16_384)
     write_whole(path, buffer.getvalue().to_pybytes())
@@ -94,8 +84,6 @@ def _chances(text: str, seed: int) -> tuple[float, float]:
 
 def read_shard(folder: Path, name: str, column: str = "text") -> list[Any]:
     """One column of a shard of the sample."""
-    import pyarrow.parquet as pq
-
     return list(pq.read_table(folder / f"{name}.parquet", columns=[column]).column(column).to_pylist())
 
 
@@ -119,8 +107,6 @@ class SampleTable(NamedTuple):
 
 def read_sample(folder: Path, names: list[str]) -> SampleTable:
     """Reads the table of a sample whose shards are `names`."""
-    import pyarrow.parquet as pq
-
     columns: dict[str, list[np.ndarray]] = {"document": [], "words": [], "held_out": []}
     for name in names:
         table = pq.read_table(folder / f"{name}.parquet", columns=list(columns))

@@ -18,10 +18,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.clustering import GemState, make
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.sharding import build_mesh
 from jaxmix.data.files import write_whole
+from jaxmix.models.encoders.base import ENCODER_FILE
+from jaxmix.models.encoders.load import load_encoder
+from jaxmix.models.student.model import load_student
 from jaxmix.workflows.provenance import write_json
 
 FORMAT = 1
@@ -68,15 +75,13 @@ def save_clusters(
 
 def load_clusters(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     """The clusterer, its state, and what clusters.json says. Raises `ConfigError` where they are not whole."""
-    from jaxmix.clustering import GemState, make
-
     try:
         about = json.loads((folder / _CLUSTERS).read_text(encoding="utf-8"))
         with np.load(folder / _STATE, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in _FIELDS}
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"there are no clusters in {folder}: {error}", where="domains", fix="Run `jaxmix discover` to its end."
+            f"there are no clusters in {folder}: {error}", where="domains", fix="Let `jaxmix discover` finish."
         ) from error
     if _identity(arrays, about["encoder"]) != about["identity"]:
         raise ConfigError(f"the clusters in {folder} are damaged", where="domains", fix="Copy or fit them again.")
@@ -93,9 +98,6 @@ def _identity(arrays: dict[str, np.ndarray], encoder: str) -> str:
 
 def label_rows(clusterer: Any, state: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels i32[n] and log posteriors f32[n, k] of vectors, in blocks of one size, so that one program serves."""
-    import jax
-    import jax.numpy as jnp
-
     state = jax.tree.map(jnp.asarray, state)
     labels, posterior = [np.zeros(0, np.int32)], [np.zeros((0, state.mean_directions.shape[0]), np.float32)]
     for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -109,9 +111,6 @@ def label_rows(clusterer: Any, state: Any, rows: np.ndarray) -> tuple[np.ndarray
 
 def open_encoder(folder: Path) -> Any:
     """The saved encoder; a checkpoint's batches are split over this process's devices where these are no CPUs."""
-    from jaxmix.models.encoders.base import ENCODER_FILE
-    from jaxmix.models.encoders.load import load_encoder
-
     kind = json.loads((folder / ENCODER_FILE).read_text(encoding="utf-8"))["kind"]
     mesh = accelerators()
     return load_encoder(folder) if kind != "checkpoint" or mesh is None else load_encoder(folder, mesh=mesh)
@@ -119,10 +118,6 @@ def open_encoder(folder: Path) -> Any:
 
 def accelerators() -> Any:
     """A mesh of this process's devices, or None on CPUs."""
-    import jax
-
-    from jaxmix.core.sharding import build_mesh
-
     return None if jax.default_backend() == "cpu" else build_mesh(devices=jax.local_devices())
 
 
@@ -149,8 +144,6 @@ class Domains:
 
     @cached_property
     def student(self) -> Any:
-        from jaxmix.models.student.model import load_student
-
         return load_student(self.folder / "student" / "model")
 
     @cached_property

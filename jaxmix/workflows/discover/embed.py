@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxmix.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jaxmix.data.sources.specs import SourceSpec
-    from jaxmix.data.tokenizers import Tokenizer
-
+from jaxmix.data.embeddings import write_embedding_store
+from jaxmix.data.prepared.store import open_prepared, read_index
+from jaxmix.data.sources.readers import Trouble
+from jaxmix.data.sources.specs import SourceSpec
+from jaxmix.data.tokenizers import Tokenizer, byte_tokenizer
 
 _RECORDS = 20_000
 _DECODED = 256
@@ -52,8 +52,6 @@ def embed_corpus(
     Raises:
         ConfigError: the corpus is not there, the tokenizer is not its own, or `out` holds something else.
     """
-    from jaxmix.data.embeddings import write_embedding_store
-
     texts = source_texts(corpus) if isinstance(corpus, Mapping) else prepared_texts(corpus, tokenizer)
     report = _Lines() if show_progress else None
     store = write_embedding_store(
@@ -66,8 +64,6 @@ def embed_corpus(
 
 def source_texts(sources: Mapping[str, SourceSpec]) -> Texts:
     """By unit of work of every source, a function that reads its documents as text; invalid UTF-8 is replaced."""
-    from jaxmix.data.sources.readers import Trouble
-
     if not sources:
         raise ConfigError("there are no sources to embed", where="sources", fix="Name at least one.")
 
@@ -89,9 +85,6 @@ def prepared_texts(folder: str | Path, tokenizer: Tokenizer | None = None, split
     Raises:
         ConfigError: nothing is prepared there, or with another tokenizer.
     """
-    from jaxmix.data.prepared.store import open_prepared, read_index
-    from jaxmix.data.tokenizers import byte_tokenizer
-
     decoder = byte_tokenizer() if tokenizer is None else tokenizer
     fingerprint = read_index(folder)["settings"]["tokenizer"]
     if decoder.fingerprint != fingerprint:

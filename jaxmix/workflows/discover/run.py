@@ -18,11 +18,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import pyarrow as pa
 
+from jaxmix.clustering import cluster_sizes, fit, fit_stream, make, size_entropy
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.data.embeddings import write_embedding_store
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.config.strict import dump_yaml, to_plain
+from jaxmix.data.sources.readers import Trouble
+from jaxmix.models.encoders.base import ENCODER_FILE
+from jaxmix.models.encoders.load import load_encoder
+from jaxmix.models.student.sampling import choose_rows, compare_labels, rule_scores
+from jaxmix.models.student.training import train_student
+from jaxmix.report.pages.discover import write_discovery_page
+from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.discover.artifacts import Findings
 from jaxmix.workflows.discover.config import DiscoverConfig
 from jaxmix.workflows.discover.documents import (
@@ -88,7 +99,7 @@ class _Discovery:
             raise RunError(
                 f"{documents['documents']} documents are too few for {self._k} clusters",
                 where=str(self._out / "documents"),
-                fix="Take more documents or fewer clusters.",
+                fix="Use more documents or fewer clusters.",
             )
         embeddings = self._stage("embeddings", {"encoder": plain["encoder"], "after": documents["key"]}, self._embed)
         clusters = self._stage(
@@ -129,7 +140,6 @@ class _Discovery:
         }
         provenance = {**made_by(command), "finished": now(), "sources": inputs, "identities": identities}
         write_json(self._out / DISCOVERY, {**summary, "provenance": provenance, "config": plain})
-        from jaxmix.report.pages.discover import write_discovery_page
 
         page = write_discovery_page(self._out, {**summary, "provenance": provenance, "config": plain})
         write_json(self._out / DOMAINS, {"format": 1, "names": names, "identities": identities})
@@ -142,10 +152,6 @@ class _Discovery:
     # ── stages ───────────────────────────────────────────────────────────────────────────────────
 
     def _embed(self, folder: Path) -> dict[str, Any]:
-        from jaxmix.data.embeddings import write_embedding_store
-        from jaxmix.models.encoders.base import ENCODER_FILE
-        from jaxmix.models.encoders.load import load_encoder
-
         section, home = self._config.encoder, self._out / "encoder"
         if not (home / ENCODER_FILE).is_file():
             sample = self._encoder_sample(section.sample) if section.name == "builtin" else None
@@ -178,10 +184,6 @@ class _Discovery:
         return self._found.texts(chosen)
 
     def _cluster(self, folder: Path) -> dict[str, Any]:
-        import jax
-
-        from jaxmix.clustering import cluster_sizes, fit, fit_stream, make, size_entropy
-
         section, how = self._config.clusterer, self._config.fit
         store, table = self._found.store, self._found.table
         clusterer = make(section.name, section.num_clusters, **section.options)
@@ -241,11 +243,6 @@ class _Discovery:
         }
 
     def _teach(self, folder: Path) -> dict[str, Any]:
-        import jax
-
-        from jaxmix.models.student.sampling import choose_rows, compare_labels, rule_scores
-        from jaxmix.models.student.training import train_student
-
         section, table = self._config.student, self._found.table
         labels, confidence = self._found.labels
         usable = np.flatnonzero((labels >= 0) & ~table.held_out)
@@ -282,10 +279,6 @@ class _Discovery:
 
     def _sort(self, folder: Path, domains: Domains) -> dict[str, Any]:
         """Writes every document of the sources to its domain, piece by piece; returns documents and bytes by domain."""
-        import pyarrow as pa
-
-        from jaxmix.data.sources.readers import Trouble
-
         table, (labels, _) = self._found.table, self._found.labels
         counts = {name: [0, 0] for name in domains.names}
         for number, (shard, (spec, unit)) in enumerate(self._units.items()):

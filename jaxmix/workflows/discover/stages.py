@@ -43,7 +43,7 @@ def run_stage(
         raise ConfigError(
             f"the stage {folder.name!r} was made with other settings: {shown}",
             where=str(folder),
-            fix=f"Choose another folder with --out, or delete {folder} to do it and what follows again.",
+            fix=f"Choose another folder with --out, or delete {folder} to redo this stage and the later ones.",
         )
     if found is not None and found["result"] is not None:
         say(f"{folder.name}: already done")

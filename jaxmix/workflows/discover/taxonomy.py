@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmix.core.validate import check_count
+from jaxmix.data.hashing import split_words
 
 _EXCERPT = 240
 
@@ -40,8 +41,6 @@ def count_terms(
         max_words: words of a text that are read.
         least: words in fewer documents are left out, as are digits and single characters.
     """
-    from jaxmix.data.hashing import split_words
-
     check_count("count_terms", "least", least)
     totals: dict[int, np.ndarray] = {}
     in_documents: dict[int, int] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.models.student.sampling import choose_rows, rule_scores
 from jaxmix.workflows.discover.artifacts import Findings
 from jaxmix.workflows.discover.config import DiscoverConfig, find_namer
 from jaxmix.workflows.discover.taxonomy import (
@@ -27,8 +28,6 @@ _PER_TERMS = 2_000
 
 def describe_findings(found: Findings, config: DiscoverConfig, folder: Path) -> dict[str, Any]:
     """Writes taxonomy.json into `folder` and returns it."""
-    from jaxmix.models.student.sampling import choose_rows, rule_scores
-
     section, table, num_clusters = config.taxonomy, found.table, config.clusterer.num_clusters
     labels, confidence = found.labels
     usable = np.flatnonzero(labels >= 0)

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.compare.run import CompareConfig
-from jaxmix.workflows.compare.variant import check_folder_name
-from jaxmix.workflows.config.sections import read_config_file
-from jaxmix.workflows.config.strict import Origin, apply_overrides, build, to_plain
-from jaxmix.workflows.finetune.config import FinetuneConfig, finetune_hash, finetune_of, is_finetune, with_settings
+from jaxmix.report import describe_result, load_run, write_report
+from jaxmix.report.pages.finetune import finetune_comparison_table
+from jaxmix.report.pages.finetune_metrics import area, final_accuracy
+from jaxmix.train.rl.step import PolicyPrograms
+from jaxmix.workflows.compare.variant import Member, read_members
+from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.load import read_config_file
+from jaxmix.workflows.config.sections import config_hash
+from jaxmix.workflows.finetune.config import FinetuneConfig, is_finetune
+from jaxmix.workflows.finetune.load import finetune_of
 from jaxmix.workflows.finetune.run import check_finetune_continuation, run_finetune
 from jaxmix.workflows.provenance import is_finished, write_json
-
-if TYPE_CHECKING:
-    from jaxmix.train.rl.step import PolicyPrograms
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneMember:
-    """One run of a comparison.
-
-    Attributes:
-        variant: what it varies.
-        seed: of arms, prompts and rollouts; the supervised start is the same for all, unless a variant changes it.
-        order: place of the variant in tables.
-        config: the whole configuration, with its own run folder.
-    """
-
-    variant: str
-    seed: int
-    order: int
-    config: FinetuneConfig
 
 
 def is_finetune_comparison(path: str) -> bool:
@@ -47,52 +31,27 @@ def is_finetune_comparison(path: str) -> bool:
 
 def load_finetune_comparison(
     path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None, seeds: int | None = None
-) -> list[FinetuneMember]:
-    """The runs of the comparison in a file, seed by seed, so that a stopped one has whole seeds.
+) -> list[Member[FinetuneConfig]]:
+    """The runs of the comparison in a file, see `read_members`; `out` is runs/<name of the file> if None.
 
-    Args:
-        path: YAML file in the form of `CompareConfig`, its base as for `jaxmix finetune`.
-        overrides: dotted names of the base and YAML values, for all runs.
-        out: folder; runs/<name of the file> if None.
-        seeds: so many, counted up from the file's first; None: those of the file.
-
-    Raises:
-        ConfigError: file, dotted path, value and what to do.
+    The supervised start is the same for all, unless a variant changes it: `seed` is of arms, prompts and rollouts.
     """
-    compare: CompareConfig = build(CompareConfig, read_config_file(path), origin=Origin(path))
-    if seeds is not None and seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {seeds}", where="command line")
-    if not compare.variants:
-        raise ConfigError("variants is empty", where=f"{path}, variants", fix="Name at least one variant.")
-    for name in compare.variants:
-        check_folder_name(name, "a variant", where=f"{path}, variants")
-    chosen = compare.seeds if seeds is None else tuple(range(compare.seeds[0], compare.seeds[0] + seeds))
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ConfigError(f"seeds must be different numbers, at least one, got {list(chosen)}", where=f"{path}, seeds")
-    folder, found = out or f"runs/{Path(path).stem}", []
-    for seed in chosen:
-        for order, (variant, changes) in enumerate(compare.variants.items()):
-            plain = apply_overrides({**compare.base, **changes}, overrides)
-            plain["train"] = {**(plain.get("train") or {}), "seed": seed}
-            try:
-                config = finetune_of(plain, file=path, out=f"{folder}/{variant}-seed{seed}")
-            except ConfigError as error:
-                place = f"variant {variant}" if error.where is None else f"{error.where}, variant {variant}"
-                raise ConfigError(error.what, where=place, fix=error.fix) from None
-            found.append(FinetuneMember(variant, seed, order, config))
-    _check_same_measure(found, path)
-    return found
+    folder = out or f"runs/{Path(path).stem}"
+    load = lambda plain, name: finetune_of(plain, file=path, out=f"{folder}/{name}")
+    runs = read_members(read_config_file(path), overrides, file=path, seeds=seeds, load=load)
+    _check_same_tasks(runs, path)
+    return runs
 
 
-def _check_same_measure(runs: Sequence[FinetuneMember], file: str) -> None:
+def _check_same_tasks(runs: Sequence[Member[FinetuneConfig]], file: str) -> None:
     """All variants must be measured on the same held-out prompts."""
 
-    def measured(member: FinetuneMember) -> dict[str, Any]:
-        tasks = to_plain(member.config)["tasks"]
-        return {k: v for k, v in tasks.items() if k not in ("kept_per_arm", "per_arm")}
+    def tasks(member: Member[FinetuneConfig]) -> dict[str, Any]:
+        plain = to_plain(member.config)["tasks"]
+        return {k: v for k, v in plain.items() if k not in ("kept_per_arm", "per_arm")}
 
     for member in runs[1:]:
-        if measured(member) != measured(runs[0]):
+        if tasks(member) != tasks(runs[0]):
             raise ConfigError(
                 f"variant {member.variant!r} has other tasks than {runs[0].variant!r}",
                 where=f"{file}, variants.{member.variant}",
@@ -101,7 +60,7 @@ def _check_same_measure(runs: Sequence[FinetuneMember], file: str) -> None:
 
 
 def run_finetune_comparison(
-    runs: Sequence[FinetuneMember], *, command: str, say: Callable[[str], None] = lambda line: None
+    runs: Sequence[Member[FinetuneConfig]], *, command: str, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tunes all runs that are not finished and writes the page of all, and summary.json.
 
@@ -111,18 +70,12 @@ def run_finetune_comparison(
     Returns:
         The page, and the summary.
     """
-    from jaxmix.report import describe_result, load_run, write_report
-    from jaxmix.report.pages.finetune import finetune_comparison_table
-    from jaxmix.report.pages.finetune_metrics import area, final_accuracy
-
     folder = Path(runs[0].config.out or "").parent
     waiting = [
-        m
-        for m in runs
-        if not is_finished(Path(m.config.out or ""), finetune_hash(with_settings(m.config)), result="curriculum.yaml")
+        m for m in runs if not is_finished(Path(m.config.out or ""), config_hash(m.config), result="curriculum.yaml")
     ]
     for member in waiting:
-        check_finetune_continuation(with_settings(member.config), Path(member.config.out or ""))
+        check_finetune_continuation(member.config, Path(member.config.out or ""))
     compiled: dict[str, PolicyPrograms] = {}
     for number, member in enumerate(runs, start=1):
         label = f"{member.variant} seed {member.seed} ({number}/{len(runs)})"
@@ -165,7 +118,7 @@ def run_finetune_comparison(
 
 def _program_key(config: FinetuneConfig) -> str:
     """Runs of equal key share compiled functions: those of the policy know neither bandit nor seed."""
-    plain = to_plain(with_settings(config))
+    plain = to_plain(config)
     train = {k: v for k, v in plain["train"].items() if k != "seed"}
     return json.dumps([plain["model"], train, plain["tasks"]["name"]], sort_keys=True)
 

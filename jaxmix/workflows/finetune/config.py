@@ -1,17 +1,14 @@
-"""The form of a fine-tuning run's configuration, checked before anything is touched."""
+"""The form of a fine-tuning run's configuration."""
 
-# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxmix.workflows.config.sections import CheckpointConfig, ModelConfig, read_config_mapping
-from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting, to_plain
+from jaxmix.core.settings import setting
+from jaxmix.train.rl.settings import FinetuneSettings
+from jaxmix.workflows.config.sections import ModelConfig, Tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,78 +57,22 @@ class BanditConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneTrainConfig:
-    """The loop. Further keys are the fields of `FinetuneSettings`."""
-
-    steps: int = setting(help="Set train.steps: how many batches of prompts are generated.", at_least=1)
-    mesh: dict[str, int] = setting(factory=lambda: {"data": -1}, help="devices along data, fsdp, tensor; -1: the rest")
-    settings: dict[str, Any] = setting(factory=dict, rest=True, help="fields of FinetuneSettings")
-
-
-@dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """A whole fine-tuning run."""
 
     tasks: TasksConfig = setting(help="Set tasks: what the prompts are.")
-    train: FinetuneTrainConfig = setting(help="Set train: at least train.steps.")
+    train: FinetuneSettings = setting(help="Set train: at least train.steps.")
     model: ModelConfig = setting(factory=ModelConfig)
     start: StartConfig = setting(factory=StartConfig)
     reduction: ReductionConfig = setting(factory=ReductionConfig)
     bandit: BanditConfig = setting(factory=BanditConfig)
-    track: tuple[str, ...] = setting(("jsonl",), help="jsonl (always on), tensorboard, wandb")
-    checkpoint: CheckpointConfig = setting(factory=CheckpointConfig)
+    track: tuple[Tracker, ...] = setting(("jsonl",), help="jsonl (always on), tensorboard, wandb")
+    mesh: dict[str, int] = setting(
+        factory=lambda: {"data": -1}, place="train.mesh", help="devices along data, fsdp, tensor; -1: the rest"
+    )
     out: str | None = setting(None, help="run folder; empty: runs/<name of the configuration file>")
 
 
 def is_finetune(mapping: Any) -> bool:
     """Whether a configuration is one of fine-tuning: it has tasks, and no sources."""
     return isinstance(mapping, Mapping) and "tasks" in mapping
-
-
-def load_finetune(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> FinetuneConfig:
-    """Loads and checks a configuration file; touches no device, and no other file but those that `tasks` names.
-
-    Args:
-        path: YAML file in the form of `FinetuneConfig`.
-        overrides: dotted names and YAML values from the command line, later ones win.
-        out: the run folder, before `out` in the file.
-
-    Raises:
-        ConfigError: file, dotted path, value and what to do.
-    """
-    return finetune_of(read_config_mapping(path), overrides, file=path, out=out)
-
-
-def finetune_of(
-    mapping: Mapping[Any, Any],
-    overrides: Sequence[tuple[str, str]] = (),
-    *,
-    file: str = "configuration",
-    out: str | None = None,
-) -> FinetuneConfig:
-    """As `load_finetune`, from a mapping. `file` is named in errors, and its stem names the default folder."""
-    from jaxmix.workflows.finetune.resolve import check_finetune
-
-    origin = Origin(file, frozenset(name for name, _ in overrides))
-    config: FinetuneConfig = build(FinetuneConfig, apply_overrides(mapping, overrides), origin=origin)
-    check_finetune(config, origin)
-    chosen = out or config.out or f"runs/{Path(file).stem}"
-    return dataclasses.replace(config, out=chosen)
-
-
-def with_settings(config: FinetuneConfig) -> FinetuneConfig:
-    """The configuration with the loop's defaults written out, so that a later default changes no old run."""
-    from jaxmix.workflows.finetune.resolve import resolve_finetune_settings
-
-    settings = dataclasses.asdict(resolve_finetune_settings(config))
-    for key in ("steps", "checkpoint_every", "keep", "resume"):  # these have keys of their own
-        del settings[key]
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, settings=settings))
-
-
-def finetune_hash(config: FinetuneConfig) -> str:
-    """SHA-256 over all settings that can change what is trained: folders, trackers and checkpoints do not count."""
-    plain = to_plain(config)
-    for key in ("out", "track", "checkpoint"):
-        plain.pop(key, None)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.data.tasks import PromptSet
+from jaxmix.models.lm.accounting import count_params, flops_per_token
+from jaxmix.train.run.records import read_records
 from jaxmix.workflows.finetune.config import FinetuneConfig
-from jaxmix.workflows.finetune.resolve import open_tasks, resolve_finetune_settings, resolve_policy_config
+from jaxmix.workflows.finetune.resolve import FinetuneRun, resolve_finetune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +77,13 @@ class FinetunePlan:
         return {**dataclasses.asdict(self), "flops": self.flops}
 
 
-def make_finetune_plan(
-    config: FinetuneConfig, prompts: PromptSet | None = None, held_out: PromptSet | None = None
-) -> FinetunePlan:
-    """Works the plan out. Makes or reads the prompts unless they are given; touches no device.
+def make_finetune_plan(config: FinetuneConfig) -> FinetunePlan:
+    """The plan of a configuration. Makes or reads the prompts; touches no device."""
+    return plan_of(resolve_finetune(config))
+
+
+def plan_of(run: FinetuneRun) -> FinetunePlan:
+    """Works the plan out.
 
         generation   2 N · rollouts · (p / G + t)       the prompt is computed once for its G completions
         update       6 N · groups · G · (p + t)          forward and backward, `updates_per_batch` times
@@ -88,17 +92,12 @@ def make_finetune_plan(
 
     N = parameters of matrices by `flops_per_token`, with its attention; p and t slots of prompt and completion.
     """
-    from jaxmix.models.lm.accounting import count_params, flops_per_token
-
-    settings = resolve_finetune_settings(config)
-    prompts = open_tasks(config, "train") if prompts is None else prompts
-    held_out = open_tasks(config, "held_out") if held_out is None else held_out
-    model = resolve_policy_config(config, prompts)
+    settings, prompts, held_out, model = run.settings, run.prompts, run.held_out, run.model
     forward, length = flops_per_token(model) / 3.0, prompts.prompt_length + prompts.completion_length
     counts, tested = (np.bincount(p.arms, minlength=p.num_arms) for p in (prompts, held_out))
-    kept = counts if config.tasks.kept_per_arm is None else np.minimum(counts, config.tasks.kept_per_arm)
-    section = config.reduction
-    reduced = None if section.num_clusters is None else section.num_clusters * section.per_cluster
+    kept = counts if run.kept_per_arm is None else np.minimum(counts, run.kept_per_arm)
+    section = run.reduction
+    reduced = None if section is None else (section.num_clusters or 0) * section.per_cluster
     drawn = settings.steps * settings.prompts
     rollouts = drawn * settings.rollouts
     updates = drawn // settings.groups * settings.updates_per_batch
@@ -119,7 +118,7 @@ def make_finetune_plan(
                 prompts.arm_names, prompts.families, prompts.levels, counts, kept, tested, strict=True
             )
         ),
-        bandit=config.bandit.name,
+        bandit=run.bandit_name,
         num_params=num_params,
         steps=settings.steps,
         prompts=drawn,
@@ -131,19 +130,16 @@ def make_finetune_plan(
         generation_flops=generation,
         update_flops=3.0 * forward * updates * settings.groups * settings.rollouts * length,
         evaluation_flops=evaluation,
-        start_flops=3.0 * forward * config.start.steps * config.start.batch_size * length,
+        start_flops=3.0 * forward * run.start.steps * run.start.batch_size * length,
         parameter_bytes=16 * num_params,
         cache_bytes=item * per_token * at_once * length,
-        wall_seconds=_seconds_left(config, settings.steps),
-        notes=tuple(_notes(config, prompts, held_out, kept, evaluation, generation)),
+        wall_seconds=_seconds_left(run),
+        notes=tuple(_notes(run, kept, evaluation, generation)),
     )
 
 
-def _notes(
-    config: FinetuneConfig, prompts: PromptSet, held_out: PromptSet, kept: Any, evaluation: float, generation: float
-) -> list[str]:
-    settings = resolve_finetune_settings(config)
-    notes = []
+def _notes(run: FinetuneRun, kept: Any, evaluation: float, generation: float) -> list[str]:
+    settings, prompts, held_out, notes = run.settings, run.prompts, run.held_out, []
     empty = [name for name, count in zip(prompts.arm_names, kept, strict=True) if count == 0]
     if empty:
         notes.append(f"no prompts for {', '.join(empty)}: they cannot be drawn")
@@ -151,7 +147,7 @@ def _notes(
         notes.append("the held-out prompts have other arms than the training prompts")
     texts = [{row[row != p.pad_id].tobytes() for row in p.tokens} for p in (prompts, held_out)]
     if texts[0] & texts[1]:
-        notes.append(f"{len(texts[0] & texts[1])} held-out prompts are training prompts too: take them out of one part")
+        notes.append(f"{len(texts[0] & texts[1])} held-out prompts are also training prompts: remove them from one")
     if evaluation > 0.5 * generation:
         notes.append(
             f"evaluations take {evaluation / generation:.0%} of what the rollouts take: raise train.eval_every, or "
@@ -161,26 +157,24 @@ def _notes(
         notes.append(
             "an update follows every batch, live groups or not: under Adam that hides most of what a curriculum saves"
         )
-    if config.reduction.num_clusters is not None:
+    if run.reduction is not None:
         notes.append(
-            f"the bandit's arms are {config.reduction.num_clusters} clusters of at most {config.reduction.per_cluster} "
+            f"the bandit's arms are {run.reduction.num_clusters} clusters of at most {run.reduction.per_cluster} "
             "prompts; the table shows what they are taken from"
         )
-    if config.start.run is None and config.start.steps == 0:
-        notes.append("the policy starts from nothing: groups of equal rewards have no gradient")
+    if run.start.run is None and run.start.steps == 0:
+        notes.append("the policy starts from fresh parameters: groups of equal rewards have no gradient")
     if settings.top_p < 1 or settings.top_k:
-        notes.append("top_p and top_k draw from another policy than the gradient is of")
+        notes.append("with top_p or top_k, rollouts are drawn from another policy than the one whose gradient is taken")
     return notes
 
 
-def _seconds_left(config: FinetuneConfig, steps: int) -> float | None:
+def _seconds_left(run: FinetuneRun) -> float | None:
     """At the median pace of the records that the run folder holds."""
-    from jaxmix.train.run.records import read_records
-
     try:
-        records = read_records(Path(config.out or "") / "timing.jsonl")
+        records = read_records(Path(run.out) / "timing.jsonl")
         pace = [r["step_seconds"] for r in records[1:]]
-        return statistics.median(pace) * max(0, steps - records[-1]["step"]) if pace else None
+        return statistics.median(pace) * max(0, run.settings.steps - records[-1]["step"]) if pace else None
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError):
         return None
 

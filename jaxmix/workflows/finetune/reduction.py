@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxmix.core.errors import RunError
+from jaxmix.curricula import difficulty_from_attempts, reduce
 from jaxmix.data.files import write_whole
 from jaxmix.data.tasks import PromptSet
-
-if TYPE_CHECKING:
-    from jaxmix.models.base import Model
-    from jaxmix.workflows.finetune.config import ReductionConfig
-
+from jaxmix.models import generate
+from jaxmix.models.base import Model
+from jaxmix.models.encoders.load import load_encoder
+from jaxmix.workflows.finetune.config import ReductionConfig
 
 _BATCH = 256
 
@@ -53,11 +55,6 @@ def reduce_prompts(
         if len(labels) != len(prompts):
             raise RunError(f"{len(labels)} labels for {len(prompts)} prompts", where=str(path), fix="Remove the file.")
         return prompts.with_clusters(labels, len(kept)), kept
-    import jax
-
-    from jaxmix.curricula import difficulty_from_attempts, reduce
-    from jaxmix.models.encoders.load import load_encoder
-
     texts = [prompts.decode(row) for row in prompts.tokens]
     # The characters of a suite's questions mean something each; encoders would take a question for one long word.
     words = [" ".join(text) for text in texts] if is_suite else texts
@@ -87,10 +84,6 @@ def reduce_prompts(
 
 def count_solved(prompts: PromptSet, model: Model, params: Any, *, attempts: int, seed: int) -> NDArray[np.float64]:
     """f[n], the summed reward of `attempts` completions of every prompt, at temperature 1."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxmix.models import generate
 
     @jax.jit
     def complete(key: Any, tokens: Any) -> Any:

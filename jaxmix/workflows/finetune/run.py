@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxmix.core.errors import ConfigError
+from jaxmix.core.sharding import build_mesh
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.config.strict import dump_yaml, parse_yaml, to_plain
-from jaxmix.workflows.finetune.config import FinetuneConfig, finetune_hash, with_settings
-from jaxmix.workflows.finetune.plan import make_finetune_plan
+from jaxmix.data.tasks import PromptSet
+from jaxmix.models import transformer
+from jaxmix.models.base import Model
+from jaxmix.models.partition import params_template
+from jaxmix.report import load_run, write_report
+from jaxmix.report.pages.finetune_metrics import share_of
+from jaxmix.train.rl.loop import FinetuneResult, run_finetuning
+from jaxmix.train.rl.start import warm_start
+from jaxmix.train.rl.step import PolicyPrograms, build_policy_programs
+from jaxmix.train.run.checkpoint import Checkpointer, read_params
+from jaxmix.train.run.trackers import make_tracker
+from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.sections import config_hash
+from jaxmix.workflows.config.yaml import dump_yaml
+from jaxmix.workflows.finetune.config import FinetuneConfig
+from jaxmix.workflows.finetune.plan import plan_of
 from jaxmix.workflows.finetune.reduction import reduce_prompts
-from jaxmix.workflows.finetune.resolve import (
-    noise_families,
-    open_tasks,
-    resolve_bandit,
-    resolve_finetune_settings,
-    resolve_policy_config,
-    start_weights,
-)
-from jaxmix.workflows.provenance import now, provenance_of, write_json
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from jaxmix.data.tasks import PromptSet
-    from jaxmix.models.base import Model
-    from jaxmix.train.rl.loop import FinetuneResult
-    from jaxmix.train.rl.step import PolicyPrograms
-
+from jaxmix.workflows.finetune.resolve import FinetuneRun, resolve_finetune
+from jaxmix.workflows.provenance import check_fixed, now, provenance_of, write_json
 
 REDUCTION, START = "reduction.json", "start"
 """Inside a run folder: clusters and kept prompts; the supervised start, a checkpoint as any other."""
@@ -101,86 +101,64 @@ def run_finetune(
         ConfigError: also when the folder holds a run that this configuration cannot continue.
         RunError: the run could not go on; its newest checkpoint is whole.
     """
-    import jax
-
-    from jaxmix.core.sharding import build_mesh
-    from jaxmix.data import tasks
-    from jaxmix.models import transformer
-    from jaxmix.train import run_finetuning
-    from jaxmix.train.rl.step import build_policy_programs
-    from jaxmix.train.run.trackers import make_tracker
-
-    config = with_settings(config)
-    assert config.out is not None
-    run_dir = Path(config.out)
+    run_dir, plain = Path(config.out or ""), to_plain(config)
     check_finetune_continuation(config, run_dir)
-    prompts, held_out = open_tasks(config, "train"), open_tasks(config, "held_out")
-    settings = resolve_finetune_settings(config)
-    model = transformer(resolve_policy_config(config, prompts))
-    mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.train.mesh))
+    run = resolve_finetune(config)
+    model = transformer(run.model)
+    mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](run.mesh))
     is_main = jax.process_index() == 0
-    provenance = _provenance(config, run_dir, prompts, held_out, command, extra or {})
+    provenance = _provenance(run, config_hash(config), command, extra or {})
     if is_main:
-        write_whole(run_dir / "config.yaml", dump_yaml(to_plain(config)))
+        write_whole(run_dir / "config.yaml", dump_yaml(plain))
         write_json(run_dir / "provenance.json", provenance)
-    params = _start(config, start_dir or run_dir / START, model, prompts, mesh, say)
+    params = _start(run, start_dir or run_dir / START, model, mesh, say)
+    prompts = run.prompts
     programs = programs or build_policy_programs(
         model,
-        settings,
+        run.settings,
         completion_length=prompts.completion_length,
         eos_id=prompts.eos_id,
         pad_id=prompts.pad_id,
         mesh=mesh,
     )
-    if config.reduction.num_clusters is None:
-        kept = prompts.rows_by_arm(config.tasks.kept_per_arm)
+    if run.reduction is None:
+        kept = prompts.rows_by_arm(run.kept_per_arm)
     else:
         prompts, kept = reduce_prompts(
-            config.reduction,
+            run.reduction,
             prompts,
             run_dir / REDUCTION,
             model=model,
             params=params,
-            seed=settings.seed,
-            is_suite=config.tasks.name in tasks.registry,
+            seed=run.settings.seed,
+            is_suite=run.is_suite,
             say=say,
         )
-    bandit = resolve_bandit(config, prompts)
     result = run_finetuning(
         run_dir,
         model=model,
         prompts=prompts,
-        bandit=bandit,
+        bandit=run.make_bandit(prompts),
         kept=kept,
-        evaluation=held_out,
-        settings=settings,
+        evaluation=run.held_out,
+        settings=run.settings,
         initial_params=params,
         programs=programs,
-        trackers=[make_tracker(t, run_dir, to_plain(config)) for t in config.track if t != "jsonl" and is_main],
+        trackers=[make_tracker(t, run_dir, plain) for t in config.track if t != "jsonl" and is_main],
         provenance={"config_hash": provenance["config_hash"]},
         label=label,
     )
     page = None
     if is_main:
-        from jaxmix.report import write_report
-
         write_json(run_dir / "provenance.json", {**provenance, "finished": now()})
-        write_whole(run_dir / "curriculum.yaml", dump_yaml(_curriculum(config, run_dir, result)))
+        write_whole(run_dir / "curriculum.yaml", dump_yaml(_curriculum(run, result)))
         page = write_report(run_dir) if has_page else None
     return FinetuneOutcome(run_dir, result, programs, page)
 
 
-def _start(
-    config: FinetuneConfig, folder: Path, model: Model, prompts: PromptSet, mesh: Mesh, say: Callable[[str], None]
-) -> Any:
+def _start(run: FinetuneRun, folder: Path, model: Model, mesh: Mesh, say: Callable[[str], None]) -> Any:
     """The parameters that the run begins from; None for fresh ones. A supervised start is made once and kept."""
-    import jax
-
-    from jaxmix.models.partition import params_template
-    from jaxmix.train import warm_start
-    from jaxmix.train.run.checkpoint import Checkpointer, read_params
-
-    section = config.start
+    section = run.start
     if section.run is None and section.steps == 0:
         return None
     template = params_template(model, mesh)
@@ -191,12 +169,12 @@ def _start(
     say(f"supervised start: {section.steps} steps of {section.batch_size} prompts")
     params = warm_start(
         model,
-        prompts,
+        run.prompts,
         key=jax.random.key(section.seed),
         steps=section.steps,
         batch_size=section.batch_size,
         learning_rate=section.learning_rate,
-        arm_weights=start_weights(config, prompts),
+        arm_weights=run.start_weights,
         mesh=mesh,
         report=lambda step, loss: say(f"supervised start, step {step}: {loss:.4f} nats per token"),
     )
@@ -215,18 +193,7 @@ def check_finetune_continuation(config: FinetuneConfig, run_dir: Path) -> None:
     The length of the run, the learning rate and everything that is only logged may change; what decides the shapes in a
     checkpoint, or which prompts its cursors count, may not.
     """
-    path = run_dir / "config.yaml"
-    if config.checkpoint.resume == "never" or not path.is_file() or not any((run_dir / "checkpoints").glob("[0-9]*")):
-        return
-    old = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
-    before, after = _fixed(old), _fixed(to_plain(config))
-    for key in {**before, **after}:
-        if before.get(key) != after.get(key):
-            raise ConfigError(
-                f"{key} was {before.get(key)!r} and is now {after.get(key)!r}: the checkpoints cannot be continued",
-                where=str(run_dir),
-                fix="Choose another run folder with --out, or take the old value.",
-            )
+    check_fixed(run_dir, to_plain(config), _fixed)
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,31 +208,26 @@ def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
     return fixed | {f"train.{k}": train.get(k) for k in keys}
 
 
-def _provenance(
-    config: FinetuneConfig,
-    run_dir: Path,
-    prompts: PromptSet,
-    held_out: PromptSet,
-    command: str,
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
+def _provenance(run: FinetuneRun, config_hash: str, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    arms = zip(run.held_out.arm_names, run.held_out.families, run.held_out.levels, strict=True)
     content = {
-        "data_hash": _prompts_hash(prompts, held_out),
-        "seed": resolve_finetune_settings(config).seed,
-        "arms": _about_arms(config, held_out),
-        "bandit": {"name": config.bandit.name},
-        "plan": make_finetune_plan(config, prompts, held_out).as_json(),
+        "data_hash": _prompts_hash(run.prompts, run.held_out),
+        "seed": run.settings.seed,
+        "arms": [
+            {"name": name, "family": family, "level": level, "is_learnable": family not in run.noise}
+            for name, family, level in arms
+        ],
+        "bandit": {"name": run.bandit_name},
+        "plan": plan_of(run).as_json(),
         **extra,
     }
-    is_continued = config.checkpoint.resume != "never"
+    is_continued = run.settings.resume != "never"
     return provenance_of(
-        run_dir, command=command, config_hash=finetune_hash(config), is_continued=is_continued, content=content
+        Path(run.out), command=command, config_hash=config_hash, is_continued=is_continued, content=content
     )
 
 
 def _prompts_hash(*parts: PromptSet) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for prompts in parts:
         for array in (prompts.tokens, prompts.targets, prompts.arms):
@@ -273,29 +235,17 @@ def _prompts_hash(*parts: PromptSet) -> str:
     return digest.hexdigest()
 
 
-def _about_arms(config: FinetuneConfig, prompts: PromptSet) -> list[dict[str, Any]]:
-    """Name, family and level of every arm, and whether anything can be learned there."""
-    noise = noise_families(config)
-    return [
-        {"name": name, "family": family, "level": level, "is_learnable": family not in noise}
-        for name, family, level in zip(prompts.arm_names, prompts.families, prompts.levels, strict=True)
-    ]
-
-
-def _curriculum(config: FinetuneConfig, run_dir: Path, result: FinetuneResult) -> dict[str, Any]:
+def _curriculum(run: FinetuneRun, result: FinetuneResult) -> dict[str, Any]:
     """The run's result by arm, for other runs and tools."""
-    from jaxmix.report import load_run
-    from jaxmix.report.pages.finetune_metrics import share_of
-
-    run = load_run(run_dir)
+    record = load_run(Path(run.out))
     return {
-        "tasks": config.tasks.name,
-        "bandit": config.bandit.name,
+        "tasks": run.tasks_name,
+        "bandit": run.bandit_name,
         "steps": result.steps,
         "prompts": result.prompts,
         "rollouts": result.rollouts,
         "unique_prompts": result.unique_prompts,
         "solved": {name: round(value, 6) for name, value in result.final_eval.items()},
         "probabilities": dict(result.probabilities),
-        "realized": {name: share_of(run, [name]) for name in result.probabilities},
+        "realized": {name: share_of(record, [name]) for name in result.probabilities},
     }

@@ -1,6 +1,5 @@
 """The form of a labeling's configuration, checked before any file is opened."""
 
-# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config.sections import SourceConfig, read_config_mapping
-from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting
+from jaxmix.core.settings import setting
+from jaxmix.workflows.config.build import Origin, read
+from jaxmix.workflows.config.load import read_config_mapping
+from jaxmix.workflows.config.sections import SourceConfig
+from jaxmix.workflows.config.yaml import apply_overrides
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,20 @@ def label_from(
 ) -> LabelConfig:
     """As `load_labeling`, from a mapping; `file` is named in errors, and its stem names the default folder."""
     origin = Origin(file, frozenset(name for name, _ in overrides))
-    config: LabelConfig = build(LabelConfig, apply_overrides(mapping, overrides), origin=origin)
+    config = read(LabelConfig, apply_overrides(mapping, overrides), origin=origin)
     if not config.sources:
         raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
     if config.labels is None:
         if config.sources == "bundled":
             raise ConfigError(
-                "labels of the bundled texts need a folder: the package's own is left alone",
+                "labels of the bundled texts need a folder: nothing is written into the package",
                 where=origin("labels"),
                 fix="Set labels: a folder.",
             )
         for name, source in config.sources.items():
             if source.path is None:
                 raise ConfigError(
-                    f"source {name!r} has no files, so there is no place beside them",
+                    f"source {name!r} has no files to write labels beside",
                     where=origin(f"sources.{name}"),
                     fix="Set labels: a folder.",
                 )

@@ -50,7 +50,7 @@ def run_labeling(config: LabelConfig, *, command: str, say: Callable[[str], None
         raise RunError(
             f"{len(failed)} of {len(shards)} shards could not be labeled, such as {name}: {reason}",
             where=config.out,
-            fix="The others are labeled. The same command goes on with these.",
+            fix="The others are labeled. Run the same command to retry these.",
         )
     return summary
 

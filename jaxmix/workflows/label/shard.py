@@ -9,8 +9,8 @@ A *shard* is one input file (all pieces of it), or a group of small text files. 
     confidence  f32   posterior probability of the label
     bytes       i64   length of the document in UTF-8
 
-and its metadata say what it was made from and by. A shard whose labels are there is passed over, so that the same
-command, again or on more machines, only does what is missing; files appear whole or not at all. Engines differ in
+and its metadata say what it was made from and by. A shard that has its labels is skipped, so that the same command, run
+again or on more machines, only does what is missing; files appear whole or not at all. Engines differ in
 where `label_shard` runs, and in nothing else: the bytes are the same.
 """
 

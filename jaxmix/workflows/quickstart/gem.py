@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmix.workflows.compare.run import Member
-from jaxmix.workflows.compare.variant import member_config
-from jaxmix.workflows.config.strict import to_plain
+from jaxmix.workflows.compare.variant import Member, run_of
+from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.run import run_discovery
 from jaxmix.workflows.provenance import write_json
@@ -22,7 +22,7 @@ RESULT = "result.json"
 def run_discovered_arm(
     section: Mapping[str, Any],
     base: Mapping[str, Any],
-    runs: Sequence[Member],
+    runs: Sequence[Member[RunConfig]],
     *,
     file: str,
     out: str,
@@ -49,7 +49,7 @@ def run_discovered_arm(
     home = Path(out) / "gem"
     prepared, rows = str(given[0].config.data.prepared), given[0].config.data.validation_rows
     texts = write_training_texts(prepared, home / "texts")
-    # One source of all texts: the given domains are not told.
+    # One source of all texts: the discovery does not see the given domains.
     sources = {"texts": {"path": [str(path) for path in texts.values()]}}
     config = discovery_from({**section["discover"], "sources": sources}, file=file, out=str(home / "domains"))
     say(f"{config.clusterer.num_clusters} domains of {config.clusterer.name}, discovered in the training texts")
@@ -72,7 +72,7 @@ def run_discovered_arm(
 def _run(
     section: Mapping[str, Any],
     base: Mapping[str, Any],
-    member: Member,
+    member: Member[RunConfig],
     home: Path,
     prepared: str,
     rows: int,
@@ -82,17 +82,13 @@ def _run(
 ) -> float:
     """Mean held-out loss of one run on the discovered domains, trained unless its result is there."""
     plain = to_plain(member.config)
-    changes = {key: plain[key] for key in ("mixture", "mixer", "model", "train", "checkpoint")}
+    same = {key: plain[key] for key in ("mixture", "mixer", "model", "train", "checkpoint")}
     data = {**plain["data"], "prepared": str(home / "prepared"), "validation_fraction": section["validation_fraction"]}
-    config = member_config(
-        base,
-        {**changes, "sources": str(home / "domains"), "data": data},
-        (),
+    config = run_of(
+        {**base, **same, "sources": str(home / "domains"), "data": data},
+        f"{member.variant}-seed{member.seed}",
         out=str(home),
-        folder=f"{member.variant}-seed{member.seed}",
         file=file,
-        member=f"the discovered domains, seed {member.seed}",
-        seed=member.seed,
     )
     folder = Path(str(config.out))
     try:

@@ -14,9 +14,17 @@ from typing import Any
 
 from jaxmix.core.errors import RunError
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.compare.run import Member, members
+from jaxmix.models.lm.accounting import count_params, flops_per_token
+from jaxmix.workflows.compare.run import members
+from jaxmix.workflows.compare.variant import Member
+from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.sections import RunConfig
-from jaxmix.workflows.config.strict import apply_overrides, dump_yaml, parse_yaml
+from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml, parse_yaml
+from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
+from jaxmix.workflows.quickstart.gem import run_discovered_arm
+from jaxmix.workflows.swarm.config import load_swarm
+from jaxmix.workflows.swarm.run import collect
+from jaxmix.workflows.train.data import known_sizes
 
 DEFAULT_OUT = "runs/quickstart"
 FILE = "quickstart.yaml"
@@ -25,7 +33,7 @@ VARIANT = "law"
 
 def quickstart_members(
     overrides: Sequence[tuple[str, str]] = (), *, out: str = DEFAULT_OUT, seeds: int | None = None
-) -> list[Member]:
+) -> list[Member[RunConfig]]:
     """The runs of the quickstart, from the file that the package carries.
 
     The variant "law" trains on the mixture that `propose_mixture` has left in `out`, and on the prior until then.
@@ -64,9 +72,6 @@ def propose_mixture(
     Raises:
         RunError: the swarm did not end well; what it has trained is kept.
     """
-    from jaxmix.workflows.swarm.config import load_swarm
-    from jaxmix.workflows.swarm.run import collect
-
     path = Path(out) / "swarm.yaml"
     if not _mixture_file(out).is_file():
         write_whole(path, dump_yaml(_swarm(run, overrides, out)))
@@ -77,7 +82,7 @@ def propose_mixture(
             raise RunError(
                 f"the swarm ended with exit status {done.returncode}",
                 where=f"{out}/swarm",
-                fix="Its message stands above. The same command continues.",
+                fix="Its error is printed above. Run the same command to continue.",
             )
     swarm = collect(load_swarm(str(path), out=f"{out}/swarm"))
     if not _mixture_file(out).is_file():
@@ -86,7 +91,7 @@ def propose_mixture(
 
 
 def discovered_arm(
-    runs: Sequence[Member],
+    runs: Sequence[Member[RunConfig]],
     overrides: Sequence[tuple[str, str]],
     *,
     out: str,
@@ -102,42 +107,38 @@ def discovered_arm(
         command: what was typed.
         say: receives one line per stage.
     """
-    from jaxmix.workflows.quickstart.gem import run_discovered_arm
-
     text = _text()
     base = apply_overrides(text["base"], overrides)
     return run_discovered_arm(text["gem"], base, runs, file=FILE, out=out, command=command, say=say)
 
 
 def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say: Callable[[str], None]) -> None:
-    from jaxmix.models.lm.accounting import count_params
-    from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
-
     law = _text()["law"]
     settings = LawSettings(**law["fit"])
     fitted = fit_law(table, settings, out=f"{out}/law", command=command, source=f"{out}/swarm/table.csv", say=say)
-    size, tokens = count_params(_model(run)) / 1e6, _tokens(run) / 1e9
-    make_proposal(fitted, model_size=size, tokens=tokens, out=f"{out}/law", command=command, **law["propose"])
+    own, tokens = _resolve(run)
+    make_proposal(
+        fitted,
+        model_size=count_params(own.model) / 1e6,
+        tokens=tokens / 1e9,
+        out=f"{out}/law",
+        command=command,
+        **law["propose"],
+    )
 
 
-def _model(run: RunConfig) -> Any:
-    from jaxmix.workflows.config.resolve import resolve_model_config
-    from jaxmix.workflows.train.data import known_sizes
-
-    return resolve_model_config(run, vocab_size=known_sizes(run).vocab_size)
-
-
-def _tokens(run: RunConfig) -> int:
-    return run.train.steps * run.data.batch_size * run.data.seq_len
+def _resolve(config: RunConfig) -> tuple[Run, int]:
+    """A run of the comparison, and the tokens that it is trained on."""
+    run = resolve_run(config, known_sizes(config)[0])
+    return run, run.settings.steps * run.data.batch_size * run.data.seq_len
 
 
 def _cost(run: RunConfig, swarm: Any) -> str:
-    from jaxmix.models.lm.accounting import flops_per_token
-
-    own = flops_per_token(_model(run)) * _tokens(run)
+    own, tokens = _resolve(run)
     return (
-        f"The law's mixture cost {len(swarm.table)} proxies, {swarm.flops / own:.1f} times the operations of one run, "
-        "on top of what the table counts."
+        f"The law's mixture cost {len(swarm.table)} proxies, "
+        f"{swarm.flops / flops_per_token(own.model) / tokens:.1f} times the operations of one run, on top of what the "
+        "table counts."
     )
 
 

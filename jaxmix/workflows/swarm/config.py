@@ -1,6 +1,5 @@
 """A swarm as a file: one base configuration, model sizes and budgets, a design of mixtures, seeds."""
 
-# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
 from __future__ import annotations
 
 import dataclasses
@@ -9,10 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.compare.variant import check_folder_name, member_config
-from jaxmix.workflows.config.sections import RunConfig, read_config_file
-from jaxmix.workflows.config.strict import Origin, apply_overrides, build, setting
-from jaxmix.workflows.train.run import resolved
+from jaxmix.core.settings import check_value, setting
+from jaxmix.laws.design import dirichlet_designs, sobol_designs
+from jaxmix.workflows.compare.variant import check_seeds, naming, run_of
+from jaxmix.workflows.config.build import Origin, arguments, read
+from jaxmix.workflows.config.load import read_config_file
+from jaxmix.workflows.config.resolve import check_folder_name
+from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.yaml import apply_overrides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +25,13 @@ class DesignConfig:
     runs: int = setting(help="Set design.runs: how many mixtures to draw.", at_least=1)
     method: Literal["dirichlet", "sobol"] = setting("dirichlet", help="around the prior, or evenly over the simplex")
     seed: int = setting(0, help="of the draw")
-    include: tuple[Literal["prior", "uniform"], ...] = setting((), help="mixtures trained besides the drawn ones")
+    include: tuple[Literal["prior", "uniform"], ...] = setting((), help="mixtures to add to the drawn ones")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the method")
+
+    def checked(self, origin: Origin, path: str) -> DesignConfig:
+        """The section, its further keys checked against the method's signature."""
+        method = dirichlet_designs if self.method == "dirichlet" else sobol_designs
+        return dataclasses.replace(self, options=arguments(method, self.options, origin=origin, path=path, skip=3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +113,10 @@ def swarm_of(mapping: Mapping[Any, Any], overrides: Sequence[tuple[str, str]] = 
     own = [(name, text) for name, text in overrides if name.split(".")[0] in _OWN]
     of_base = [pair for pair in overrides if pair not in own]
     origin = Origin(file, frozenset(name for name, _ in own))
-    config = build(SwarmConfig, apply_overrides(mapping, own), origin=origin)
+    config = read(SwarmConfig, apply_overrides(mapping, own), origin=origin)
     if not config.sizes:
         raise ConfigError("sizes is empty", where=origin("sizes"), fix="Name at least one, or leave sizes out.")
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise ConfigError(
-            f"seeds must be different numbers, at least one, got {list(config.seeds)}", where=origin("seeds")
-        )
+    check_seeds(config.seeds, origin("seeds"))
     sizes = tuple(_size(name, changes, config, of_base, file, out) for name, changes in config.sizes.items())
     _check_same_domains(sizes, file)
     return Swarm(out, config.design, config.swarm, config.seeds, sizes)
@@ -129,21 +134,22 @@ def _size(
     check_folder_name(name, "a size", where=where)
     changes = dict(changes)
     runs = changes.pop("runs", None)
-    if runs is not None and (not isinstance(runs, int) or isinstance(runs, bool) or runs < 1):
-        raise ConfigError(f"runs must be a whole number of at least 1, got {runs!r}", where=where)
-    run = member_config(config.base, changes, overrides, out=out, folder=name, file=file, member=f"sizes.{name}")
+    check_value("runs", runs, int | None, {"at_least": 1}, where)
+    plain = apply_overrides({**config.base, **changes}, overrides)
+    with naming(f"sizes.{name}"):
+        run = run_of(plain, name, out=out, file=file)
     _check_run(run, where)
-    return Size(name, resolved(run), runs)
+    return Size(name, run, runs)
 
 
 def _check_run(run: RunConfig, where: str) -> None:
     if run.mixer.name != "static" or run.mixer.wrap or run.mixer.options:
         raise ConfigError(
-            f"a proxy's mixture stays as it is: it cannot have the mixer {run.mixer.name!r} or wrappers",
+            f"a proxy's mixture is fixed: it cannot have the mixer {run.mixer.name!r} or wrappers",
             where=where,
             fix="Leave mixer out.",
         )
-    if run.selection.method is not None:
+    if run.selection is not None:
         raise ConfigError(
             "a swarm trains on all that its mixtures draw: it cannot have a selection",
             where=f"{where}, selection",

@@ -7,31 +7,30 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.config.resolve import (
-    prior_weights,
-    resolve_max_epochs,
-    resolve_model_config,
-    resolve_on_exhaust,
-    resolve_settings,
-)
-from jaxmix.workflows.config.sections import RunConfig
-from jaxmix.workflows.config.strict import arguments, dump_yaml, to_plain
+from jaxmix.data.run_tables import write_run_table
+from jaxmix.laws.base import RunTable
+from jaxmix.laws.design import dirichlet_designs, sobol_designs
+from jaxmix.models import transformer
+from jaxmix.models.lm.accounting import count_params, flops_per_token
+from jaxmix.train.lm.evaluate import validation_set
+from jaxmix.train.swarm.files import SwarmStatus, finished_chunks, read_status
+from jaxmix.train.swarm.plan import Proxy
+from jaxmix.train.swarm.run import run_swarm
+from jaxmix.train.swarm.step import micro_batches
+from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.resolve import Run, resolve_run
+from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.provenance import made_by, now, write_json
 from jaxmix.workflows.swarm.config import Size, Swarm
 from jaxmix.workflows.train.data import known_sizes, prepare_and_open
 from jaxmix.workflows.train.plan import estimate_memory
-
-if TYPE_CHECKING:
-    from jaxmix.laws.base import RunTable
-    from jaxmix.train.swarm.files import SwarmStatus
-    from jaxmix.train.swarm.plan import Proxy
-
 
 DESIGN, TABLE, CURVES = "design.csv", "table.csv", "curves.csv"
 _WEIGHT = "weight/"
@@ -70,38 +69,33 @@ def generate(swarm: Swarm, *, is_dry: bool = False) -> dict[str, dict[str, float
 
 
 def _draw(swarm: Swarm) -> dict[str, dict[str, float]]:
-    import jax
 
-    from jaxmix.laws.design import dirichlet_designs, sobol_designs
-    from jaxmix.workflows.config.strict import Origin
-
-    design, config = swarm.design, swarm.sizes[0].config
-    prior = _prior(config)
-    names = list(prior)
-    key = jax.random.key(design.seed)
-    origin = Origin("design")
+    design = swarm.design
+    prior = _prior(_resolve(swarm.sizes[0]))
+    names, key = list(prior), jax.random.key(design.seed)
     if design.method == "dirichlet":
-        options = arguments(dirichlet_designs, design.options, origin=origin, path="", skip=3)
-        drawn = dirichlet_designs(key, np.asarray(list(prior.values())), design.runs, **options)
+        drawn = dirichlet_designs(key, np.asarray(list(prior.values())), design.runs, **design.options)
     else:
-        options = arguments(sobol_designs, design.options, origin=origin, path="", skip=3)
-        drawn = sobol_designs(key, len(names), design.runs, **options)
+        drawn = sobol_designs(key, len(names), design.runs, **design.options)
     fixed = {"prior": prior, "uniform": dict.fromkeys(names, 1.0 / len(names))}
     result: dict[str, dict[str, float]] = {name: fixed[name] for name in design.include}
     result |= {f"mix-{i:04d}": dict(zip(names, row.tolist(), strict=True)) for i, row in enumerate(drawn)}
     return result
 
 
-def _prior(config: RunConfig) -> dict[str, float]:
-    sizes = known_sizes(config)
-    prior = prior_weights(config, sizes.tokens if config.data.unit == "tokens" else sizes.counts)
-    if not prior:
+def _resolve(size: Size) -> Run:
+    """The run of a size, with what is known of the sources without opening them."""
+    return resolve_run(size.config, known_sizes(size.config)[0])
+
+
+def _prior(run: Run) -> dict[str, float]:
+    if not run.prior:
         raise ConfigError(
             "the prior is natural and the sizes of the sources are not known",
             where="base.mixture.weights",
             fix="Run jaxmix prepare first, give `tokens:` of every source, or write weights.",
         )
-    return prior
+    return run.prior
 
 
 def _write_design(path: Path, designed: Mapping[str, Mapping[str, float]]) -> None:
@@ -187,19 +181,15 @@ def plan_swarm(swarm: Swarm, *, mixtures: int | None = None) -> list[SizePlan]:
 
 
 def _plan_size(size: Size, swarm: Swarm, proxies: int) -> SizePlan:
-    import jax
 
-    from jaxmix.models.lm.accounting import count_params, flops_per_token
-    from jaxmix.train.swarm.step import micro_batches
-
-    config, settings = size.config, resolve_settings(size.config)
-    model = resolve_model_config(config, vocab_size=known_sizes(config).vocab_size)
+    own = _resolve(size)
+    data, settings, model = own.data, own.settings, own.model
     devices = jax.local_devices()
     is_cpu = devices[0].platform == "cpu"
-    rows = config.data.batch_size // settings.accumulate
+    rows = data.batch_size // settings.accumulate
     if is_cpu:
-        rows //= micro_batches(rows, config.data.seq_len)
-    memory = estimate_memory(model, rows=rows, seq_len=config.data.seq_len, parameter_shards=1, is_accumulating=is_cpu)
+        rows //= micro_batches(rows, data.seq_len)
+    memory = estimate_memory(model, rows=rows, seq_len=data.seq_len, parameter_shards=1, is_accumulating=is_cpu)
     kept, working = memory.params + memory.optimizer, memory.gradients + memory.activations + memory.logits
     allowed = _memory(swarm, devices[0], len(devices))
     # On a CPU one proxy of a device computes at a time; checkpoints hold a second copy of what is kept.
@@ -209,7 +199,7 @@ def _plan_size(size: Size, swarm: Swarm, proxies: int) -> SizePlan:
     chunk = min(swarm.limits.chunk or fitting, proxies)
     parts = -(-proxies // chunk)
     chunk = -(-proxies // parts)
-    tokens = proxies * settings.steps * config.data.batch_size * config.data.seq_len
+    tokens = proxies * settings.steps * data.batch_size * data.seq_len
     return SizePlan(
         name=size.name,
         proxies=proxies,
@@ -274,10 +264,6 @@ def run(swarm: Swarm, *, command: str, say: Callable[[str], None] = lambda line:
         ConfigError: also when the folder holds another swarm.
         RunError: interrupted; what was saved is whole.
     """
-    from jaxmix.models import transformer
-    from jaxmix.train.lm.evaluate import validation_set
-    from jaxmix.train.swarm.run import run_swarm
-
     out = Path(swarm.out)
     for size in swarm.sizes:
         prepare_and_open(size.config)
@@ -286,28 +272,27 @@ def run(swarm: Swarm, *, command: str, say: Callable[[str], None] = lambda line:
     designed = read_design(swarm)
     _write_about(swarm, command)
     for size, plan in zip(swarm.sizes, plan_swarm(swarm, mixtures=len(designed)), strict=True):
-        config, settings = size.config, resolve_settings(size.config)
-        data = prepare_and_open(config)
+        data = prepare_and_open(size.config)
+        own = resolve_run(size.config, data.known)
         names = tuple(data.train)
         proxies = _proxies(size, designed, swarm.seeds, names)
         say(f"{size.name}: {len(proxies)} proxies of {plan.num_params:,} parameters, {plan.chunk} at a time")
-        limits = resolve_max_epochs(config, names)
         run_swarm(
             out / size.name,
-            model=transformer(resolve_model_config(config, vocab_size=data.vocab_size)),
+            model=transformer(own.model),
             proxies=proxies,
             sources=data.train,
             validation=validation_set(
-                data.validation, seq_len=config.data.seq_len, rows_per_domain=config.data.validation_rows
+                data.validation, seq_len=own.data.seq_len, rows_per_domain=own.data.validation_rows
             ),
-            settings=settings,
-            batch_size=config.data.batch_size,
-            seq_len=config.data.seq_len,
+            settings=own.settings,
+            batch_size=own.data.batch_size,
+            seq_len=own.data.seq_len,
             vocab_size=data.vocab_size,
-            unit=config.data.unit,
-            block=config.data.block,
-            on_exhaust=resolve_on_exhaust(config, names),
-            max_epochs={name: limit for name, limit in limits.items() if limit is not None},
+            unit=own.data.unit,
+            block=own.data.block,
+            on_exhaust=own.on_exhaust,
+            max_epochs={name: limit for name, limit in own.max_epochs.items() if limit is not None},
             chunk=plan.chunk,
             table_bytes=int(swarm.limits.table * 1e9),
             label=size.name,
@@ -318,8 +303,6 @@ def run(swarm: Swarm, *, command: str, say: Callable[[str], None] = lambda line:
 def _proxies(
     size: Size, designed: Mapping[str, Mapping[str, float]], seeds: Sequence[int], names: Sequence[str]
 ) -> list[Proxy]:
-    from jaxmix.train.swarm.plan import Proxy
-
     chosen = list(designed.items())[: size.runs]
     for run, weights in chosen:
         if tuple(weights) != tuple(names):
@@ -344,8 +327,6 @@ def _write_about(swarm: Swarm, command: str) -> None:
 
 def status(swarm: Swarm) -> dict[str, SwarmStatus]:
     """How far every size is, by name; reads files only."""
-    from jaxmix.train.swarm.files import read_status
-
     return {size.name: read_status(Path(swarm.out) / size.name) for size in swarm.sizes}
 
 
@@ -358,26 +339,20 @@ def collect(swarm: Swarm) -> SwarmOutcome:
     Raises:
         RunError: no chunk is finished, or every run diverged.
     """
-    from jaxmix.data.run_tables import write_run_table
-    from jaxmix.laws.base import RunTable
-    from jaxmix.models.lm.accounting import count_params, flops_per_token
-    from jaxmix.train.swarm.files import finished_chunks
-
     out = Path(swarm.out)
     names: list[str] = []
     rows: list[tuple[Any, float, float]] = []
     curves: list[list[Any]] = []
     seconds = flops = 0.0
     for size in swarm.sizes:
-        config = size.config
-        model = resolve_model_config(config, vocab_size=known_sizes(config).vocab_size)
-        tokens = config.train.steps * config.data.batch_size * config.data.seq_len
+        own = _resolve(size)
+        tokens = own.settings.steps * own.data.batch_size * own.data.seq_len
         for chunk in finished_chunks(out / size.name):
             names = list(chunk.domain_names)
             seconds += chunk.seconds
-            flops += flops_per_token(model) * sum(proxy.tokens for proxy in chunk.proxies)
+            flops += flops_per_token(own.model) * sum(proxy.tokens for proxy in chunk.proxies)
             for proxy in chunk.proxies:
-                rows.append((proxy, count_params(model) / 1e6, tokens / 1e9))
+                rows.append((proxy, count_params(own.model) / 1e6, tokens / 1e9))
                 curves += [
                     [len(rows) - 1, proxy.name, step, *map(float, losses)]
                     for step, losses in zip(chunk.curve_steps, proxy.curve, strict=True)

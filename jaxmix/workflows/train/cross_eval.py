@@ -7,13 +7,24 @@ folder, which none of them has seen.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.sharding import build_mesh
+from jaxmix.data.prepared.store import open_prepared, read_index
+from jaxmix.models import transformer
+from jaxmix.models.partition import params_template
+from jaxmix.train.lm.evaluate import build_evaluate, place, validation_set
+from jaxmix.train.run.checkpoint import read_params
+from jaxmix.workflows.config.load import load_config
+from jaxmix.workflows.config.resolve import resolve_model
 from jaxmix.workflows.discover.documents import write_parquet
+from jaxmix.workflows.discover.embed import prepared_texts
 
 
 def write_training_texts(prepared: str | Path, folder: str | Path, *, tokenizer: Any = None) -> dict[str, Path]:
@@ -27,11 +38,6 @@ def write_training_texts(prepared: str | Path, folder: str | Path, *, tokenizer:
     Returns:
         The files by domain. A record of the prepared folder, a document or a piece of a long one, is a document there.
     """
-    import pyarrow as pa
-
-    from jaxmix.data.prepared.store import read_index
-    from jaxmix.workflows.discover.embed import prepared_texts
-
     domains = list(read_index(prepared)["domains"])
     files = {name: Path(folder) / f"{name}.parquet" for name in domains}
     missing = [name for name, path in files.items() if not path.is_file()]
@@ -54,25 +60,14 @@ def held_out_losses(run_dir: str | Path, prepared: str | Path, *, rows_per_domai
     Raises:
         ConfigError: the folder was prepared with another tokenizer than the run's.
     """
-    import json
-
-    from jaxmix.core.sharding import build_mesh
-    from jaxmix.data.prepared.store import open_prepared, read_index
-    from jaxmix.models import transformer
-    from jaxmix.models.partition import params_template
-    from jaxmix.train.lm.evaluate import build_evaluate, place, validation_set
-    from jaxmix.train.run.checkpoint import read_params
-    from jaxmix.workflows.config.resolve import resolve_model_config
-    from jaxmix.workflows.config.sections import load_config
-
     run_dir = Path(run_dir)
     config = load_config(str(run_dir / "config.yaml"))
     settings = read_index(prepared)["settings"]
     provenance = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
     if provenance["tokenizer_hash"] != settings["tokenizer"]:
         raise ConfigError(f"{run_dir} was trained with another tokenizer than {prepared} has", where="held_out_losses")
-    mesh = build_mesh(**config.train.mesh)
-    model = transformer(resolve_model_config(config, vocab_size=settings["vocab_size"]))
+    mesh = build_mesh(**dict[str, Any](config.mesh))
+    model = transformer(resolve_model(config.model, config.data, vocab_size=settings["vocab_size"]))
     params = read_params(run_dir, params_template(model, mesh))
     rows = validation_set(
         open_prepared(prepared, "validation"), seq_len=config.data.seq_len, rows_per_domain=rows_per_domain

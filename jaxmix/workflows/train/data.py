@@ -7,15 +7,19 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
+
+import jax
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.data.prepared.prepare import prepare_corpus
+from jaxmix.data.prepared.store import PreparedSource, open_prepared, read_index
+from jaxmix.data.sources.corpora import bundled_corpus
+from jaxmix.data.sources.specs import SourceSpec
+from jaxmix.data.tokenizers import load_tokenizer
 from jaxmix.train.run.progress import Progress
-from jaxmix.workflows.config.sections import RunConfig, SourceConfig
-
-if TYPE_CHECKING:
-    from jaxmix.data.prepared.store import PreparedSource
-    from jaxmix.data.sources.specs import SourceSpec
+from jaxmix.workflows.config.resolve import Sizes
+from jaxmix.workflows.config.sections import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +43,14 @@ class RunData:
     tokenizer_hash: str
     data_hash: dict[str, str]
 
+    @property
+    def known(self) -> Sizes:
+        """The sizes, for `resolve_run`."""
+        return Sizes(self.sizes, self.counts, self.vocab_size)
+
 
 def prepare_and_open(config: RunConfig) -> RunData:
     """Prepares the sources where that is still to do (on process 0, the others wait) and opens them."""
-    import jax
-
-    from jaxmix.data.prepared.store import open_prepared, read_index
-
     if config.sources is not None and jax.process_index() == 0:
         prepare_sources(config)
     if jax.process_count() > 1:
@@ -59,7 +64,7 @@ def prepare_and_open(config: RunConfig) -> RunData:
         raise ConfigError(
             f"{folder} holds the domains {', '.join(names)}, the configuration names {', '.join(config.source_names)}",
             where="sources",
-            fix="Choose another data.prepared, or leave sources out to use what is there.",
+            fix="Choose another data.prepared, or leave sources out to use the prepared data.",
         )
     train = open_prepared(folder, "train")
     return RunData(
@@ -79,9 +84,6 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the configuration has no sources, or they do not fit what the folder holds.
     """
-    from jaxmix.data.prepared.prepare import prepare_corpus
-    from jaxmix.data.tokenizers import load_tokenizer
-
     specs = _specs(config)
     if specs is None:
         raise ConfigError("there are no sources to prepare", where="sources", fix="Name them, or write `bundled`.")
@@ -116,7 +118,7 @@ def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list
         )
         for name, entry in summary["domains"].items()
     ]
-    notes = ["It was ready: nothing had to be done."] if summary["was_ready"] else []
+    notes = ["Already prepared: nothing to do."] if summary["was_ready"] else []
     return columns, rows, notes
 
 
@@ -134,26 +136,12 @@ def describe_preparation(config: RunConfig) -> dict[str, Any]:
     return {"prepared": str(_prepared(config)), "tokenizer": config.data.tokenizer, "sources": about}
 
 
-class KnownSizes(NamedTuple):
-    """What is known of the training part of every source without opening data.
+def known_sizes(config: RunConfig) -> tuple[Sizes, list[str]]:
+    """What is known without opening data: from the index of a prepared folder, else from the configuration.
 
-    Attributes:
-        tokens: by domain, None where unknown.
-        counts: records by domain, None where unknown.
-        vocab_size: of the tokenizer, None if only its file knows it.
-        unknown: sentences on what is not known.
+    Returns:
+        The sizes, and sentences on what is not known.
     """
-
-    tokens: dict[str, float | None]
-    counts: dict[str, float | None]
-    vocab_size: int | None
-    unknown: list[str]
-
-
-def known_sizes(config: RunConfig) -> KnownSizes:
-    """Reads the index of a prepared folder where there is one, else takes what the configuration says."""
-    from jaxmix.data.prepared.store import read_index
-
     try:
         index = read_index(_prepared(config))
     except ConfigError:
@@ -162,12 +150,10 @@ def known_sizes(config: RunConfig) -> KnownSizes:
         train = {name: entry["splits"]["train"] for name, entry in index["domains"].items()}
         tokens: dict[str, float | None] = {name: float(part["tokens"]) for name, part in train.items()}
         counts: dict[str, float | None] = {name: float(part["records"]) for name, part in train.items()}
-        return KnownSizes(tokens, counts, index["settings"]["vocab_size"], [])
+        return Sizes(tokens, counts, index["settings"]["vocab_size"]), []
     vocab_size = 256 if config.data.tokenizer == "byte" else None
     unknown = [] if vocab_size else [f"the vocabulary of {config.data.tokenizer}: the preset's is taken"]
     if config.sources == "bundled":
-        from jaxmix.data.sources.corpora import bundled_corpus
-
         unknown.append("sizes are bytes less the held-out share, until `jaxmix prepare` has run")
         kept = 1 - config.data.validation_fraction
         tokens = {name: domain.num_bytes * kept for name, domain in bundled_corpus().items()}
@@ -181,7 +167,7 @@ def known_sizes(config: RunConfig) -> KnownSizes:
         tokens = {}
     if config.data.unit != "tokens":
         unknown.append(f"the number of {config.data.unit} of every source: run `jaxmix prepare`")
-    return KnownSizes(tokens, dict.fromkeys(tokens), vocab_size, unknown)
+    return Sizes(tokens, dict.fromkeys(tokens), vocab_size), unknown
 
 
 def _prepared(config: RunConfig) -> Path:
@@ -195,28 +181,13 @@ def _specs(config: RunConfig) -> dict[str, SourceSpec] | None:
 
 def source_specs(sources: Any) -> dict[str, SourceSpec]:
     """The section `sources` of a configuration, "bundled" or a mapping of `SourceConfig`, as specifications by name."""
-    from jaxmix.data.sources.specs import SourceSpec
-
     if sources == "bundled":
-        from jaxmix.data.sources.corpora import bundled_corpus
-
         return {name: SourceSpec(name=name, path=str(domain.path)) for name, domain in bundled_corpus().items()}
     assert isinstance(sources, Mapping)
-    return {name: _spec(name, source) for name, source in sources.items()}
-
-
-def _spec(name: str, source: SourceConfig) -> SourceSpec:
-    from jaxmix.data.sources.specs import SourceSpec
-
-    return SourceSpec(
-        name=name,
-        path=source.path,
-        tfds=source.tfds,
-        hf=source.hf,
-        split=source.split,
-        format=source.format,
-        text_field=source.text_field,
-    )
+    keys = ("path", "tfds", "hf", "split", "format", "text_field")
+    return {
+        name: SourceSpec(name=name, **{key: getattr(source, key) for key in keys}) for name, source in sources.items()
+    }
 
 
 class _PrepareProgress:

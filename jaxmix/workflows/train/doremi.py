@@ -4,7 +4,6 @@ Xie et al.: "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraini
 ordinary runs of `jaxmix train`; the method is the mixer `doremi` in its mode "proxy".
 """
 
-# ruff: noqa: RUF009 (`setting` returns dataclasses.field, which the rule allows)
 from __future__ import annotations
 
 import dataclasses
@@ -13,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.settings import setting
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.compare.variant import member_config
+from jaxmix.workflows.compare.variant import naming, run_of
+from jaxmix.workflows.config.build import Origin, read
+from jaxmix.workflows.config.load import read_config_file
 from jaxmix.workflows.config.resolve import prior_weights
-from jaxmix.workflows.config.sections import RunConfig, read_config_file
-from jaxmix.workflows.config.strict import Origin, build, dump_yaml, setting
+from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml
 from jaxmix.workflows.train.data import prepare_and_open
-from jaxmix.workflows.train.run import check_continuation, resolved, run_train
+from jaxmix.workflows.train.run import check_continuation, run_train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +71,18 @@ def load_doremi(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: st
     mapping = read_config_file(path)
     if not isinstance(mapping, Mapping):
         raise ConfigError("DoReMi needs a mapping with base", where=path)
-    config = build(DoremiConfig, mapping, origin=Origin(path))
+    config = read(DoremiConfig, mapping, origin=Origin(path))
     out = out or f"runs/{Path(path).stem}"
     static: dict[str, Any] = {"mixer": {"name": "static"}}
     weighing: dict[str, Any] = {
         "mixer": {"name": "doremi", "mode": "proxy"},
         "reference": {"run": f"{out}/reference"},
     }
-    runs = {
-        name: member_config(
-            config.base, {**default, **changes}, overrides, out=out, folder=name, file=path, member=name
-        )
-        for name, default, changes in (
-            ("reference", static, config.reference),
-            ("proxy", weighing, config.proxy),
-        )
-    }
+    runs = {}
+    for name, default, changes in (("reference", static, config.reference), ("proxy", weighing, config.proxy)):
+        plain = apply_overrides({**config.base, **default, **changes}, overrides)
+        with naming(name):
+            runs[name] = run_of(plain, name, out=out, file=path)
     if runs["proxy"].mixer.name != "doremi":
         raise ConfigError(
             f"the proxy has the mixer {runs['proxy'].mixer.name!r}",
@@ -106,12 +104,12 @@ def run_doremi(doremi: Doremi, *, command: str) -> DoremiOutcome:
         RunError: a run could not go on; the same call continues it.
     """
     for config in (doremi.reference, doremi.proxy):
-        check_continuation(resolved(config), Path(config.out or ""))
+        check_continuation(config, Path(config.out or ""))
     data = prepare_and_open(doremi.reference)
     reference = run_train(doremi.reference, command=command, data=data, label="reference", has_page=False)
     proxy = run_train(doremi.proxy, command=command, data=data, label="proxy", has_page=False)
     weights = proxy.result.recommended
-    prior = prior_weights(doremi.proxy, data.sizes if doremi.proxy.data.unit == "tokens" else data.counts)
+    prior = prior_weights(doremi.proxy, data.known)
     assert prior is not None
     path = Path(doremi.out) / "mixture.yaml"
     about = {

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import MESH_AXES
+from jaxmix.models.lm.accounting import count_params
 from jaxmix.models.lm.config import TransformerConfig
-from jaxmix.workflows.config.resolve import (
-    prior_weights,
-    resolve_max_epochs,
-    resolve_mixer,
-    resolve_model_config,
-    resolve_settings,
-)
+from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.sections import RunConfig
-from jaxmix.workflows.train.data import KnownSizes, known_sizes
-from jaxmix.workflows.train.selection import compute_of, drawn_rows, known_pace, resolve_selection
-
-if TYPE_CHECKING:
-    from jaxmix.mixers.base import Mixer
+from jaxmix.workflows.train.cost import compute_of, known_pace
+from jaxmix.workflows.train.data import known_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +77,7 @@ class Plan:
         memory: per device.
         devices: data × fsdp × tensor, None along an axis that takes what is there.
         evaluations, checkpoints: how many of each.
-        mixer_evaluations: how many evaluations the mixer asks for besides.
+        mixer_evaluations: how many further evaluations the mixer asks for.
         unknown: what could not be worked out and why.
         notes: what deserves a second look.
     """
@@ -137,8 +130,6 @@ def estimate_memory(
         parameter_shards: fsdp × tensor.
         is_accumulating: more than one micro-batch per step.
     """
-    from jaxmix.models.lm.accounting import count_params
-
     params = 4 * count_params(model) // parameter_shards
     c = 2 if model.compute_dtype == "bfloat16" else 8 if model.compute_dtype == "float64" else 4
     d, layers, inputs = model.width, model.num_layers, model.mlp_inputs
@@ -162,63 +153,56 @@ def estimate_memory(
 
 def make_plan(config: RunConfig) -> Plan:
     """Works the plan out. Reads at most the index of a folder that `prepare` has finished."""
-    from jaxmix.models.lm.accounting import count_params
-
-    settings, data = resolve_settings(config), config.data
-    mixer = resolve_mixer(config)
-    sizes = known_sizes(config)
-    unknown = list(sizes.unknown)
-    model = resolve_model_config(config, vocab_size=sizes.vocab_size)
-    drawn = drawn_rows(config)
+    sizes, unknown = known_sizes(config)
+    run = resolve_run(config, sizes)
+    settings, data, mixer = run.settings, run.data, run.mixer
+    drawn = run.drawn
     tokens_per_step = drawn * data.seq_len
-    weights = prior_weights(config, sizes.tokens if data.unit == "tokens" else sizes.counts)
-    limits = resolve_max_epochs(config, tuple(sizes.tokens))
-    sources = _sources(config, settings.steps * drawn, sizes, weights, limits)
-    if weights is None and sizes.tokens:
+    sources = _sources(run, settings.steps * drawn)
+    if run.prior is None and sizes.tokens:
         unknown.append("natural weights need the size of every source: run `jaxmix prepare`, or give `tokens:`")
     notes = [
         f"{s.name} would need {s.epochs:.2f} epochs and may have {s.max_epochs:g}: "
-        f"then `on_exhaust: {data.on_exhaust}` applies"
+        f"then `on_exhaust: {run.on_exhaust[s.name]}` applies"
         for s in sources
         if s.is_over_limit and s.epochs is not None
     ]
     if data.unit == "rows":
         notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
     if mixer.needs:
-        notes.append(f"the mixer {config.mixer.name!r} moves the weights; draws and epochs hold at the prior")
+        notes.append(f"the mixer {run.mixer_name!r} moves the weights; draws and epochs hold at the prior")
     mixer_evaluations = sum(mixer.cadence.is_validation_due(step, len(sources)) for step in range(settings.steps + 1))
-    notes.extend(_mixer_notes(config, mixer, mixer_evaluations, len(sources), settings.steps * tokens_per_step))
-    devices = {axis: (size if (size := config.train.mesh.get(axis, 1)) > 0 else None) for axis in _AXES}
+    notes.extend(_mixer_notes(run, mixer_evaluations, settings.steps * tokens_per_step))
+    devices = {axis: (size if (size := run.mesh.get(axis, 1)) > 0 else None) for axis in MESH_AXES}
     rows = -(-data.batch_size // settings.accumulate // _fixed(devices, "data", "fsdp"))
     if None in devices.values():
         unknown.append("the number of devices is not fixed (-1 in train.mesh): memory is given for 1 along that axis")
     memory = estimate_memory(
-        model,
+        run.model,
         rows=rows,
         seq_len=data.seq_len,
         parameter_shards=_fixed(devices, "fsdp", "tensor"),
         is_accumulating=settings.accumulate > 1,
     )
-    compute = compute_of(config, mixer, model)
+    compute = compute_of(run)
     cost = compute.cost(settings.steps)
-    pace = known_pace(config)
-    selection = resolve_selection(config)
+    pace = known_pace((run.out, run.reference.run))
     if not compute.is_reference_known:
-        notes.append("the reference's run is not there yet: it is counted as a model of the learner's size")
+        notes.append("the reference's run does not exist yet: it is counted as a model of the learner's size")
     return Plan(
         steps=settings.steps,
         tokens_per_step=tokens_per_step,
         tokens=settings.steps * tokens_per_step,
         sources=sources,
-        mixer=config.mixer.name,
-        num_params=count_params(model),
+        mixer=run.mixer_name,
+        num_params=count_params(run.model),
         flops=cost.flops,
         rows_trained=int(cost.trained),
         rows_scanned=int(cost.scanned),
         relative_flops=compute.flops / compute.training,
         wall_seconds=None if pace is None else cost.flops / pace[1],
         paced_by=None if pace is None else pace[0],
-        selection=None if selection is None else f"{selection.method}, {selection.level} level",
+        selection=None if run.selection is None else f"{run.selection.method}, {run.selection.level} level",
         memory=memory,
         devices=devices,
         evaluations=-(-settings.steps // settings.eval_every) + 1,
@@ -229,21 +213,20 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-_AXES = ("data", "fsdp", "tensor")
 _MUCH_PROBING = 0.3
 
 
-def _mixer_notes(config: RunConfig, mixer: Mixer, evaluations: int, num_domains: int, tokens: int) -> list[str]:
+def _mixer_notes(run: Run, evaluations: int, tokens: int) -> list[str]:
     """What the mixer's own evaluations and probes cost."""
-    notes = []
+    notes, num_domains = [], len(run.sizes.tokens)
     if evaluations:
-        rows = config.data.control_rows or config.data.validation_rows
-        share = evaluations * rows * num_domains * config.data.seq_len / (3 * tokens)  # a forward pass is a third
+        rows = run.data.control_rows or run.data.validation_rows
+        share = evaluations * rows * num_domains * run.data.seq_len / (3 * tokens)  # a forward pass is a third
         notes.append(
             f"the mixer's {evaluations} evaluations of at most {rows} rows per source cost about {share:.0%} of the "
             f"training's computation" + (": lower data.control_rows" if share > 0.15 else "")
         )
-    cadence = mixer.cadence
+    cadence = run.mixer.cadence
     if cadence.round_length:
         probing = cadence.evaluations * num_domains * cadence.validate / cadence.round_length
         if probing > _MUCH_PROBING:
@@ -257,48 +240,42 @@ def _fixed(devices: Mapping[str, int | None], *axes: str) -> int:
     return int(np.prod([devices[axis] or 1 for axis in axes]))
 
 
-def _sources(
-    config: RunConfig,
-    rows: int,
-    sizes: KnownSizes,
-    weights: Mapping[str, float] | None,
-    limits: Mapping[str, float | None],
-) -> tuple[SourcePlan, ...]:
-    drawn = _rows_by_source(config, rows, sizes, weights)
+def _sources(run: Run, rows: int) -> tuple[SourcePlan, ...]:
+    drawn, seq_len = _rows_by_source(run, rows), run.data.seq_len
     plans = []
-    for name, size in sizes.tokens.items():
-        weight, mine, count = None if weights is None else weights[name], drawn[name], sizes.counts[name]
+    for name, size in run.sizes.tokens.items():
+        weight = None if run.prior is None else run.prior[name]
+        mine, count = drawn[name], run.sizes.counts[name]
         if size == 0 and weight:
             raise ConfigError(f"source {name!r} has no tokens and a weight of {weight:g}", fix="Set it to 0.")
-        per_row: float | None = config.data.seq_len
-        per_epoch = None if size is None else _rows_per_epoch(config, size)
-        if config.data.unit == "rows":  # a record is a row, however long
+        per_row: float | None = seq_len
+        per_epoch = None if size is None else _rows_per_epoch(size, seq_len)
+        if run.data.unit == "rows":  # a record is a row, however long
             per_row, per_epoch = (size / count if size is not None and count else None), count
         tokens = None if mine is None or per_row is None else mine * per_row
         epochs = None if mine is None or per_epoch is None else mine / per_epoch if per_epoch else 0.0
-        plans.append(SourcePlan(name, weight, mine, tokens, size, epochs, limits[name]))
+        plans.append(SourcePlan(name, weight, mine, tokens, size, epochs, run.max_epochs[name]))
     return tuple(plans)
 
 
-def _rows_per_epoch(config: RunConfig, tokens: float) -> float:
-    """Rows that a source of packed documents is cut into; the last one may be short."""
-    return -(-tokens // config.data.seq_len)
+def _rows_per_epoch(tokens: float, seq_len: int) -> float:
+    """Rows that a source of packed documents is divided into; the last one may be short."""
+    return -(-tokens // seq_len)
 
 
-def _rows_by_source(
-    config: RunConfig, rows: int, sizes: KnownSizes, weights: Mapping[str, float] | None
-) -> Mapping[str, float | None]:
+def _rows_by_source(run: Run, rows: int) -> Mapping[str, float | None]:
     """Expected rows of every source, as `MixtureStream` shares them out for the unit that weights count."""
-    if weights is None:
+    sizes = run.sizes
+    if run.prior is None:
         return dict.fromkeys(sizes.tokens)
-    if config.data.unit != "documents":
-        return {name: rows * weight for name, weight in weights.items()}
+    if run.data.unit != "documents":
+        return {name: rows * weight for name, weight in run.prior.items()}
     shares = {}
-    for name, weight in weights.items():
+    for name, weight in run.prior.items():
         size, count = sizes.tokens[name], sizes.counts[name]
         if size is None or count is None:
             return dict.fromkeys(sizes.tokens)
-        shares[name] = weight * _rows_per_epoch(config, size) / max(count, 1.0)
+        shares[name] = weight * _rows_per_epoch(size, run.data.seq_len) / max(count, 1.0)
     total = sum(shares.values())
     return {name: rows * share / total for name, share in shares.items()}
 

@@ -274,7 +274,7 @@ def test_a_supervised_start_learns_the_answers_of_the_arms_it_is_given(started):
         ({"micro_batches": 3}, "do not divide the 4 groups"),
         ({"accumulate_live_groups": False}, "an update takes the 8 of its batch"),
         ({"aggregate": "token_men"}, "token_mean"),
-        ({"rollouts": 1}, "rollouts must be a whole number ≥ 2"),
+        ({"rollouts": 1}, "rollouts must be at least 2, got 1"),
         ({"temperature": 0.0}, "temperature must be finite"),
     ],
 )

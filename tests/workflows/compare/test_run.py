@@ -5,7 +5,7 @@ import pytest
 from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.compare import run as compare
 from jaxmix.workflows.compare.run import _program_key, load_comparison, members
-from jaxmix.workflows.config.strict import dump_yaml
+from jaxmix.workflows.config.yaml import dump_yaml
 
 BASE = {
     "sources": "bundled",
@@ -26,7 +26,7 @@ def test_every_variant_meets_every_seed_seed_by_seed():
     assert [(m.variant, m.seed) for m in runs] == [("natural", 0), ("odm", 0), ("natural", 1), ("odm", 1)]
     assert [m.config.out for m in runs][:2] == ["runs/c/natural-seed0", "runs/c/odm-seed0"]
     assert {m.config.data.prepared for m in runs} == {"runs/c/prepared"}
-    assert [m.config.train.settings["seed"] for m in runs] == [0, 0, 1, 1]
+    assert [m.config.train.seed for m in runs] == [0, 0, 1, 1]
 
 
 def test_seeds_are_counted_up_from_the_first():

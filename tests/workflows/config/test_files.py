@@ -8,10 +8,10 @@ import pytest
 from jaxmix.cli import main
 from jaxmix.train import latest_by_step, read_records
 from jaxmix.workflows.compare.run import load_comparison
-from jaxmix.workflows.config.sections import load_config
+from jaxmix.workflows.config.load import load_config
 from jaxmix.workflows.discover.config import load_discovery
 from jaxmix.workflows.finetune.compare import is_finetune_comparison, load_finetune_comparison
-from jaxmix.workflows.finetune.config import load_finetune
+from jaxmix.workflows.finetune.load import load_finetune
 from jaxmix.workflows.label.config import load_labeling
 from jaxmix.workflows.swarm.config import load_swarm
 from jaxmix.workflows.train.doremi import load_doremi

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 from jaxmix.workflows.compare.run import load_comparison
-from jaxmix.workflows.config.sections import config_hash, load_config
+from jaxmix.workflows.config.load import load_config
+from jaxmix.workflows.config.sections import config_hash
 from jaxmix.workflows.finetune.compare import is_finetune_comparison, load_finetune_comparison
-from jaxmix.workflows.finetune.config import finetune_hash, load_finetune, with_settings
+from jaxmix.workflows.finetune.load import load_finetune
 from jaxmix.workflows.swarm.config import load_swarm
 from jaxmix.workflows.train.doremi import load_doremi
-from jaxmix.workflows.train.run import resolved
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 EXPECTED = Path(__file__).with_name("hashes.json")
@@ -25,20 +25,20 @@ def hashes():
         if kind in ("discover", "label"):  # these have no hash of their own
             continue
         if kind == "finetune":
-            found[key] = finetune_hash(with_settings(load_finetune(file)))
+            found[key] = config_hash(load_finetune(file))
         elif kind == "swarm":
-            found |= {f"{key} {size.name}": config_hash(resolved(size.config)) for size in load_swarm(file).sizes}
+            found |= {f"{key} {size.name}": config_hash(size.config) for size in load_swarm(file).sizes}
         elif kind == "doremi":
             doremi = load_doremi(file)
             found |= {f"{key} {name}": config_hash(getattr(doremi, name)) for name in ("reference", "proxy")}
         elif kind == "compare" and is_finetune_comparison(file):
             for m in load_finetune_comparison(file):
-                found[f"{key} {m.variant} {m.seed}"] = finetune_hash(with_settings(m.config))
+                found[f"{key} {m.variant} {m.seed}"] = config_hash(m.config)
         elif kind == "compare":
             for m in load_comparison(file):
-                found[f"{key} {m.variant} {m.seed}"] = config_hash(resolved(m.config))
+                found[f"{key} {m.variant} {m.seed}"] = config_hash(m.config)
         else:
-            found[key] = config_hash(resolved(load_config(file)))
+            found[key] = config_hash(load_config(file))
     return found
 
 

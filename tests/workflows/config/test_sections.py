@@ -1,8 +1,9 @@
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config.resolve import prior_weights, resolve_max_epochs, resolve_settings
-from jaxmix.workflows.config.sections import config_hash, from_mapping
+from jaxmix.workflows.config.load import from_mapping
+from jaxmix.workflows.config.resolve import Sizes, prior_weights, resolve_run
+from jaxmix.workflows.config.sections import config_hash
 from jaxmix.workflows.train.plan import make_plan
 
 SOURCES = {
@@ -52,9 +53,10 @@ def test_overrides_win_and_reach_nested_values():
     loaded = from_mapping(config(), overrides, file="web.yaml")
     assert loaded.train.steps == 7
     assert loaded.mixture.weights == {"web": 3, "code": 1}
-    assert resolve_max_epochs(loaded, ("web", "code")) == {"web": 5, "code": 2}
-    assert prior_weights(loaded, {"web": None, "code": None}) == {"web": 0.75, "code": 0.25}
-    assert resolve_settings(loaded).steps == 7
+    run = resolve_run(loaded)
+    assert run.max_epochs == {"web": 5, "code": 2}
+    assert run.prior == {"web": 0.75, "code": 0.25}
+    assert run.settings.steps == 7
     assert loaded.out == "runs/web"
 
 
@@ -80,5 +82,6 @@ def test_plan_by_hand():
 
 def test_natural_weights_follow_sizes():
     loaded = from_mapping(config(), file="web.yaml")
-    assert prior_weights(loaded, {"web": 30, "code": 10}) == {"web": 0.75, "code": 0.25}
-    assert prior_weights(loaded, {"web": 30, "code": None}) is None
+    sized = lambda **tokens: Sizes(tokens, {}, None)
+    assert prior_weights(loaded, sized(web=30, code=10)) == {"web": 0.75, "code": 0.25}
+    assert prior_weights(loaded, sized(web=30, code=None)) is None

@@ -13,7 +13,7 @@ import yaml
 from jaxmix.cli import main
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.sources.specs import SourceSpec
-from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.domains import Domains, open_domains
 from jaxmix.workflows.discover.run import _Discovery, run_discovery

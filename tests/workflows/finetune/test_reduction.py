@@ -10,7 +10,8 @@ import pytest
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data import tasks
 from jaxmix.models import TransformerConfig, transformer
-from jaxmix.workflows.finetune.config import ReductionConfig, finetune_of
+from jaxmix.workflows.finetune.config import ReductionConfig
+from jaxmix.workflows.finetune.load import finetune_of
 from jaxmix.workflows.finetune.plan import make_finetune_plan
 from jaxmix.workflows.finetune.reduction import count_solved, reduce_prompts
 
@@ -79,7 +80,7 @@ def test_the_configuration_of_a_reduction():
     [
         ({"reduction": {"per_cluster": 4}}, "no num_clusters"),
         ({"tasks": {**BASE["tasks"], "kept_per_arm": 3}}, "both choose prompts"),
-        ({"reduction": {"num_clusters": 3, "difficulty": "attempts"}}, "starts from nothing"),
+        ({"reduction": {"num_clusters": 3, "difficulty": "attempts"}}, "starts from fresh parameters"),
         ({"tasks": {"name": "digits", "levels": 1}}, "the same level"),
         ({"bandit": {"name": "staged", "order": [0, 1]}}, "does not name each of the arms"),
     ],

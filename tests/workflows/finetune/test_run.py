@@ -7,11 +7,12 @@ import pytest
 from jaxmix.cli import main
 from jaxmix.core.errors import ConfigError
 from jaxmix.train import latest_by_step, read_records
-from jaxmix.workflows.config.strict import dump_yaml
+from jaxmix.workflows.config.sections import config_hash
+from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.finetune.compare import load_finetune_comparison
-from jaxmix.workflows.finetune.config import finetune_hash, finetune_of, with_settings
+from jaxmix.workflows.finetune.load import finetune_of
 from jaxmix.workflows.finetune.plan import finetune_plan_lines, finetune_plan_rows, make_finetune_plan
-from jaxmix.workflows.finetune.resolve import open_tasks, resolve_bandit, start_weights
+from jaxmix.workflows.finetune.resolve import resolve_finetune
 
 TINY = {
     "tasks": {"name": "digits", "per_arm": 12, "families": ["rev", "rand"], "levels": 2, "evaluation": {"per_arm": 4}},
@@ -44,7 +45,7 @@ def changed(**changes):
         ({"tasks__families": ["rew"]}, "tasks.families", "unknown family 'rew'"),
         ({"tasks__levels": "two"}, "tasks.levels", "must be a whole number"),
         ({"tasks__part": "train"}, "tasks.part", "unknown key 'part'"),
-        ({"tasks__tokenizer": "byte"}, "tasks.tokenizer", "tokens of its own"),
+        ({"tasks__tokenizer": "byte"}, "tasks.tokenizer", "its own tokens"),
         ({"tasks__evaluation": {"color": 1}}, "tasks.evaluation.color", "unknown key 'color'"),
         ({"tasks": {"name": "gsm8k"}}, "tasks", "tasks.path is missing"),
         ({"bandit__name": "spaec"}, "bandit.name", "unknown bandit 'spaec'.*Did you mean 'space'"),
@@ -52,16 +53,16 @@ def changed(**changes):
         ({"bandit__ruel": "literal"}, "bandit.ruel", "unknown key 'ruel'"),
         ({"bandit__num_arms": 3}, "bandit.num_arms", "unknown key 'num_arms'"),
         ({"bandit": {"name": "uniform", "sizes": {"rev9": 1}}}, "bandit.sizes", "unknown arm 'rev9'"),
-        ({"bandit": {"name": "uniform", "sizes": {"rev0": 1}}}, "bandit.sizes", "no number for arm 'rev1'"),
+        ({"bandit": {"name": "uniform", "sizes": {"rev0": 1}}}, "bandit.sizes", "no value for arm 'rev1'"),
         ({"train__learning_rate": 0}, "train.learning_rate", "learning_rate must be"),
         ({"train__rollots": 2}, "train.rollots", "unknown key 'rollots'"),
-        ({"train__resume": "auto"}, "train.resume", "has a place of its own"),
+        ({"train__resume": "auto"}, "train.resume", "train.resume is set as checkpoint.resume"),
         ({"train__refill": True, "train__accumulate_live_groups": False}, "train.refill", "keeps all"),
-        ({"model__vocab_size": 4}, "model.vocab_size", "is below the 20"),
+        ({"model__vocab_size": 4}, "model.vocab_size", "is below the vocabulary of the data, 20"),
         ({"model__depth": 4}, "model.depth", "unknown key 'depth'"),
         ({"start__run": "runs/x"}, "start", "both run and steps"),
         ({"start__level_decay": 0}, "start.level_decay", "must be above 0"),
-        ({"track": ["wanb"]}, "track", "unknown tracker 'wanb'"),
+        ({"track": ["wanb"]}, "track", "unknown track 'wanb'"),
     ],
 )
 def test_mistakes_are_named_with_their_place(changes, where, match):
@@ -78,9 +79,9 @@ def test_overrides_are_named_as_such():
 
 
 def test_numbers_per_arm():
-    prompts = open_tasks(finetune_of(TINY), "train")
+    prompts = resolve_finetune(finetune_of(TINY)).prompts
     assert prompts.arm_names == ("rev0", "rev1", "rand0", "rand1")
-    make = lambda **bandit: resolve_bandit(finetune_of(changed(bandit=bandit)), prompts)
+    make = lambda **bandit: resolve_finetune(finetune_of(changed(bandit=bandit))).make_bandit(prompts)
     of = lambda bandit: [round(float(p), 3) for p in bandit.probabilities(bandit.init())]
     assert of(make(name="uniform", sizes={"level_decay": 0.25})) == [0.4, 0.1, 0.4, 0.1]
     assert of(make(name="uniform", sizes={"rev0": 1, "rev1": 2, "rand0": 3, "rand1": 4})) == [0.1, 0.2, 0.3, 0.4]
@@ -89,17 +90,14 @@ def test_numbers_per_arm():
 
 
 def test_the_supervised_start_leaves_noise_out():
-    config = finetune_of(TINY)
-    assert start_weights(config, open_tasks(config, "train")) == [1.0, 0.5, 0.0, 0.0]
+    assert resolve_finetune(finetune_of(TINY)).start_weights == (1.0, 0.5, 0.0, 0.0)
 
 
 def test_the_hash_is_of_what_is_trained():
-    base = with_settings(finetune_of(TINY))
-    same = with_settings(finetune_of(changed(out="elsewhere", checkpoint__every=3)))
-    other = with_settings(finetune_of(changed(train__learning_rate=1e-3)))
-    written = with_settings(finetune_of(changed(train__clip_low=0.2)))  # a default, written out
-    assert finetune_hash(base) == finetune_hash(same) == finetune_hash(written)
-    assert finetune_hash(base) != finetune_hash(other)
+    base = config_hash(finetune_of(TINY))
+    assert base == config_hash(finetune_of(changed(out="elsewhere", checkpoint__every=3)))
+    assert base == config_hash(finetune_of(changed(train__clip_low=0.2)))  # a default, written out
+    assert base != config_hash(finetune_of(changed(train__learning_rate=1e-3)))
 
 
 def test_the_plan_adds_up():
@@ -121,7 +119,7 @@ def test_the_plan_adds_up():
         make_finetune_plan(finetune_of(changed(train__accumulate_live_groups=False, start__steps=0))).notes
     )
     assert "hides most of what a curriculum saves" in notes
-    assert "starts from nothing" in notes
+    assert "starts from fresh parameters" in notes
 
 
 def test_prompts_in_both_parts_are_noticed(tmp_path):
@@ -131,7 +129,7 @@ def test_prompts_in_both_parts_are_noticed(tmp_path):
     paths[1].write_text("\n".join(lines[2:]))
     tasks = {"name": "gsm8k", "path": str(paths[0]), "completion_length": 8, "evaluation": {"path": str(paths[1])}}
     notes = make_finetune_plan(finetune_of({"tasks": tasks, "train": {"steps": 1}})).notes
-    assert any("1 held-out prompts are training prompts too" in note for note in notes)
+    assert any("1 held-out prompts are also training prompts" in note for note in notes)
     assert not any("held-out prompts are" in note for note in make_finetune_plan(finetune_of(TINY)).notes)
 
 
@@ -231,5 +229,5 @@ def test_a_comparison_is_checked_before_it_begins(tmp_path):
     assert "variant b" in str(caught.value.where)
     write({"a": {}, "b": {"bandit": {"name": "dump"}}})
     runs = load_finetune_comparison(str(path), out="runs/x", seeds=2)
-    assert [(r.variant, r.config.train.settings["seed"]) for r in runs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert [(r.variant, r.config.train.seed) for r in runs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert runs[-1].config.out == "runs/x/b-seed1"

@@ -9,7 +9,7 @@ import pytest
 from jaxmix.cli import main
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.run_tables import read_run_table
-from jaxmix.workflows.config.strict import dump_yaml, parse_yaml
+from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.swarm.config import swarm_of
 from jaxmix.workflows.swarm.run import collect, generate, plan_swarm, read_design
 from jaxmix.workflows.train.doremi import load_doremi
@@ -123,7 +123,7 @@ def test_a_design_is_drawn_once_and_may_be_written_by_hand(base, tmp_path):
         ({"design": {"runs": 3, "method": "dirichelt"}}, "design.method"),
         ({"sizes": {}}, "sizes is empty"),
         ({"sizes": {"a/b": {}}}, "'a/b' cannot be the name of a size"),
-        ({"sizes": {"a": {"runs": 0}}}, "runs must be a whole number of at least 1, got 0"),
+        ({"sizes": {"a": {"runs": 0}}}, "runs must be at least 1, got 0"),
         ({"sizes": {"a": {"model": {"preset": "lm-301k"}}}}, "unknown model preset.*sizes.a"),
         ({"sizes": {"a": {"mixer": {"name": "odm"}}}}, "cannot have the mixer 'odm'"),
         ({"sizes": {"a": {}, "b": {"mixture": {"weights": "uniform"}}}}, "size 'b' has other sources or another prior"),

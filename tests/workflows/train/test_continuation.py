@@ -3,14 +3,15 @@
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.workflows.config.sections import from_mapping
-from jaxmix.workflows.config.strict import dump_yaml, to_plain
-from jaxmix.workflows.train.run import check_continuation, resolved
+from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.load import from_mapping
+from jaxmix.workflows.config.yaml import dump_yaml
+from jaxmix.workflows.train.run import check_continuation
 
 
 def config(**sections):
     base = {"sources": "bundled", "train": {"steps": 100}, "mixer": {"name": "odm", "wrap": [{"floor": 0.01}]}}
-    return resolved(from_mapping({**base, **sections}, file="run.yaml"))
+    return from_mapping({**base, **sections}, file="run.yaml")
 
 
 @pytest.fixture

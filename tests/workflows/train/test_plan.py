@@ -6,7 +6,7 @@ import pytest
 
 from jaxmix.data import MixtureStream, open_prepared
 from jaxmix.models import preset
-from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.train.data import prepare_sources
 from jaxmix.workflows.train.plan import estimate_memory, make_plan, plan_lines, plan_rows
 

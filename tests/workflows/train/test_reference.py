@@ -7,7 +7,7 @@ import pytest
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.train import latest_by_step, read_records
-from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.train.run import run_train
 
 NAMES = ("plain", "dense")

@@ -7,8 +7,9 @@ from jaxmix.cli import main
 from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback
 from jaxmix.train import latest_by_step, read_records
-from jaxmix.workflows.config.sections import from_mapping
-from jaxmix.workflows.train.inactive import _of_active, kept_out_names, resolve_drawing_mixer
+from jaxmix.workflows.config.load import from_mapping
+from jaxmix.workflows.config.mixer import _of_active, inactive_names
+from jaxmix.workflows.config.resolve import Sizes, resolve_run
 
 PRIOR = {"web": 0.75, "held": 0.0, "code": 0.25}
 SIZES = {"web": 3e6, "held": 1e6, "code": 1e6}
@@ -20,7 +21,7 @@ def drawing(mixer, *, prior=PRIOR, steps=10):
         {"sources": {n: {"path": n} for n in prior}, "mixture": {"weights": prior}, "mixer": mixer}
         | {"train": {"steps": steps}, "data": {"batch_size": 8, "seq_len": 32}}
     )
-    return resolve_drawing_mixer(config, prior, SIZES)
+    return resolve_run(config, Sizes(SIZES, {}, None), is_drawing=True).mixer
 
 
 def drawn(mixer, updates=3):
@@ -60,7 +61,7 @@ def test_a_wrapper_does_not_draw_what_written_weights_leave_out():
 
 
 @pytest.mark.parametrize("prior", [[0.4, 0.0, 0.6], {"code": 0.6, "web": 0.4, "held": 0.0}])
-def test_figures_per_source_are_those_of_the_drawn_ones(prior):
+def test_values_per_source_are_those_of_the_drawn_ones(prior):
     wrap = [{"kl_to_prior": {"strength": 1e7, "prior": prior}}]
     np.testing.assert_allclose(drawn(drawing({"name": "odm", "wrap": wrap})), [0.4, 0.0, 0.6], atol=1e-6)
 
@@ -75,15 +76,15 @@ def test_matrices_lose_rows_and_columns():
     assert _of_active({"step_size": 0.1, "times": [1, 2]}, names, is_active) == {"step_size": 0.1, "times": [1, 2]}
 
 
-def test_figures_that_fit_all_sources_only_are_refused():
+def test_values_that_fit_all_sources_only_are_refused():
     wrap = [{"kl_to_prior": {"strength": 1.0, "prior": [0.2, 0.5, 0.3]}}]
     with pytest.raises(ConfigError, match=r"these add to 0\.5.*'held' has weight 0 and is hidden"):
         drawing({"name": "odm", "wrap": wrap})
 
 
 def test_names_in_a_written_configuration():
-    assert kept_out_names({"mixture": {"weights": {"b": 0, "a": 0.0, "c": 1}}}) == ["a", "b"]
-    assert kept_out_names({"mixture": {"weights": "natural"}}) == kept_out_names({}) == []
+    assert inactive_names({"mixture": {"weights": {"b": 0, "a": 0.0, "c": 1}}}) == ["a", "b"]
+    assert inactive_names({"mixture": {"weights": "natural"}}) == inactive_names({}) == []
 
 
 def test_a_run_evaluates_the_hidden_source_and_never_draws_it(tmp_path, capsys):
