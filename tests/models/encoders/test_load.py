@@ -20,7 +20,7 @@ from jaxmix.models.encoders.load import load_encoder
 from jaxmix.models.encoders.safetensors import read_safetensors
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_bert import LENGTH, TEXTS, WIDTH, gelu, ids_of, oracle, weights, write_checkpoint, write_tokenizer
+from tiny_bert import LENGTH, ROUNDING, TEXTS, WIDTH, gelu, ids_of, oracle, weights, write_checkpoint, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_bert_checkpoint_equals_numpy(checkpoint):
     assert isinstance(encoder, Encoder)
     assert isinstance(encoder, TextEncoder)
     assert (rows.dtype, encoder.dim) == (np.float32, WIDTH)
-    np.testing.assert_allclose(rows, expected, atol=2e-6)
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=ROUNDING)
     np.testing.assert_array_equal(encoder.encode(TEXTS), rows)
     assert encoder.encode([]).shape == (0, WIDTH)
     np.testing.assert_array_equal(*encoder.encode(["a cat \ud800 dog", "a cat ? dog"]))
@@ -63,7 +63,7 @@ def test_a_roberta_checkpoint_with_old_names_in_two_files_equals_numpy(tmp_path)
     for prefix, found in (("query: ", encoder), ("", load_encoder(folder, prefix="", batch_tokens=100))):
         expected = [oracle(ids_of((prefix + text).lower(), 9), arrays, first=2, pooling="cls", activation=relu)
                     for text in kept]  # fmt: skip
-        np.testing.assert_allclose(found.encode(kept), expected, atol=2e-6)
+        np.testing.assert_allclose(found.encode(kept), expected, rtol=0, atol=ROUNDING)
 
 
 def test_an_encoder_is_saved_by_reference(checkpoint, tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+from tolerance import float32_tolerance
 
 WORDS = [
     "[PAD]",
@@ -24,6 +25,8 @@ TEXTS = [
     "cat",
 ]
 WIDTH, HEADS, LAYERS, HIDDEN, LENGTH = 8, 2, 2, 12, 20
+ROUNDING = float32_tolerance(1.0, LAYERS * (2 * WIDTH + LENGTH + WIDTH + HIDDEN) + LENGTH)
+"""Of a row of unit length: queries, scores, values, output and MLP of each layer, then the mean over tokens."""
 
 
 def write_safetensors(path, arrays):
