@@ -4,11 +4,10 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
-from swarms import proxies, small_swarm
+from swarms import assert_same_losses, proxies, small_swarm
 
 from jaxmix.core.sharding import proxy_mesh
 
@@ -18,7 +17,7 @@ def test_eight_devices_equal_one(tmp_path):
     one = small_swarm(tmp_path / "one", members=members, steps=8, mesh=proxy_mesh(jax.devices()[:1]))
     eight = small_swarm(tmp_path / "eight", members=members, steps=8)
     assert len(eight.proxies) == 10
-    np.testing.assert_allclose(eight.losses, one.losses, rtol=1e-6)
+    assert_same_losses(eight.losses, one.losses)
     for alone, sharded in zip(one.proxies, eight.proxies, strict=True):
         assert (alone.name, alone.tokens, alone.skipped) == (sharded.name, sharded.tokens, sharded.skipped)
-        np.testing.assert_allclose(sharded.curve, alone.curve, rtol=1e-6)
+        assert_same_losses(sharded.curve, alone.curve)

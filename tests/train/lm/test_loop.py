@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from bigram import bigram, bigram_loss
 from small_run import NAMES, small_run, token_sources
+from tolerance import adam_tolerance
 
 import jaxmix
 from jaxmix.core.errors import ConfigError, RunError
@@ -118,11 +119,12 @@ def test_a_finished_run_started_again_only_reports(tmp_path):
 
 
 def test_one_and_eight_devices_agree(tmp_path, whole):
-    # Sums over devices are taken in another order: float32 rounding, grown over 24 steps.
+    # Sums over devices, of 64 tokens and 16 words, are taken in another order.
+    drift = adam_tolerance(steps=24, rate=0.05, terms=64 + 16)
     one = small_run(tmp_path, mesh=build_mesh(devices=jax.devices()[:1]))
-    np.testing.assert_allclose(table(one), table(whole[1]), atol=2e-6)
-    for name in NAMES:
-        assert one.final_eval[name] == pytest.approx(whole[1].final_eval[name], rel=1e-6)
+    np.testing.assert_allclose(table(one), table(whole[1]), rtol=0, atol=drift)
+    for name in NAMES:  # a token's loss moves by at most twice as much as the table
+        assert one.final_eval[name] == pytest.approx(whole[1].final_eval[name], abs=2 * drift)
         assert one.final_weights[name] == pytest.approx(whole[1].final_weights[name], rel=1e-5)
         assert one.realized[name]["rows"] == whole[1].realized[name]["rows"]
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 from bigram import bigram, bigram_loss
 from small_run import NAMES, small_run
+from tolerance import adam_tolerance, float32_tolerance
 
 import jaxmix
 from jaxmix.core.errors import ConfigError
@@ -136,7 +137,8 @@ def test_one_and_eight_devices_choose_the_same(settings):
     for name in one:
         np.testing.assert_array_equal(one[name], eight[name])
     np.testing.assert_array_equal(counted.trained_tokens, counted_one.trained_tokens)
-    np.testing.assert_allclose(counted.feedback.loss_sum, counted_one.feedback.loss_sum, rtol=1e-6)
+    rounding = float32_tolerance(1.0, batch["targets"].size + 16)
+    np.testing.assert_allclose(counted.feedback.loss_sum, counted_one.feedback.loss_sum, rtol=rounding)
 
 
 def test_copies_are_left_out_where_diversity_is_asked_for():
@@ -280,7 +282,7 @@ def test_accumulation_and_one_device_train_on_the_same_rows(tmp_path, whole):
         accumulate=2,
         mesh=build_mesh(devices=jax.devices()[:1]),
     )
-    np.testing.assert_allclose(table(one), table(whole[1]), atol=2e-6)
+    np.testing.assert_allclose(table(one), table(whole[1]), rtol=0, atol=adam_tolerance(14, 0.05, terms=64 + 16))
     ours, theirs = train_records(tmp_path)[-1], train_records(whole[0])[-1]
     for name in NAMES:
         assert ours[f"select/share/{name}"] == theirs[f"select/share/{name}"]
@@ -294,7 +296,7 @@ def test_tokens_chosen_inside_the_step_are_those_chosen_before_it(tmp_path, feed
     assert programs.selection.train_step is not None
     inside = small_run(tmp_path / "inside", programs=programs, **options)
     before = small_run(tmp_path / "before", accumulate=2, **options)  # two micro-batches: a pass of its own
-    np.testing.assert_allclose(table(inside), table(before), atol=2e-6)
+    np.testing.assert_allclose(table(inside), table(before), rtol=0, atol=adam_tolerance(8, 0.05, terms=64 + 16))
     ours, theirs = train_records(tmp_path / "inside"), train_records(tmp_path / "before")
     assert [set(record) for record in ours] == [set(record) for record in theirs]
     for one, other in zip(ours, theirs, strict=True):

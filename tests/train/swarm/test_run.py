@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bigram import bigram
 from small_run import NAMES, token_sources
-from swarms import STREAM, held_out, programs, proxies, settings, small_swarm
+from swarms import STREAM, assert_same_losses, held_out, programs, proxies, settings, small_swarm
 
 import jaxmix
 from jaxmix.core.errors import ConfigError, RunError
@@ -95,10 +95,10 @@ def test_losses_are_those_of_lone_runs(tmp_path, changes):
     for i, proxy in enumerate(proxies()[:3]):
         lone = lone_run(tmp_path / proxy.name, proxy, changes=changes)
         expected = [lone.final_eval[name] for name in NAMES]
-        np.testing.assert_allclose(result.losses[i], expected, rtol=1e-6)
+        assert_same_losses(result.losses[i], expected)
         evals = jaxmix.train.latest_by_step(jaxmix.train.read_records(tmp_path / proxy.name / "metrics.jsonl"), "eval")
         curve = [[record[f"eval/loss/{name}"] for name in NAMES] for record in evals]
-        np.testing.assert_allclose(result.proxies[i].curve, curve, rtol=1e-6)
+        assert_same_losses(result.proxies[i].curve, curve)
         assert result.proxies[i].tokens == sum(drawn["tokens"] for drawn in lone.realized.values())
         assert result.proxies[i].seed == proxy.seed
 
@@ -123,8 +123,8 @@ def test_chunks_and_streamed_tokens_change_nothing(tmp_path):
     streamed = small_swarm(tmp_path / "streamed", table_bytes=0, mesh=two_devices())
     assert len(list((tmp_path / "parts").glob("chunk_*"))) == 3
     assert [p.name for p in parts.proxies] == [p.name for p in whole.proxies]
-    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-6)
-    np.testing.assert_allclose(streamed.losses, whole.losses, rtol=1e-6)
+    assert_same_losses(parts.losses, whole.losses)
+    assert_same_losses(streamed.losses, whole.losses)
 
 
 def test_the_length_of_stretches_changes_no_bit(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_checkpoint_is_continued_on_other_devices(tmp_path, monkeypatch):
         small_swarm(tmp_path / "moved", mesh=two_devices())
     monkeypatch.undo()
     again = small_swarm(tmp_path / "moved", mesh=proxy_mesh(jax.devices()[:4]))
-    np.testing.assert_allclose(again.losses, whole.losses, rtol=1e-6)
+    assert_same_losses(again.losses, whole.losses)
 
 
 def poisoned(token):
@@ -213,10 +213,10 @@ def test_a_proxy_that_diverges_is_reported_and_hurts_no_other(tmp_path):
     assert mixed.reason == "6 updates in a row had a loss or gradient that was not finite, at step 6"
     assert np.isnan(mixed.losses).all()
     alone = small_swarm(tmp_path / "alone", **{**options, "members": members[:1]})
-    np.testing.assert_allclose(alone.losses[0], clean.losses, rtol=1e-6)
+    assert_same_losses(alone.losses[0], clean.losses)
     patient = small_swarm(tmp_path / "patient", changes={"max_consecutive_skipped": 100}, **options).proxies[1]
     assert (patient.skipped, patient.reason) == (24, None)
-    np.testing.assert_allclose(patient.curve[-1], patient.curve[0], rtol=1e-6)  # no update was made
+    assert_same_losses(patient.curve[-1], patient.curve[0])  # no update was made
 
 
 @pytest.mark.parametrize(
