@@ -12,3 +12,16 @@ def float32_tolerance(values, terms):
     """
     values = np.asarray(values)
     return terms * float(np.finfo(np.float32).eps) * float(np.max(np.abs(values), initial=0.0))
+
+
+WEIGHTS = float32_tolerance(1.0, 8)
+"""Of the weights of up to eight domains, which add to 1."""
+
+
+def adam_tolerance(steps, rate, terms):
+    """How far the parameters of two runs lie apart after `steps` of Adam at `rate`, on gradients of `terms` numbers.
+
+    A step moves a parameter by about `rate` times its gradient's share of the gradient's usual size, so an error of
+    `terms · ε` of that size moves it by as much of `rate`; the steps add up.
+    """
+    return steps * rate * float32_tolerance(1.0, terms)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerance import WEIGHTS
 
 from jaxmix.core.counter import counter
 from jaxmix.core.errors import ConfigError
@@ -34,7 +35,7 @@ def test_equals_plain_python(interpolation, unit):
     read = jax.jit(lambda position: schedule_weights(schedule, position, PRIOR))
     for position in range(75):
         got = read(jnp.int32(position))
-        np.testing.assert_allclose(got, oracle(POINTS, interpolation, position), atol=3e-7)
+        np.testing.assert_allclose(got, oracle(POINTS, interpolation, position), rtol=0, atol=WEIGHTS)
         np.testing.assert_array_equal(got, read(counter(position)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from driving import KEY, PRECISIONS, drive, softmax
 from gradient_records import gradients, gram
+from tolerance import WEIGHTS
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback, doge
@@ -83,7 +84,7 @@ def test_universal_leaves_a_domain_itself_out():
     # Orthogonal gradients: nobody helps another, however long the gradients are.
     record = {"gradient_alignment": np.diag([1.0, 100.0, 1e4]), "learning_rate": 1.0}
     weights, infos, _ = drive(doge(), 3, [record] * 3)
-    np.testing.assert_allclose(weights, np.full((3, 3), 1 / 3), atol=1e-7)
+    np.testing.assert_allclose(weights, np.full((3, 3), 1 / 3), rtol=0, atol=WEIGHTS)
     assert infos[0].extra["gradient_norm"] == pytest.approx((1 + 10 + 100) / 3)
 
 
@@ -94,7 +95,7 @@ def test_proxy_draws_by_the_prior_and_weights_the_loss():
     sampled, proxy = doge(), doge(mode="proxy")
     expected, _, end = drive(sampled, m, records(g, h, rates), prior=prior)
     weights, _, state = drive(proxy, m, records(g, h, rates), prior=prior)
-    np.testing.assert_allclose(weights, np.tile(prior, (steps, 1)), atol=1e-7)
+    np.testing.assert_allclose(weights, np.tile(prior, (steps, 1)), rtol=0, atol=WEIGHTS)
     factors = np.asarray(proxy.loss_weights(state))
     np.testing.assert_allclose(factors[:3], expected[-1, :3] / prior[:3], rtol=1e-5)
     assert factors[3] == 0

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from driving import KEY, PRECISIONS, drive, softmax
 from gradient_records import gradients, gram
+from tolerance import WEIGHTS
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback, r_and_b
@@ -69,7 +70,7 @@ def test_weights_have_no_memory_of_earlier_rounds():
     g, _ = gradients(3, 12, 4, absent=0)
     whole, _, _ = drive(r_and_b(round_updates=4), 4, records(g))
     alone, _, _ = drive(r_and_b(round_updates=4), 4, records(g[8:]))
-    np.testing.assert_allclose(whole[-1], alone[-1], atol=1e-7)
+    np.testing.assert_allclose(whole[-1], alone[-1], rtol=0, atol=WEIGHTS)
 
 
 def test_weights_change_at_the_end_of_a_round_only():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from driving import KEY, PRECISIONS, drive, evaluations, softmax
+from tolerance import WEIGHTS
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.mixers.methods.skillit import skill_graph, skillit
@@ -97,7 +98,7 @@ def test_summing_triples_the_step_while_the_window_fills():
 def test_first_weights_of_the_public_graphs(graph):
     mixer = skillit(graph, start="graph")
     expected = softmax(0.2 * np.array(graph).sum(axis=1))
-    np.testing.assert_allclose(mixer.weights(mixer.init(KEY, len(graph))), expected, atol=1e-7)
+    np.testing.assert_allclose(mixer.weights(mixer.init(KEY, len(graph))), expected, rtol=0, atol=WEIGHTS)
 
 
 def test_rows_are_sources():

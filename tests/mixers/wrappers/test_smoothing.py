@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerance import WEIGHTS
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback, MixerInfo, ema, scheduled, static, time_average
@@ -47,4 +48,4 @@ class TestTimeAverage:
 
     def test_starts_at_the_inner_mixers_weights(self):
         mixer = time_average(static([0.9, 0.1]))
-        np.testing.assert_allclose(mixer.weights(mixer.init(KEY, 2)), [0.9, 0.1], atol=1e-7)
+        np.testing.assert_allclose(mixer.weights(mixer.init(KEY, 2)), [0.9, 0.1], rtol=0, atol=WEIGHTS)

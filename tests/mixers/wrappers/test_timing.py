@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerance import WEIGHTS
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback, MixerInfo, freeze_after, hold, odm, static, warm_up
@@ -51,10 +52,10 @@ def test_a_warm_up_of_nothing_does_nothing(alone):
 def test_a_warm_up_overrides_weights_of_the_mixers_own():
     mixer = warm_up(static([0.1, 0.1, 0.8]), 2)
     state = mixer.init(KEY, 3)
-    np.testing.assert_allclose(mixer.weights(state), 1 / 3, atol=1e-7)
+    np.testing.assert_allclose(mixer.weights(state), 1 / 3, rtol=0, atol=WEIGHTS)
     for _ in range(2):
         state, _ = mixer.update(KEY, state, Feedback())
-    np.testing.assert_allclose(mixer.weights(state), [0.1, 0.1, 0.8], atol=1e-7)
+    np.testing.assert_allclose(mixer.weights(state), [0.1, 0.1, 0.8], rtol=0, atol=WEIGHTS)
 
 
 @pytest.mark.parametrize("updates", [1, 3, 4])
