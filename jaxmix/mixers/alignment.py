@@ -1,4 +1,4 @@
-"""Reading gradient signals: which domains they speak of, their norms, and a scale for them.
+"""Helpers for gradient signals: which domains were measured, their norms, and a running scale.
 
 A domain that the measured step did not draw has a zero row and column in every gradient signal.
 """

@@ -1,4 +1,4 @@
-"""What a mixer is: three pure functions, the signals it needs, and when it needs them.
+"""The mixer protocol: three pure functions, the signals they need, and when.
 
 A mixer turns what training measured on each domain (`Feedback`) into the next sampling weights. That is all the
 training loop knows of it: the loop computes the signals in `needs`, calls `update` at the mixer's `cadence`, and draws

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,7 +178,7 @@ def run(mixer, steps, *, prior=None, state=None, start=0, present=None, only=SIG
     weights = [mixer.weights(state)]
     for step in range(start, start + steps):
         state, info = mixer.update(jax.random.fold_in(KEY, step), state, feedback(step, present=present, only=only))
-        assert np.isfinite(info.score).all()
+        chex.assert_tree_all_finite(info.score)
         weights.append(mixer.weights(state))
     return state, np.stack(weights)
 
@@ -191,9 +192,7 @@ def assert_simplex(weights):
 
 
 def assert_states_equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(_raw(x), _raw(y))
+    chex.assert_trees_all_equal(jax.tree.map(_raw, a), jax.tree.map(_raw, b))
 
 
 def _raw(x):
@@ -237,10 +236,8 @@ def test_a_wrong_prior_is_refused(mixer):
 def test_state_keeps_structure_shapes_and_dtypes(mixer):
     state = mixer.init(KEY, M, PRIOR)
     after, _ = mixer.update(KEY, state, feedback(0))
-    assert jax.tree.structure(state) == jax.tree.structure(after)
-    for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
-        assert (before.shape, before.dtype) == (now.shape, now.dtype)
-        assert not now.weak_type
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(after))
 
 
 def test_permuting_the_domains_permutes_the_weights(mixer):
@@ -276,7 +273,7 @@ def test_a_step_without_any_tokens_is_harmless(mixer):
     nothing = jax.tree.map(jnp.zeros_like, feedback(0))
     after, info = mixer.update(KEY, state, nothing)
     assert_simplex(mixer.weights(after))
-    assert np.isfinite(info.score).all()
+    chex.assert_tree_all_finite(info.score)
 
 
 @pytest.mark.parametrize("bad", [1e6, np.nan, np.inf])
@@ -311,7 +308,7 @@ def test_finite_under_extreme_losses(mixer, loss):
         )
         state, info = mixer.update(KEY, state, signals)
         assert_simplex(mixer.weights(state))
-        assert np.isfinite(info.score).all()
+        chex.assert_tree_all_finite(info.score)
 
 
 def test_one_domain(mixer):
@@ -325,18 +322,16 @@ def test_one_domain(mixer):
 
 def test_fifty_updates_trace_once(case):
     mixer = jitted(case).mixer
-    traces = []
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def step(key, state, signals):
-        traces.append(1)
         state, info = mixer.update(key, state, signals)
         return state, info, mixer.weights(state)
 
     state = mixer.init(KEY, M, PRIOR)
     for i in range(50):
         state, _, _ = step(jax.random.fold_in(KEY, i), state, feedback(i))
-    assert len(traces) == 1
 
 
 def test_replicated_on_eight_devices(mixer):

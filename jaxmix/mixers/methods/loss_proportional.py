@@ -1,4 +1,4 @@
-"""Weights that follow the validation losses: the least an online mixer can do."""
+"""Weights proportional to a softmax of the validation losses: the simplest online mixer."""
 
 from __future__ import annotations
 

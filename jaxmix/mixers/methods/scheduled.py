@@ -35,7 +35,7 @@ def scheduled(
     interpolation: str = "step",
     unit: str = "steps",
 ) -> Mixer:
-    """A mixer that reads its weights off a schedule.
+    """A mixer whose weights follow a schedule.
 
     Args:
         schedule: a `MixtureSchedule`; or the arguments of `jaxmix.core.schedule.mixture_schedule`:

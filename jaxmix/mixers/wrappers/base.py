@@ -25,29 +25,39 @@ class InnerState:
     inner: Any
 
 
-def wrapped(mixer: Mixer, name: str, *, bound: Callable[[Weights], Weights] | None = None, **functions: Any) -> Mixer:
+def wrapped(
+    mixer: Mixer,
+    name: str,
+    *,
+    start: Callable[[Any, int, Weights | None], Any] | None = None,
+    step: Callable[[Any, Any, Feedback], Any] | None = None,
+    bound: Callable[[Weights], Weights] | None = None,
+    **functions: Any,
+) -> Mixer:
     """Wraps `mixer` under the name `name(mixer)`.
 
     What the wrapper does not define itself is the inner mixer's, applied to the field `inner` of the wrapper's state.
-    That state is an `InnerState` unless the wrapper defines `init` and `update`.
 
     Args:
         mixer: the inner mixer.
         name: of the wrapper.
+        start: `(inner state, num_domains, prior) -> state`; an `InnerState` by default.
+        step: `(state, new inner state, feedback) -> state`; an `InnerState` by default.
         bound: a function of weights alone, applied to the inner mixer's weights and to the mixture that it
             recommends. Factors on losses stay the inner mixer's: wrappers act on what is drawn.
-        functions: fields of `Mixer` that the wrapper defines.
+        functions: fields of `Mixer` that the wrapper defines in its own way.
     """
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> Any:
+        inner = mixer.init(key, num_domains, prior)
+        return start(inner, num_domains, prior) if start else InnerState(inner=inner)
+
+    def update(key: PRNGKeyArray, state: Any, feedback: Feedback) -> tuple[Any, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        return step(state, inner, feedback) if step else InnerState(inner=inner), info
 
     def on_inner(function: Callable[[Any], Weights], then: Callable[[Weights], Weights] | None = None) -> Any:
         return lambda state: then(function(state.inner)) if then else function(state.inner)
-
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
-        return InnerState(inner=mixer.init(key, num_domains, prior))
-
-    def update(key: PRNGKeyArray, state: InnerState, feedback: Feedback) -> tuple[InnerState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
-        return InnerState(inner=inner), info
 
     inherited = {
         "init": init,

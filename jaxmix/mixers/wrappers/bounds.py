@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import kl_project_capped_simplex
-from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.types import Weights
 from jaxmix.core.validate import check_number, check_one_per_domain, check_simplex
 from jaxmix.mixers import base
-from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
+from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.mixers.wrappers.base import InnerState, registry, wrapped
 
 
@@ -34,16 +34,16 @@ def floor(mixer: Mixer, minimum: float) -> Mixer:
     """
     check_number("floor", "minimum", minimum, 0.0, 1.0)
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> InnerState:
+    def start(inner: Any, num_domains: int, prior: Weights | None) -> InnerState:
         if minimum * num_domains > 1 + 1e-6:
             raise ConfigError(
                 f"a floor of {minimum} for each of {num_domains} domains adds to more than 1",
                 where="floor(minimum)",
                 fix=f"Use at most {1 / num_domains:.6g}.",
             )
-        return InnerState(inner=mixer.init(key, num_domains, prior))
+        return InnerState(inner=inner)
 
-    return wrapped(mixer, "floor", bound=lambda weights: kl_project_capped_simplex(weights, 1.0, minimum), init=init)
+    return wrapped(mixer, "floor", start=start, bound=lambda weights: kl_project_capped_simplex(weights, 1.0, minimum))
 
 
 @registry.register
@@ -96,17 +96,16 @@ def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = N
     check_number("kl_to_prior", "strength", strength, 0.0)
     fixed = None if prior is None else check_simplex(prior, "kl_to_prior(prior)")
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> KlToPriorState:
+    def start(inner: Any, num_domains: int, prior: Weights | None) -> KlToPriorState:
         if fixed is None:
             anchor = base.initial_weights(num_domains, prior)
         else:
             check_one_per_domain(len(fixed), num_domains, "kl_to_prior(prior)")
             anchor = base.initial_weights(num_domains, jnp.asarray(fixed, jnp.result_type(float)))
-        return KlToPriorState(inner=mixer.init(key, num_domains, prior), prior=anchor)
+        return KlToPriorState(inner=inner, prior=anchor)
 
-    def update(key: PRNGKeyArray, state: KlToPriorState, feedback: Feedback) -> tuple[KlToPriorState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
-        return KlToPriorState(inner=inner, prior=state.prior), info
+    def step(state: KlToPriorState, inner: Any, feedback: Feedback) -> KlToPriorState:
+        return KlToPriorState(inner=inner, prior=state.prior)
 
     def weights(state: KlToPriorState) -> Weights:
         return geometric_mean(mixer.weights(state.inner), state.prior, strength)
@@ -115,7 +114,7 @@ def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = N
         assert mixer.final is not None
         return geometric_mean(mixer.final(state.inner), state.prior, strength)
 
-    return wrapped(mixer, "kl_to_prior", init=init, update=update, weights=weights, final=mixer.final and final)
+    return wrapped(mixer, "kl_to_prior", start=start, step=step, weights=weights, final=mixer.final and final)
 
 
 def geometric_mean(weights: Weights, prior: Weights, strength: float) -> Weights:

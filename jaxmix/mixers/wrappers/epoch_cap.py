@@ -12,10 +12,10 @@ from jaxmix.core.counter import Counter, add, counter, difference, total
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import kl_project_capped_simplex
-from jaxmix.core.types import PRNGKeyArray, Weights
+from jaxmix.core.types import Weights
 from jaxmix.core.validate import check_number, check_one_per_domain
 from jaxmix.mixers import base
-from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
+from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.mixers.wrappers.base import registry, wrapped
 
 
@@ -66,15 +66,13 @@ def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: flo
     natural = available / available.sum()
     needs = mixer.needs | {"token_count"}
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> EpochCapState:
+    def start(inner: Any, num_domains: int, prior: Weights | None) -> EpochCapState:
         check_one_per_domain(m, num_domains, "epoch_cap(available_tokens)", "values")
-        inner = mixer.init(key, num_domains, prior)
         return EpochCapState(inner=inner, drawn=counter(np.zeros(m, np.int64)))
 
-    def update(key: PRNGKeyArray, state: EpochCapState, feedback: Feedback) -> tuple[EpochCapState, MixerInfo]:
+    def step(state: EpochCapState, inner: Any, feedback: Feedback) -> EpochCapState:
         base.require(feedback, frozenset({"token_count"}), "epoch_cap")
-        inner, info = mixer.update(key, state.inner, feedback)
-        return EpochCapState(inner=inner, drawn=add(state.drawn, feedback.token_count)), info
+        return EpochCapState(inner=inner, drawn=add(state.drawn, feedback.token_count))
 
     def weights(state: EpochCapState) -> Weights:
         left = jnp.maximum(difference(counter(allowance), state.drawn), 0.0)
@@ -82,7 +80,7 @@ def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: flo
         capped = kl_project_capped_simplex(mixer.weights(state.inner), left / ahead)
         return jnp.where(jnp.any(left > 0), capped, jnp.asarray(natural, capped.dtype))
 
-    return wrapped(mixer, "epoch_cap", init=init, update=update, weights=weights, needs=needs)
+    return wrapped(mixer, "epoch_cap", start=start, step=step, weights=weights, needs=needs)
 
 
 def _check_budget(available_tokens: Sequence[float], total_tokens: float, max_epochs: float) -> tuple[np.ndarray, int]:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import normalize
-from jaxmix.core.types import Array, Int, PRNGKeyArray, Weights
+from jaxmix.core.types import Array, Int, Weights
 from jaxmix.core.validate import check_number
-from jaxmix.mixers.base import Feedback, Mixer, MixerInfo
+from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.mixers.wrappers.base import registry, wrapped
 
 
@@ -35,16 +35,14 @@ def ema(mixer: Mixer, decay: float) -> Mixer:
     """
     check_number("ema", "decay", decay, 0.0, below=1.0)
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> EmaState:
-        inner = mixer.init(key, num_domains, prior)
+    def start(inner: Any, num_domains: int, prior: Weights | None) -> EmaState:
         return EmaState(inner=inner, average=mixer.weights(inner))
 
-    def update(key: PRNGKeyArray, state: EmaState, feedback: Feedback) -> tuple[EmaState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
+    def step(state: EmaState, inner: Any, feedback: Feedback) -> EmaState:
         average = decay * state.average + (1.0 - decay) * mixer.weights(inner)
-        return EmaState(inner=inner, average=normalize(average)), info
+        return EmaState(inner=inner, average=normalize(average))
 
-    return wrapped(mixer, "ema", init=init, update=update, weights=lambda state: state.average)
+    return wrapped(mixer, "ema", start=start, step=step, weights=lambda state: state.average)
 
 
 @state(version=1)
@@ -68,15 +66,13 @@ def time_average(mixer: Mixer) -> Mixer:
         mixer: the inner mixer.
     """
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> TimeAverageState:
-        inner = mixer.init(key, num_domains, prior)
+    def start(inner: Any, num_domains: int, prior: Weights | None) -> TimeAverageState:
         return TimeAverageState(inner=inner, count=jnp.int32(0), average=mixer.weights(inner))
 
-    def update(key: PRNGKeyArray, state: TimeAverageState, feedback: Feedback) -> tuple[TimeAverageState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
+    def step(state: TimeAverageState, inner: Any, feedback: Feedback) -> TimeAverageState:
         count = state.count + 1
         share = 1.0 / (count + 1).astype(state.average.dtype)
         average = (1.0 - share) * state.average + share * mixer.weights(inner)
-        return TimeAverageState(inner=inner, count=count, average=normalize(average)), info
+        return TimeAverageState(inner=inner, count=count, average=normalize(average))
 
-    return wrapped(mixer, "time_average", init=init, update=update, weights=lambda state: state.average)
+    return wrapped(mixer, "time_average", start=start, step=step, weights=lambda state: state.average)

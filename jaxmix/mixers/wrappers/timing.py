@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
-from jaxmix.core.types import Array, Int, PRNGKeyArray, Weights
+from jaxmix.core.types import Array, Int, Weights
 from jaxmix.core.validate import check_number
-from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights
+from jaxmix.mixers.base import Feedback, Mixer, initial_weights
 from jaxmix.mixers.wrappers.base import registry, wrapped
 
 
@@ -40,14 +40,11 @@ def warm_up(mixer: Mixer, updates: int, linear: bool = False) -> Mixer:
     """
     check_number("warm_up", "updates", updates, 0, below=2**31)
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> WarmUpState:
-        inner = mixer.init(key, num_domains, prior)
+    def start(inner: Any, num_domains: int, prior: Weights | None) -> WarmUpState:
         return WarmUpState(inner=inner, count=jnp.int32(0), prior=initial_weights(num_domains, prior))
 
-    def update(key: PRNGKeyArray, state: WarmUpState, feedback: Feedback) -> tuple[WarmUpState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
-        count = jnp.minimum(state.count + 1, updates)
-        return WarmUpState(inner=inner, count=count, prior=state.prior), info
+    def step(state: WarmUpState, inner: Any, feedback: Feedback) -> WarmUpState:
+        return WarmUpState(inner=inner, count=jnp.minimum(state.count + 1, updates), prior=state.prior)
 
     def weights(state: WarmUpState) -> Weights:
         own = mixer.weights(state.inner)
@@ -57,7 +54,7 @@ def warm_up(mixer: Mixer, updates: int, linear: bool = False) -> Mixer:
             prior = prior + share * (own - prior)
         return jnp.where(state.count >= updates, own, prior)
 
-    return wrapped(mixer, "warm_up", init=init, update=update, weights=weights)
+    return wrapped(mixer, "warm_up", start=start, step=step, weights=weights)
 
 
 @state(version=1)
@@ -83,17 +80,14 @@ def hold(mixer: Mixer, updates: int) -> Mixer:
     """
     check_number("hold", "updates", updates, 1, below=2**31)
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> HoldState:
-        inner = mixer.init(key, num_domains, prior)
+    def start(inner: Any, num_domains: int, prior: Weights | None) -> HoldState:
         return HoldState(inner=inner, count=jnp.int32(0), held=mixer.weights(inner))
 
-    def update(key: PRNGKeyArray, state: HoldState, feedback: Feedback) -> tuple[HoldState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
+    def step(state: HoldState, inner: Any, feedback: Feedback) -> HoldState:
         count = (state.count + 1) % updates
-        held = jnp.where(count == 0, mixer.weights(inner), state.held)
-        return HoldState(inner=inner, count=count, held=held), info
+        return HoldState(inner=inner, count=count, held=jnp.where(count == 0, mixer.weights(inner), state.held))
 
-    return wrapped(mixer, "hold", init=init, update=update, weights=lambda state: state.held)
+    return wrapped(mixer, "hold", start=start, step=step, weights=lambda state: state.held)
 
 
 @state(version=1)
@@ -119,13 +113,12 @@ def freeze_after(mixer: Mixer, updates: int) -> Mixer:
     """
     check_number("freeze_after", "updates", updates, 0, below=2**31)
 
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> FreezeAfterState:
-        return FreezeAfterState(inner=mixer.init(key, num_domains, prior), count=jnp.int32(0))
+    def start(inner: Any, num_domains: int, prior: Weights | None) -> FreezeAfterState:
+        return FreezeAfterState(inner=inner, count=jnp.int32(0))
 
-    def update(key: PRNGKeyArray, state: FreezeAfterState, feedback: Feedback) -> tuple[FreezeAfterState, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
+    def step(state: FreezeAfterState, inner: Any, feedback: Feedback) -> FreezeAfterState:
         is_frozen = state.count >= updates
         inner = jax.tree.map(lambda old, new: jnp.where(is_frozen, old, new), state.inner, inner)
-        return FreezeAfterState(inner=inner, count=jnp.minimum(state.count + 1, updates)), info
+        return FreezeAfterState(inner=inner, count=jnp.minimum(state.count + 1, updates))
 
-    return wrapped(mixer, "freeze_after", init=init, update=update)
+    return wrapped(mixer, "freeze_after", start=start, step=step)
