@@ -74,7 +74,7 @@ def test_a_step_without_tokens_moves_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"averaging": 1.0}, r"\[0, 1\), got 1.0 \(learnability\(averaging\)\)"),
+        ({"averaging": 1.0}, r"at least 0 and below 1\.0, got 1\.0 \(learnability\(averaging\)\)"),
         ({"memory": 1.1}, r"learnability\(memory\)"),
         ({"step_size": -0.1}, r"learnability\(step_size\)"),
     ],

@@ -106,8 +106,8 @@ def test_a_non_finite_loss_counts_as_absent():
     ("arguments", "message"),
     [
         ({"variant": "papr"}, "Did you mean 'paper'"),
-        ({"discount": 1.0}, r"\[0, 1\), got 1.0"),
-        ({"warmup_updates": -1}, "≥ 0, got -1"),
+        ({"discount": 1.0}, r"at least 0 and below 1\.0, got 1\.0"),
+        ({"warmup_updates": -1}, "at least 0, got -1"),
     ],
 )
 def test_errors(arguments, message):
