@@ -12,7 +12,7 @@ import yaml
 
 from jaxmix.cli.app import COMMANDS
 from jaxmix.cli.arguments import parse
-from jaxmix.workflows.config.sections import load_config
+from jaxmix.workflows.config.load import load_config
 from jaxmix.workflows.discover.config import load_discovery
 
 ROOT = Path(__file__).parent.parent
