@@ -30,12 +30,19 @@ _SECTIONS = (
 )
 _DRY_RUN = Flag("--dry-run", "say what would be done and write nothing")
 _JSON = Flag("--json", "print the result as one JSON object")
-_OUT = Flag("--out", "folder to write to", "FOLDER")
+_OUT = Flag("--out", "folder to write to (runs/<name of the file>)", "FOLDER")
 _CONFIG = ("CONFIG", "a YAML file, see configs/")
 _PROCESSES = (
     Flag("--coordinator", "host:port of process 0, for a run of several processes", "ADDRESS"),
     Flag("--processes", "how many processes take part", "N", int),
     Flag("--process", "which of them this is, from 0", "I", int),
+)
+_RUN = (
+    Flag("--out", "run folder (out: in the file, else runs/<name of the file>)", "FOLDER"),
+    *_PROCESSES,
+    Flag("--distributed", "join the processes that the environment names"),
+    _DRY_RUN,
+    _JSON,
 )
 
 COMMANDS: tuple[Command, ...] = (
@@ -76,13 +83,7 @@ COMMANDS: tuple[Command, ...] = (
         On several processes: start the same command on each with --coordinator, --processes and --process, or with
         --distributed where the environment knows them (TPU pod slices, Slurm, Open MPI).""",
         positional=(_CONFIG,),
-        flags=(
-            Flag("--out", "run folder (out: in the file, else runs/<name of the file>)", "FOLDER"),
-            *_PROCESSES,
-            Flag("--distributed", "join the processes that the environment names"),
-            _DRY_RUN,
-            _JSON,
-        ),
+        flags=_RUN,
         sections=_SECTIONS,
     ),
     Command(
@@ -93,7 +94,7 @@ COMMANDS: tuple[Command, ...] = (
         are to the first variant. Stopped half-way, the same command trains only what is not finished.""",
         positional=(_CONFIG,),
         flags=(
-            Flag("--out", "folder to write to (runs/<name of the file>)", "FOLDER"),
+            _OUT,
             Flag("--seeds", "number of seeds, counted up from the file's first", "N", int),
             _DRY_RUN,
             _JSON,
@@ -107,7 +108,7 @@ COMMANDS: tuple[Command, ...] = (
         domains for `label`, and can be given as `sources` to prepare, train, compare and swarm; report.html says what
         each domain is about. Stages are done once: stopped or killed, the same command goes on.""",
         positional=(_CONFIG,),
-        flags=(Flag("--out", "folder to write to (runs/<name of the file>)", "FOLDER"), _DRY_RUN, _JSON),
+        flags=(_OUT, _DRY_RUN, _JSON),
         sections=(
             "sources",
             "documents",
@@ -150,11 +151,7 @@ COMMANDS: tuple[Command, ...] = (
         doremi trains a reference and a proxy that weighs domains by its excess loss, and writes their average weights
         as mixture.yaml, see configs/doremi/.""",
         positional=(("ACTION", "generate, run, status, collect or doremi"), _CONFIG),
-        flags=(
-            Flag("--out", "folder to write to (runs/<name of the file>)", "FOLDER"),
-            _DRY_RUN,
-            _JSON,
-        ),
+        flags=(_OUT, _DRY_RUN, _JSON),
         sections=(*_SECTIONS, "design", "swarm", "seeds", "sizes"),
     ),
     Command(
@@ -164,13 +161,7 @@ COMMANDS: tuple[Command, ...] = (
         before it starts. The run folder holds config.yaml, provenance.json, metrics.jsonl, timing.jsonl, checkpoints/,
         start/, curriculum.yaml and report.html. Stopped or killed, the same command continues exactly.""",
         positional=(_CONFIG,),
-        flags=(
-            Flag("--out", "run folder (out: in the file, else runs/<name of the file>)", "FOLDER"),
-            *_PROCESSES,
-            Flag("--distributed", "join the processes that the environment names"),
-            _DRY_RUN,
-            _JSON,
-        ),
+        flags=_RUN,
         sections=("tasks", "model", "start", "reduction", "bandit", "train", "track", "checkpoint", "out"),
     ),
     Command(
@@ -246,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt as error:
-        _complain(f"stopped. {error}" if str(error) else f"stopped. Start again with: {_typed(words)}")
+        _complain(f"stopped. {error}" if str(error) else f"stopped. Start again with: {shlex.join(['jaxmix', *words])}")
         return 1
     except BrokenPipeError:  # `jaxmix plan … | head`: the reader has gone, nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -315,10 +306,6 @@ def _overview() -> str:
         "Exit codes: 0 ok, 1 the run failed or was stopped, 2 bad configuration, 3 the machine lacks something.",
     ]
     return "\n".join(lines)
-
-
-def _typed(words: Sequence[str]) -> str:
-    return shlex.join(["jaxmix", *words])
 
 
 def _complain(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -75,6 +76,11 @@ class Arguments:
     values: dict[str, Any]
     overrides: tuple[tuple[str, str], ...]
     argv: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """The command as it was typed, quoted for a shell."""
+        return shlex.join(["jaxmix", *self.argv])
 
     def __getattr__(self, key: str) -> Any:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxmix.cli.arguments import Arguments
-from jaxmix.cli.output import say, say_json, say_table
+from jaxmix.cli.output import answer, table
 from jaxmix.core.errors import EnvironmentProblem
 from jaxmix.workflows.doctor import Check, diagnose, ping, ping_this_machine
 
@@ -24,11 +24,11 @@ def doctor(arguments: Arguments) -> int:
             checks.append(Check("processes", "broken", str(error)))
     checks = [*diagnose(), *checks]
     broken = [c for c in checks if c.status == "broken"]
-    if arguments.json:
-        say_json({"ok": not broken, "checks": [vars(c) for c in checks]})
-    else:
-        say_table(("check", "", "found"), [(c.name, c.status, c.detail) for c in checks], left=3)
-        for check in broken:
-            say(f"\n{check.name}: {check.detail}." + (f" {check.fix}" if check.fix else ""))
-        say("\nEverything works." if not broken else f"\n{len(broken)} of {len(checks)} checks failed.")
+    answer(
+        arguments,
+        {"ok": not broken, "checks": [vars(c) for c in checks]},
+        table((("check", "", "found"), [(c.name, c.status, c.detail) for c in checks]), left=3),
+        *(f"\n{check.name}: {check.detail}." + (f" {check.fix}" if check.fix else "") for check in broken),
+        "\nEverything works." if not broken else f"\n{len(broken)} of {len(checks)} checks failed.",
+    )
     return EnvironmentProblem.exit_code if broken else 0

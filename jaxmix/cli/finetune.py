@@ -1,11 +1,13 @@
-"""`jaxmix finetune CONFIG`."""
+"""`jaxmix finetune CONFIG`, and `jaxmix compare` of fine-tuning runs."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxmix.cli.arguments import Arguments
-from jaxmix.cli.output import process_index, say, say_json, say_table
-from jaxmix.cli.session import command_of, continued_by, join_processes, notes_of
-from jaxmix.report import describe_result, load_run
+from jaxmix.cli.output import answer, show, table
+from jaxmix.cli.session import continuable, join_processes, notes_of
+from jaxmix.cli.train import answer_run
 from jaxmix.report.pages.finetune import finetune_table
 from jaxmix.workflows.finetune.compare import load_finetune_comparison, run_finetune_comparison
 from jaxmix.workflows.finetune.config import FinetuneConfig
@@ -18,72 +20,36 @@ def finetune(arguments: Arguments) -> int:
     """Says what the run will take, fine-tunes, and prints the table of arms."""
     config = load_finetune(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
-        _say_plan(config, arguments.json)
-        if not arguments.json:
-            say(f"\nWould write to {config.out}. Nothing was written.")
-        return 0
+        return answer(arguments, *_plan(config), f"\nWould write to {config.out}. Nothing was written.")
     join_processes(arguments)
     if not arguments.json:
-        _say_plan(config, as_json=False)
-        say()
-
-    command = command_of(arguments)
-    with continued_by(command):
-        outcome = run_finetune(config, command=command, say=notes_of(arguments))
-    if process_index():
-        return 0
-    if arguments.json:
-        say_json(outcome.as_json())
-        return 0
-
-    run = load_run(outcome.run_dir)
-    table = finetune_table(run)
-    say()
-    say_table(table.columns, table.rows)
-    say()
-    say(" ".join(describe_result([run])))
-    say(f"\nPage: {outcome.report}")
-    return 0
+        show(*_plan(config)[1:], "")
+    with continuable(arguments):
+        outcome = run_finetune(config, command=arguments.command, say=notes_of(arguments))
+    return answer_run(arguments, outcome, finetune_table)
 
 
 def compare_finetune(arguments: Arguments) -> int:
     """`jaxmix compare` of fine-tuning runs."""
     runs = load_finetune_comparison(arguments.config, arguments.overrides, out=arguments.out, seeds=arguments.seeds)
-    folders = [str(member.config.out) for member in runs]
     if arguments.dry_run:
-        if arguments.json:
-            say_json({"runs": folders, "steps": runs[0].config.train.steps})
-            return 0
-        _say_plan(runs[0].config, as_json=False)
-        say(f"\nThis for each of {len(runs)} runs; supervised starts are shared:")
-        for folder in folders:
-            say(f"  {folder}")
-        say("Nothing was written.")
-        return 0
-    command = command_of(arguments)
-    with continued_by(command):
-        page, summary = run_finetune_comparison(runs, command=command, say=notes_of(arguments))
-    if arguments.json:
-        say_json(summary)
-        return 0
-    columns = tuple(summary["variants"][0])
-    say()
-    say_table(columns, [tuple(row.values()) for row in summary["variants"]], title="Means over seeds")
-    say()
-    for sentence in summary["verdict"]:
-        say(sentence)
-    say(f"\nPage: {page}")
-    return 0
+        folders = [str(member.config.out) for member in runs]
+        return answer(
+            arguments,
+            {"runs": folders, "steps": runs[0].config.train.steps},
+            *_plan(runs[0].config)[1:],
+            f"\nThis for each of {len(runs)} runs; supervised starts are shared:",
+            *(f"  {folder}" for folder in folders),
+            "Nothing was written.",
+        )
+    with continuable(arguments):
+        outcome = run_finetune_comparison(runs, command=arguments.command, say=notes_of(arguments))
+    summary, variants = outcome.summary, outcome.summary["variants"]
+    means = table((tuple(variants[0]), [tuple(row.values()) for row in variants]), title="Means over seeds")
+    return answer(arguments, summary, "", means, "", *summary["verdict"], f"\nPage: {outcome.report}")
 
 
-def _say_plan(config: object, as_json: bool) -> None:
-    assert isinstance(config, FinetuneConfig)
+def _plan(config: FinetuneConfig) -> list[Any]:
+    """The plan, for `answer`."""
     plan = make_finetune_plan(config)
-    if as_json:
-        say_json(plan.as_json())
-        return
-    columns, rows = finetune_plan_rows(plan)
-    say_table(columns, rows)
-    say()
-    for line in finetune_plan_lines(plan):
-        say(line)
+    return [plan.as_json(), table(finetune_plan_rows(plan)), "", *finetune_plan_lines(plan)]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmix.cli.arguments import Arguments
-from jaxmix.cli.output import say, say_json, say_table
-from jaxmix.cli.session import command_of, notes_of
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.cli.output import answer, table
+from jaxmix.cli.session import do_action, notes_of
+from jaxmix.core.errors import ConfigError
+from jaxmix.laws.base import RunTable
+from jaxmix.laws.judge.diagnose import Diagnosis
 from jaxmix.laws.proposals.repetition import caps_from_tokens
 from jaxmix.report.pages.laws import laws_table, proposal_table, verdict
 from jaxmix.workflows.config.yaml import parse_yaml
 from jaxmix.workflows.law import (
     LAW,
+    FittedLaw,
     LawSettings,
     by_name,
     check_laws,
@@ -30,15 +34,10 @@ from jaxmix.workflows.law import (
 
 def law(arguments: Arguments) -> int:
     """Does the action on a table of runs, or on the folder of a fitted law."""
-    actions = {"fit": _fit, "propose": _propose, "check": _check}
-    if arguments.action not in actions:
-        raise ConfigError(
-            f"unknown action {arguments.action!r}", where="jaxmix law", fix=nearest(arguments.action, actions)
-        )
-    return actions[arguments.action](arguments)
+    return do_action(arguments, {"fit": _fit, "propose": _propose, "check": _check})
 
 
-def _settings(arguments: Arguments) -> Any:
+def _settings(arguments: Arguments) -> LawSettings:
     options = parse_yaml(f"{{{arguments.options}}}", where="--options") if arguments.options else {}
     given = {
         "law": arguments.law,
@@ -54,49 +53,39 @@ def _settings(arguments: Arguments) -> Any:
     return settings
 
 
-def _table(arguments: Arguments) -> Any:
+def _table(arguments: Arguments) -> RunTable:
     return read_table(arguments.table, renormalize=arguments.renormalize)
 
 
-def _about(table: Any) -> str:
-    mixtures = len(set(table.mixture.tolist()))
-    return (
-        f"{len(table)} runs of {mixtures} mixtures, {len(table.domain_names)} domains, "
-        f"{len(table.metric_names)} metrics"
-    )
+def _fit_law(arguments: Arguments, runs: RunTable, settings: LawSettings, out: str) -> FittedLaw:
+    say = notes_of(arguments)
+    return fit_law(runs, settings, out=out, command=arguments.command, source=arguments.table, say=say)
 
 
 def _fit(arguments: Arguments) -> int:
-    settings, table = _settings(arguments), _table(arguments)
+    settings, runs = _settings(arguments), _table(arguments)
     out = arguments.out or f"runs/law-{Path(arguments.table).stem}"
     if arguments.dry_run:
-        return _dry_run(arguments, table, f"fit {settings.law} with {settings.folds} folds and write to {out}")
-
-    fitted = fit_law(
-        table, settings, out=out, command=command_of(arguments), source=arguments.table, say=notes_of(arguments)
+        return _answer_dry(arguments, runs, f"fit {settings.law} with {settings.folds} folds and write to {out}")
+    fitted = _fit_law(arguments, runs, settings, out)
+    notes = [] if fitted.fit.converged else ["The fit had not converged: try more starts."]
+    return answer(
+        arguments,
+        fitted.as_json(),
+        *_laws(fitted.diagnoses, fitted.left_out),
+        " ".join(verdict(fitted.label, fitted.diagnoses[fitted.label])),
+        *notes,
+        f"\nLaw: {out}/law.json. Page: {out}/report.html",
     )
-    if arguments.json:
-        say_json(fitted.as_json())
-        return 0
-    _print_laws(laws_table(fitted.diagnoses), fitted.left_out)
-    say(" ".join(verdict(fitted.label, fitted.diagnoses[fitted.label])))
-    if not fitted.fit.converged:
-        say("The fit had not converged: try more starts.")
-    say(f"\nLaw: {out}/law.json. Page: {out}/report.html")
-    return 0
 
 
 def _check(arguments: Arguments) -> int:
-    settings, table = _settings(arguments), _table(arguments)
+    settings, runs = _settings(arguments), _table(arguments)
     if arguments.dry_run:
-        return _dry_run(arguments, table, f"compare laws over {settings.folds} folds")
-
-    diagnoses, left_out = check_laws(table, settings, say=notes_of(arguments))
-    if arguments.json:
-        say_json({"laws": {n: diagnosis_json(d, table) for n, d in diagnoses.items()}, "left_out": left_out})
-        return 0
-    _print_laws(laws_table(diagnoses), left_out)
-    return 0
+        return _answer_dry(arguments, runs, f"compare laws over {settings.folds} folds")
+    diagnoses, left_out = check_laws(runs, settings, say=notes_of(arguments))
+    laws = {name: diagnosis_json(found, runs) for name, found in diagnoses.items()}
+    return answer(arguments, {"laws": laws, "left_out": left_out}, *_laws(diagnoses, left_out))
 
 
 def _propose(arguments: Arguments) -> int:
@@ -112,8 +101,8 @@ def _propose(arguments: Arguments) -> int:
             "--max-epochs needs --available", where="--max-epochs", fix="Say how many billion tokens each domain has."
         )
     is_fitted = (Path(arguments.table) / LAW).is_file()
-    settings, table = _settings(arguments), _table(arguments)
-    domains, metrics = table.domain_names, table.metric_names
+    settings, runs = _settings(arguments), _table(arguments)
+    domains, metrics = runs.domain_names, runs.metric_names
     out = arguments.out or (arguments.table if is_fitted else f"runs/law-{Path(arguments.table).stem}")
     options: dict[str, Any] = {
         "metric_weights": by_name(arguments.metric_weights, metrics, "--metric-weights", missing=0.0),
@@ -129,36 +118,29 @@ def _propose(arguments: Arguments) -> int:
         options["max_weights"] = _capped(options, arguments)
     if arguments.dry_run:
         what = "load the law" if is_fitted else f"fit {settings.law}"
-        return _dry_run(arguments, table, f"{what}, propose a mixture and write to {out}")
-    if is_fitted:
-        fitted = load_law(arguments.table)
-    else:
-        fitted = fit_law(
-            table, settings, out=out, command=command_of(arguments), source=arguments.table, say=notes_of(arguments)
-        )
+        return _answer_dry(arguments, runs, f"{what}, propose a mixture and write to {out}")
+    fitted = load_law(arguments.table) if is_fitted else _fit_law(arguments, runs, settings, out)
     found, about = make_proposal(
         fitted,
         model_size=arguments.model_size,
         tokens=arguments.tokens,
         out=out,
-        command=command_of(arguments),
+        command=arguments.command,
         **{name: value for name, value in options.items() if value is not None},
     )
-    if arguments.json:
-        say_json({**about, "out": out})
-        return 0
-
     shown = proposal_table(
-        domains, found.weights, found.unconstrained_weights, table.weights.mean(axis=0), options["max_weights"]
+        domains, found.weights, found.unconstrained_weights, runs.weights.mean(axis=0), options["max_weights"]
     )
-    say()
-    say_table(shown.columns, shown.rows, title=f"Proposed by {fitted.name}")
-    say()
-    say(f"Predicted objective {found.objective:.4f}; without bounds {found.unconstrained_objective:.4f}.")
-    for line in about["warnings"]:
-        say(f"Warning: {line}")
-    say(f"\nMixture: {out}/mixture.yaml")
-    return 0
+    return answer(
+        arguments,
+        {**about, "out": out},
+        "",
+        table(shown, title=f"Proposed by {fitted.name}"),
+        "",
+        f"Predicted objective {found.objective:.4f}; without bounds {found.unconstrained_objective:.4f}.",
+        *(f"Warning: {line}" for line in about["warnings"]),
+        f"\nMixture: {out}/mixture.yaml",
+    )
 
 
 def _capped(options: dict[str, Any], arguments: Arguments) -> Any:
@@ -167,24 +149,15 @@ def _capped(options: dict[str, Any], arguments: Arguments) -> Any:
     return caps if options["max_weights"] is None else np.minimum(caps, options["max_weights"])
 
 
-def _dry_run(arguments: Arguments, table: Any, what: str) -> int:
-    if arguments.json:
-        say_json(
-            {
-                "runs": len(table),
-                "domains": list(table.domain_names),
-                "metrics": list(table.metric_names),
-                "would": what,
-            }
-        )
-    else:
-        say(f"{_about(table)}. Would {what}. Nothing was written.")
-    return 0
+def _answer_dry(arguments: Arguments, runs: RunTable, what: str) -> int:
+    domains, metrics = runs.domain_names, runs.metric_names
+    mixtures = len(set(runs.mixture.tolist()))
+    about = f"{len(runs)} runs of {mixtures} mixtures, {len(domains)} domains, {len(metrics)} metrics"
+    value = {"runs": len(runs), "domains": list(domains), "metrics": list(metrics), "would": what}
+    return answer(arguments, value, f"{about}. Would {what}. Nothing was written.")
 
 
-def _print_laws(shown: Any, left_out: Any) -> None:
-    say()
-    say_table(shown.columns, shown.rows, title="Errors on mixtures that the law has not seen")
-    say()
-    for name, reason in left_out.items():
-        say(f"Left out: {name}: {reason}")
+def _laws(diagnoses: Mapping[str, Diagnosis], left_out: Mapping[str, str]) -> list[Any]:
+    """The laws that were compared, for `answer`."""
+    shown = table(laws_table(diagnoses), title="Errors on mixtures that the law has not seen")
+    return ["", shown, "", *(f"Left out: {name}: {reason}" for name, reason in left_out.items())]

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jaxmix.cli.arguments import Arguments
+
 
 def process_index() -> int | None:
     """This process's number in a run of several, None in a run of one. Never starts a backend."""
@@ -20,32 +22,47 @@ def process_index() -> int | None:
     return jax.process_index()
 
 
-def say(text: str = "") -> None:
-    """Prints a line of the result."""
-    if not process_index():
-        print(text, flush=True)
-
-
-def say_json(value: Any) -> None:
-    """Prints one JSON object."""
-    say(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def say_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, left: int = 1
-) -> None:
-    """Prints a table; the first `left` columns are text, the others are aligned right."""
+def show(*items: Any) -> None:
+    """Prints lines of text and tables of `table`."""
     if process_index():
         return
+    for item in items:
+        if isinstance(item, str):
+            print(item, flush=True)
+        else:
+            from rich.console import Console
+
+            # Without a terminal rich assumes 80 columns and would cut numbers off.
+            Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(item)
+
+
+def table(content: Sequence[Any], *, title: str | None = None, left: int = 1) -> Any:
+    """A table for `show`; the first `left` columns are text, the others are aligned right.
+
+    Args:
+        content: headings, then rows; what follows, as in a `jaxmix.report.tables.Table`, is for pages.
+        title: above it.
+        left: number of columns of text.
+    """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    # Without a terminal rich assumes 80 columns and would cut numbers off.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    columns, rows = content[:2]
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < left else "right", overflow="fold")
+        shown.add_column(name, justify="left" if index < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
-    console.print(table)
+        shown.add_row(*(str(cell).replace("[", r"\[") for cell in row))
+    return shown
+
+
+def answer(arguments: Arguments, value: Any, *items: Any) -> int:
+    """Prints the result of a command, with `--json` as one JSON object; returns the exit code of success.
+
+    Args:
+        arguments: what was typed.
+        value: the result as plain values.
+        items: the result for a reader, see `show`.
+    """
+    show(*([json.dumps(value, indent=2, ensure_ascii=False)] if arguments.json else items))
+    return 0

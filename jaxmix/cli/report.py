@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxmix.cli.arguments import Arguments
-from jaxmix.cli.output import say, say_json
+from jaxmix.cli.output import answer, show
 from jaxmix.report import describe_result, find_runs, load_run, write_report
 
 
@@ -15,14 +15,9 @@ def report(arguments: Arguments) -> int:
     runs = find_runs(folder)
     target = Path(arguments.out) if arguments.out else folder / "report.html"
     if arguments.dry_run:
-        say(f"Would write {target} from {len(runs)} run{'s' if len(runs) != 1 else ''}. Nothing was written.")
+        show(f"Would write {target} from {len(runs)} run{'s' if len(runs) != 1 else ''}. Nothing was written.")
         return 0
     write_report(folder, out=target)
     sentences = describe_result([load_run(path) for path in runs])
-    if arguments.json:
-        say_json({"report": str(target), "runs": [str(path) for path in runs], "verdict": sentences})
-        return 0
-    for sentence in sentences:
-        say(sentence)
-    say(f"\nPage: {target}")
-    return 0
+    value = {"report": str(target), "runs": [str(path) for path in runs], "verdict": sentences}
+    return answer(arguments, value, *sentences, f"\nPage: {target}")

@@ -1,23 +1,27 @@
-"""Shared by long-running commands: the command as typed, progress lines, other processes, Ctrl-C."""
+"""Shared by commands: actions, progress lines, other processes, Ctrl-C."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable
-from types import TracebackType
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 from jaxmix.cli.arguments import Arguments
-from jaxmix.cli.output import say
+from jaxmix.cli.output import show
+from jaxmix.core.errors import ConfigError, nearest
 
 
-def command_of(arguments: Arguments) -> str:
-    """The command as it was typed, quoted for a shell."""
-    return shlex.join(["jaxmix", *arguments.argv])
+def do_action(arguments: Arguments, actions: Mapping[str, Callable[[Arguments], int]]) -> int:
+    """Runs what the argument ACTION names. Raises `ConfigError` for an unknown one."""
+    name = arguments.action
+    if name not in actions:
+        where = f"jaxmix {arguments.argv[0]}"
+        raise ConfigError(f"unknown action {name!r}", where=where, fix=nearest(name, actions))
+    return actions[name](arguments)
 
 
 def notes_of(arguments: Arguments) -> Callable[[str], None]:
     """Where lines about the stages of a job go: to the screen, or with `--json` nowhere."""
-    return (lambda line: None) if arguments.json else say
+    return (lambda line: None) if arguments.json else show
 
 
 def join_processes(arguments: Arguments) -> None:
@@ -29,17 +33,12 @@ def join_processes(arguments: Arguments) -> None:
         initialize_distributed(*given)
 
 
-class continued_by:
+@contextlib.contextmanager
+def continuable(arguments: Arguments) -> Iterator[None]:
     """Turns Ctrl-C outside the training loop, which handles it itself, into a message that says how to continue."""
-
-    def __init__(self, command: str):
-        self._command = command
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, KeyboardInterrupt) and not str(error):
-            raise KeyboardInterrupt(f"Finished work is kept. Continue with: {self._command}") from None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise
+        raise KeyboardInterrupt(f"Finished work is kept. Continue with: {arguments.command}") from None

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from jaxmix.cli.arguments import Arguments
-from jaxmix.cli.output import say, say_json, say_table
-from jaxmix.cli.session import command_of, continued_by, notes_of
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.cli.output import answer, table
+from jaxmix.cli.session import continuable, do_action, notes_of
 from jaxmix.core.sharding import one_device_per_core
-from jaxmix.workflows.swarm.config import load_swarm
-from jaxmix.workflows.swarm.run import DESIGN, TABLE, collect, generate, plan_swarm, run, status
+from jaxmix.workflows.swarm.config import Swarm, load_swarm
+from jaxmix.workflows.swarm.run import DESIGN, TABLE, SwarmOutcome, collect, generate, plan_swarm, run, status
 from jaxmix.workflows.train.doremi import load_doremi, run_doremi
 
 
 def swarm(arguments: Arguments) -> int:
     """Does the action on the swarm that the configuration describes."""
     actions = {"generate": _generate, "run": _run, "status": _status, "collect": _collect, "doremi": _doremi}
-    if arguments.action not in actions:
-        raise ConfigError(
-            f"unknown action {arguments.action!r}", where="jaxmix swarm", fix=nearest(arguments.action, actions)
-        )
-    return actions[arguments.action](arguments)
+    return do_action(arguments, actions)
 
 
-def _load(arguments: Arguments) -> Any:
+def _load(arguments: Arguments) -> Swarm:
     return load_swarm(arguments.config, arguments.overrides, out=arguments.out)
 
 
@@ -34,39 +28,32 @@ def _generate(arguments: Arguments) -> int:
     loaded = _load(arguments)
     designed = generate(loaded, is_dry=arguments.dry_run)
     path = str(Path(loaded.out) / DESIGN)
-    if arguments.json:
-        say_json({"design": path, "mixtures": designed, "written": not arguments.dry_run})
-        return 0
-    names = list(next(iter(designed.values())))
-    columns = ("domain", "smallest", "mean", "largest", "runs without it")
     rows = []
-    for name in names:
+    for name in next(iter(designed.values())):
         weights = [mixture[name] for mixture in designed.values()]
-        mean = sum(weights) / len(weights)
-        numbers = (min(weights), mean, max(weights))
+        numbers = (min(weights), sum(weights) / len(weights), max(weights))
         rows.append((name, *(f"{x:.4f}" for x in numbers), str(sum(w == 0 for w in weights))))
-    say_table(columns, rows, title=f"Weights of {len(designed)} mixtures")
-    say(f"\nWould write {path}. Nothing was written." if arguments.dry_run else f"\nDesign: {path}")
-    return 0
+    columns = ("domain", "smallest", "mean", "largest", "runs without it")
+    return answer(
+        arguments,
+        {"design": path, "mixtures": designed, "written": not arguments.dry_run},
+        table((columns, rows), title=f"Weights of {len(designed)} mixtures"),
+        f"\nWould write {path}. Nothing was written." if arguments.dry_run else f"\nDesign: {path}",
+    )
 
 
 def _run(arguments: Arguments) -> int:
     loaded = _load(arguments)
     one_device_per_core()
     if arguments.dry_run:
-        plans = plan_swarm(loaded)
-        if arguments.json:
-            say_json({"out": loaded.out, "sizes": [plan._asdict() for plan in plans]})
-            return 0
-        _say_plans(plans)
-        say(f"\nWould write to {loaded.out}. Nothing was written.")
-        return 0
-    with continued_by(command_of(arguments)):
-        outcome = run(loaded, command=command_of(arguments), say=notes_of(arguments))
-    return _say_outcome(outcome, arguments.json)
+        return _answer_plans(arguments, loaded)
+    with continuable(arguments):
+        outcome = run(loaded, command=arguments.command, say=notes_of(arguments))
+    return _answer_outcome(arguments, outcome)
 
 
-def _say_plans(plans: Any) -> None:
+def _answer_plans(arguments: Arguments, loaded: Swarm) -> int:
+    plans = plan_swarm(loaded)
     columns = ("size", "proxies", "at once", "steps", "tokens", "parameters", "operations", "memory of a device")
     rows = [
         (
@@ -81,15 +68,17 @@ def _say_plans(plans: Any) -> None:
         )
         for plan in plans
     ]
-    say_table(columns, rows)
-    say("\nMemory is an estimate, without the table of tokens. The time is known once the first steps have been taken.")
+    return answer(
+        arguments,
+        {"out": loaded.out, "sizes": [plan._asdict() for plan in plans]},
+        table((columns, rows)),
+        "\nMemory is an estimate, without the table of tokens. The time is known once the first steps have been taken.",
+        f"\nWould write to {loaded.out}. Nothing was written.",
+    )
 
 
 def _status(arguments: Arguments) -> int:
     found = status(_load(arguments))
-    if arguments.json:
-        say_json({name: state._asdict() for name, state in found.items()})
-        return 0
     columns = ("size", "proxies", "chunks finished", "diverged", "chunk", "step", "tokens/s", "time left")
     rows = []
     for name, state in found.items():
@@ -107,67 +96,48 @@ def _status(arguments: Arguments) -> int:
                 "-" if is_done or not latest else f"{latest['seconds_left']:,.0f} s",
             )
         )
-    say_table(columns, rows)
-    return 0
+    return answer(arguments, {name: state._asdict() for name, state in found.items()}, table((columns, rows)))
 
 
 def _collect(arguments: Arguments) -> int:
     loaded = _load(arguments)
-    if arguments.dry_run:
-        finished = sum(state.finished for state in status(loaded).values())
-        say(f"Would write {Path(loaded.out) / TABLE} from {finished} finished chunks. Nothing was written.")
-        return 0
-    return _say_outcome(collect(loaded), arguments.json)
+    if not arguments.dry_run:
+        return _answer_outcome(arguments, collect(loaded))
+    path, finished = str(Path(loaded.out) / TABLE), sum(state.finished for state in status(loaded).values())
+    would = f"Would write {path} from {finished} finished chunks. Nothing was written."
+    return answer(arguments, {"table": path, "finished_chunks": finished}, would)
 
 
-def _say_outcome(outcome: Any, as_json: bool) -> int:
-    if as_json:
-        say_json(outcome.as_json())
-        return 0
-    table = outcome.table
-    rows = []
-    for j, name in enumerate(table.domain_names):
-        losses = table.losses[:, j]
-        found = losses[losses == losses]
+def _answer_outcome(arguments: Arguments, outcome: SwarmOutcome) -> int:
+    losses, rows, pace = outcome.table.losses, [], []
+    for name, values in zip(outcome.table.domain_names, losses.T, strict=True):
+        found = values[values == values]
         rows.append((name, f"{found.min():.4f}", f"{found.mean():.4f}", f"{found.max():.4f}"))
-    say()
-    say_table(("domain", "lowest", "mean", "highest"), rows, title=f"Held-out losses of {len(table)} runs, nats")
-    for name, reason in outcome.diverged.items():
-        say(f"{name} diverged: {reason}.")
     if outcome.seconds:
-        say(f"\n{outcome.seconds:,.0f} s, {outcome.flops / outcome.seconds / 1e9:.1f} GFLOP/s of model operations")
-    say(f"Table: {outcome.path}")
-    return 0
+        per_second = outcome.flops / outcome.seconds
+        pace = [f"\n{outcome.seconds:,.0f} s, {per_second / 1e9:.1f} GFLOP/s of model operations"]
+    return answer(
+        arguments,
+        outcome.as_json(),
+        "",
+        table((("domain", "lowest", "mean", "highest"), rows), title=f"Held-out losses of {len(losses)} runs, nats"),
+        *(f"{name} diverged: {reason}." for name, reason in outcome.diverged.items()),
+        *pace,
+        f"Table: {outcome.path}",
+    )
 
 
 def _doremi(arguments: Arguments) -> int:
     loaded = load_doremi(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
-        runs = {"reference": loaded.reference.out, "proxy": loaded.proxy.out}
-        steps = {name: getattr(loaded, name).train.steps for name in runs}
-        if arguments.json:
-            say_json({"out": loaded.out, "runs": runs, "steps": steps})
-        else:
-            for name, folder in runs.items():
-                say(f"Would train {folder} for {steps[name]} steps.")
-            say("Nothing was written.")
-        return 0
-    outcome = run_doremi(loaded, command=command_of(arguments))
-    if arguments.json:
-        say_json({**dataclasses.asdict(outcome), "path": str(outcome.path)})
-        return 0
+        runs = {"reference": loaded.reference, "proxy": loaded.proxy}
+        folders = {name: run.out for name, run in runs.items()}
+        steps = {name: run.train.steps for name, run in runs.items()}
+        would = [f"Would train {folders[name]} for {steps[name]} steps." for name in runs]
+        return answer(arguments, {"out": loaded.out, "runs": folders, "steps": steps}, *would, "Nothing was written.")
+    outcome = run_doremi(loaded, command=arguments.command)
     columns = ("domain", "prior", "recommended", "reference loss", "proxy loss")
-    rows = [
-        (
-            name,
-            f"{outcome.prior[name]:.4f}",
-            f"{weight:.4f}",
-            f"{outcome.reference_loss[name]:.4f}",
-            f"{outcome.proxy_loss[name]:.4f}",
-        )
-        for name, weight in outcome.weights.items()
-    ]
-    say()
-    say_table(columns, rows)
-    say(f"\nMixture: {outcome.path}")
-    return 0
+    numbers = (outcome.prior, outcome.weights, outcome.reference_loss, outcome.proxy_loss)
+    rows = [(name, *(f"{values[name]:.4f}" for values in numbers)) for name in outcome.weights]
+    value = {**dataclasses.asdict(outcome), "path": str(outcome.path)}
+    return answer(arguments, value, "", table((columns, rows)), f"\nMixture: {outcome.path}")

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.report import describe_result, load_run, write_report
+from jaxmix.report import describe_result, write_report
 from jaxmix.report.summary import summarize
-from jaxmix.train.lm.programs import Programs
-from jaxmix.workflows.compare.variant import Member, read_members, run_of
+from jaxmix.workflows.compare.variant import (
+    ComparisonOutcome,
+    Member,
+    read_members,
+    run_of,
+    train_members,
+    unfinished,
+)
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import read_config_file
 from jaxmix.workflows.config.resolve import resolve_run
-from jaxmix.workflows.config.sections import RunConfig, config_hash
-from jaxmix.workflows.provenance import is_finished, write_json
+from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.provenance import write_json
 from jaxmix.workflows.train.data import prepare_and_open
 from jaxmix.workflows.train.run import check_continuation, run_train
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparisonOutcome:
-    """What a comparison left: its folder, its page, the verdict in sentences, and a summary for machines."""
-
-    out: Path
-    report: Path
-    sentences: list[str]
-    summary: dict[str, Any]
 
 
 def members(
@@ -91,42 +85,12 @@ def run_comparison(
         command: what was typed.
         say: receives one line per stage.
     """
-    folder = Path(out)
-    waiting = [
-        m for m in runs if not is_finished(Path(m.config.out or ""), config_hash(m.config), result="mixture.yaml")
-    ]
-    for member in waiting:
-        check_continuation(member.config, Path(member.config.out or ""))
+    waiting = unfinished(runs, result="mixture.yaml", check=check_continuation)
     data = prepare_and_open(runs[0].config)
     for member in waiting:
         resolve_run(member.config, data.known, is_drawing=True)  # some errors only the sizes of the sources show
-    compiled: dict[str, Programs] = {}
-    for number, member in enumerate(runs, start=1):
-        label = f"{member.variant} seed {member.seed} ({number}/{len(runs)})"
-        if member not in waiting:
-            say(f"{label}: already finished")
-            continue
-        key = _program_key(member.config)
-        outcome = run_train(
-            member.config,
-            command=command,
-            data=data,
-            programs=compiled.get(key),
-            label=label,
-            extra={"variant": member.variant, "order": member.order},
-            has_page=False,
-        )
-        compiled[key] = outcome.programs
-    records = [load_run(Path(member.config.out or "")) for member in runs]
-    sentences = describe_result(records)
-    report = write_report(folder)
-    summary = summarize(records, out=out, report=report, verdict=sentences)
-    write_json(folder / "summary.json", summary)
-    return ComparisonOutcome(folder, report, sentences, summary)
-
-
-def _program_key(config: RunConfig) -> str:
-    """Runs of equal key share compiled functions: the model, the optimizer and the mesh, but neither mixer nor seed."""
-    plain = to_plain(config)
-    train = {k: v for k, v in plain["train"].items() if k != "seed"}
-    return json.dumps([plain["model"], train, plain["data"]["seq_len"]], sort_keys=True)
+    records = train_members(runs, waiting, functools.partial(run_train, command=command, data=data), say=say)
+    report = write_report(Path(out))
+    summary = summarize(records, out=out, report=report, verdict=describe_result(records))
+    write_json(Path(out) / "summary.json", summary)
+    return ComparisonOutcome(report, summary)

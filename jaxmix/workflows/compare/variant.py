@@ -1,21 +1,29 @@
-"""Several runs that share a file's base and a folder: variants of a configuration, each with several seeds."""
+"""Several runs that share a file's base and a folder: variants of a configuration, each with several seeds.
+
+Training and fine-tuning runs are compared in the same way; what differs between them is passed in.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import check_value, setting
-from jaxmix.workflows.config.build import Origin, read
+from jaxmix.report import RunRecord, load_run
+from jaxmix.workflows.config.build import Origin, read, to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.resolve import check_folder_name
-from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.sections import RunConfig, config_hash
 from jaxmix.workflows.config.yaml import apply_overrides
+from jaxmix.workflows.finetune.config import FinetuneConfig
+from jaxmix.workflows.provenance import is_finished
 
-C = TypeVar("C")
+C = TypeVar("C", bound=RunConfig | FinetuneConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +50,19 @@ class Member(Generic[C]):
     seed: int
     order: int
     config: C
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return Path(self.config.out or "")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonOutcome:
+    """What a comparison left: its page, and a summary for machines, which is also summary.json."""
+
+    report: Path
+    summary: dict[str, Any]
 
 
 def read_members(
@@ -82,6 +103,59 @@ def read_members(
             with naming(f"variant {variant}"):
                 found.append(Member(variant, seed, order, load(plain, f"{variant}-seed{seed}")))
     return found
+
+
+def unfinished(runs: Sequence[Member[C]], *, result: str, check: Callable[[C, Path], None]) -> list[Member[C]]:
+    """The runs that are still to be trained, each checked against what its folder holds.
+
+    Args:
+        runs: of a comparison.
+        result: the file that a run writes last.
+        check: raises `ConfigError` for a folder that a configuration cannot continue.
+    """
+    waiting = [m for m in runs if not is_finished(m.folder, config_hash(m.config), result=result)]
+    for member in waiting:
+        check(member.config, member.folder)
+    return waiting
+
+
+def train_members(
+    runs: Sequence[Member[C]],
+    waiting: Sequence[Member[C]],
+    train: Callable[..., Any],
+    *,
+    say: Callable[[str], None],
+) -> list[RunRecord]:
+    """Trains the runs that are waiting and returns the records of all, in order.
+
+    Args:
+        runs: of a comparison.
+        waiting: those that are not finished.
+        train: takes a configuration and `programs`, `label`, `extra` and `has_page` of a run; its result has
+            `programs`, which runs of equal `program_key` share.
+        say: receives a line for every run that is finished already.
+    """
+    compiled: dict[str, Any] = {}
+    for number, member in enumerate(runs, start=1):
+        label = f"{member.variant} seed {member.seed} ({number}/{len(runs)})"
+        if member not in waiting:
+            say(f"{label}: already finished")
+            continue
+        key, extra = program_key(member.config), {"variant": member.variant, "order": member.order}
+        outcome = train(member.config, programs=compiled.get(key), label=label, extra=extra, has_page=False)
+        compiled[key] = outcome.programs
+    return [load_run(member.folder) for member in runs]
+
+
+def program_key(config: Any) -> str:
+    """Runs of equal key share compiled functions: those know the model, optimizer and mesh, but nothing that varies.
+
+    What varies is the mixer or bandit, and the seed.
+    """
+    plain = to_plain(config)
+    train = {k: v for k, v in plain["train"].items() if k != "seed"}
+    shape = plain["data"]["seq_len"] if "data" in plain else plain["tasks"]["name"]
+    return json.dumps([plain["model"], train, shape], sort_keys=True)
 
 
 def check_seeds(seeds: Sequence[int], where: str) -> None:

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.report import describe_result, load_run, write_report
+from jaxmix.report import describe_result, write_report
 from jaxmix.report.pages.finetune import finetune_comparison_table
 from jaxmix.report.pages.finetune_metrics import area, final_accuracy
-from jaxmix.train.rl.step import PolicyPrograms
-from jaxmix.workflows.compare.variant import Member, read_members
+from jaxmix.workflows.compare.variant import ComparisonOutcome, Member, read_members, train_members, unfinished
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import read_config_file
-from jaxmix.workflows.config.sections import config_hash
 from jaxmix.workflows.finetune.config import FinetuneConfig, is_finetune
 from jaxmix.workflows.finetune.load import finetune_of
-from jaxmix.workflows.finetune.run import check_finetune_continuation, run_finetune
-from jaxmix.workflows.provenance import is_finished, write_json
+from jaxmix.workflows.finetune.run import FinetuneOutcome, check_finetune_continuation, run_finetune
+from jaxmix.workflows.provenance import write_json
 
 
 def is_finetune_comparison(path: str) -> bool:
@@ -61,40 +59,20 @@ def _check_same_tasks(runs: Sequence[Member[FinetuneConfig]], file: str) -> None
 
 def run_finetune_comparison(
     runs: Sequence[Member[FinetuneConfig]], *, command: str, say: Callable[[str], None] = lambda line: None
-) -> tuple[Path, dict[str, Any]]:
+) -> ComparisonOutcome:
     """Fine-tunes all runs that are not finished and writes the page of all, and summary.json.
 
     Runs share the supervised start where they have the same, and compiled functions where only the bandit or the seed
     differs. Every run is checked against its folder before the first one begins.
-
-    Returns:
-        The page, and the summary.
     """
-    folder = Path(runs[0].config.out or "").parent
-    waiting = [
-        m for m in runs if not is_finished(Path(m.config.out or ""), config_hash(m.config), result="curriculum.yaml")
-    ]
-    for member in waiting:
-        check_finetune_continuation(member.config, Path(member.config.out or ""))
-    compiled: dict[str, PolicyPrograms] = {}
-    for number, member in enumerate(runs, start=1):
-        label = f"{member.variant} seed {member.seed} ({number}/{len(runs)})"
-        if member not in waiting:
-            say(f"{label}: already finished")
-            continue
-        key = _program_key(member.config)
-        outcome = run_finetune(
-            member.config,
-            command=command,
-            programs=compiled.get(key),
-            start_dir=folder / "starts" / _start_key(member.config),
-            label=label,
-            extra={"variant": member.variant, "order": member.order},
-            has_page=False,
-            say=say,
-        )
-        compiled[key] = outcome.programs
-    records = [load_run(Path(member.config.out or "")) for member in runs]
+    folder = runs[0].folder.parent
+
+    def train(config: FinetuneConfig, **options: Any) -> FinetuneOutcome:
+        start_dir = folder / "starts" / _start_key(config)
+        return run_finetune(config, command=command, start_dir=start_dir, say=say, **options)
+
+    waiting = unfinished(runs, result="curriculum.yaml", check=check_finetune_continuation)
+    records = train_members(runs, waiting, train, say=say)
     page = write_report(folder)
     table = finetune_comparison_table(records)
     summary = {
@@ -113,14 +91,7 @@ def run_finetune_comparison(
         "variants": [dict(zip(table.columns, row, strict=True)) for row in table.rows],
     }
     write_json(folder / "summary.json", summary)
-    return page, summary
-
-
-def _program_key(config: FinetuneConfig) -> str:
-    """Runs of equal key share compiled functions: those of the policy know neither bandit nor seed."""
-    plain = to_plain(config)
-    train = {k: v for k, v in plain["train"].items() if k != "seed"}
-    return json.dumps([plain["model"], train, plain["tasks"]["name"]], sort_keys=True)
+    return ComparisonOutcome(page, summary)
 
 
 def _start_key(config: FinetuneConfig) -> str:

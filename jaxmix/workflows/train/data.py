@@ -104,8 +104,8 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
     return {"prepared": str(summary.folder), "was_ready": summary.was_ready, **summary.index}
 
 
-def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """Columns, rows and closing lines that show what `prepare_sources` returned."""
+def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows that show what `prepare_sources` returned."""
     columns = ("domain", "documents", "train tokens", "validation tokens", "bytes on disk", "troubles")
     rows: list[tuple[str, ...]] = [
         (
@@ -118,8 +118,7 @@ def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list
         )
         for name, entry in summary["domains"].items()
     ]
-    notes = ["Already prepared: nothing to do."] if summary["was_ready"] else []
-    return columns, rows, notes
+    return columns, rows
 
 
 def describe_preparation(config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import pytest
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.compare import run as compare
-from jaxmix.workflows.compare.run import _program_key, load_comparison, members
+from jaxmix.workflows.compare.run import load_comparison, members
+from jaxmix.workflows.compare.variant import program_key
 from jaxmix.workflows.config.yaml import dump_yaml
 
 BASE = {
@@ -71,7 +72,7 @@ def test_seeds_must_differ(seeds):
 def test_compiled_functions_are_shared_over_mixers_and_seeds_alone():
     faster = {"train": {"steps": 4, "learning_rate": 0.1}}
     runs = made({**VARIANTS, "faster": faster, "wider": {"model": {"preset": "lm-1m"}}})
-    keys = {(m.variant, m.seed): _program_key(m.config) for m in runs}
+    keys = {(m.variant, m.seed): program_key(m.config) for m in runs}
     assert keys["natural", 0] == keys["odm", 0] == keys["odm", 1]
     assert len(set(keys.values())) == 3
 
