@@ -14,6 +14,8 @@ from typing import Any
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
+from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.sections import config_hash
 from jaxmix.workflows.config.yaml import parse_yaml
 from jaxmix.workflows.doctor import installed_version
 
@@ -63,55 +65,51 @@ def made_by(command: str) -> dict[str, Any]:
     return {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
 
 
-def provenance_of(
-    run_dir: Path, *, command: str, config_hash: str, is_continued: bool, content: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The content of a run's provenance.json; earlier sessions of the run stay listed.
+def provenance_of(config: Any, resume: str, *, command: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a run's provenance.json; earlier sessions of the run stay listed unless `resume` is "never".
 
     Args:
-        run_dir: of the run.
+        config: of the run.
+        resume: as in its settings.
         command: what was typed.
-        config_hash: of the configuration.
-        is_continued: False where the run must not go on from an earlier session.
         content: what is particular to this kind of run.
     """
     made = made_by(command)
     session = {"started": now(), "command": command, "devices": made["devices"]}
     sessions = [session]
-    old = run_dir / PROVENANCE
-    if is_continued and old.is_file():
+    old = Path(config.out or "") / PROVENANCE
+    if resume != "never" and old.is_file():
         with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
             sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
     return {
         **made,
-        "config_hash": config_hash,
+        "config_hash": config_hash(config),
         **content,
         "started": sessions[0]["started"],
         "sessions": sessions,
     }
 
 
-def is_finished(run_dir: Path, config_hash: str, *, result: str) -> bool:
-    """The folder holds a finished run of exactly this configuration; the file `result` is written last."""
+def is_finished(config: Any, *, result: str) -> bool:
+    """The folder of `config` holds a finished run of exactly it; the file `result` is written last."""
+    run_dir = Path(config.out or "")
     try:
         provenance = json.loads((run_dir / PROVENANCE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    is_same = provenance.get("config_hash") == config_hash
+    is_same = provenance.get("config_hash") == config_hash(config)
     return is_same and "finished" in provenance and (run_dir / result).is_file()
 
 
-def check_fixed(
-    run_dir: Path, plain: Mapping[str, Any], fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-) -> None:
-    """Raises `ConfigError` if the folder has checkpoints that a configuration cannot continue.
+def check_fixed(config: Any, run_dir: Path, fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    """Raises `ConfigError` if the folder has checkpoints that `config` cannot continue.
 
     Args:
-        run_dir: of the run.
-        plain: the configuration, written out.
+        config: of the run.
+        run_dir: its folder.
         fixed: picks the settings that a run keeps for life, by dotted name.
     """
-    path = run_dir / "config.yaml"
+    plain, path = to_plain(config), run_dir / "config.yaml"
     is_never = plain["checkpoint"]["resume"] == "never"
     if is_never or not path.is_file() or not any((run_dir / "checkpoints").glob("[0-9]*")):
         return

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import check_value, setting
@@ -18,12 +18,19 @@ from jaxmix.report import RunRecord, load_run
 from jaxmix.workflows.config.build import Origin, read, to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.resolve import check_folder_name
-from jaxmix.workflows.config.sections import RunConfig, config_hash
+from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.yaml import apply_overrides
-from jaxmix.workflows.finetune.config import FinetuneConfig
 from jaxmix.workflows.provenance import is_finished
 
-C = TypeVar("C", bound=RunConfig | FinetuneConfig)
+
+class AnyConfig(Protocol):
+    """The configuration of a run of any kind; `out` is its folder."""
+
+    @property
+    def out(self) -> str | None: ...
+
+
+C = TypeVar("C", bound=AnyConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +120,7 @@ def unfinished(runs: Sequence[Member[C]], *, result: str, check: Callable[[C, Pa
         result: the file that a run writes last.
         check: raises `ConfigError` for a folder that a configuration cannot continue.
     """
-    waiting = [m for m in runs if not is_finished(m.folder, config_hash(m.config), result=result)]
+    waiting = [m for m in runs if not is_finished(m.config, result=result)]
     for member in waiting:
         check(member.config, member.folder)
     return waiting
@@ -147,7 +154,7 @@ def train_members(
     return [load_run(member.folder) for member in runs]
 
 
-def program_key(config: Any) -> str:
+def program_key(config: AnyConfig) -> str:
     """Runs of equal key share compiled functions: those know the model, optimizer and mesh, but nothing that varies.
 
     What varies is the mixer or bandit, and the seed.

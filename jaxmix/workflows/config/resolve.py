@@ -12,12 +12,11 @@ from jaxmix.core.validate import check_mesh_shape, check_weights, values_in_orde
 from jaxmix.mixers.base import Mixer
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.models.lm.presets import preset
-from jaxmix.train.lm.settings import TrainSettings
 from jaxmix.train.lm.signals import check_mixer
 from jaxmix.train.selection.settings import SelectionSettings, check_selection
 from jaxmix.workflows.config.build import Origin
 from jaxmix.workflows.config.mixer import make_drawing_mixer, make_mixer
-from jaxmix.workflows.config.sections import DataConfig, ModelConfig, ReferenceConfig, RunConfig
+from jaxmix.workflows.config.sections import DataConfig, ModelConfig, RunConfig
 
 
 class Sizes(NamedTuple):
@@ -38,39 +37,32 @@ class Run:
     """A training run, resolved.
 
     Attributes:
-        out: its folder.
-        settings: of the loop.
-        mesh: devices along data, fsdp and tensor; -1 takes the rest.
-        data: how rows are made and evaluated.
+        config: its settings, among them those that are used as they stand in the file.
         sizes: of the sources, as far as they are known.
         prior: weight of every source, adds to 1; None where it follows from sizes that are not known.
         max_epochs: most passes over every source, None for no limit.
         on_exhaust: what to do when a source has given all it may.
-        mixer_name: as in the file, without wrappers.
         mixer: with its wrappers.
         model: of the learner.
-        selection: None where all that is drawn is trained on.
-        reference: what losses are measured against.
     """
 
-    out: str
-    settings: TrainSettings
-    mesh: Mapping[str, int]
-    data: DataConfig
+    config: RunConfig
     sizes: Sizes
     prior: dict[str, float] | None
     max_epochs: dict[str, float | None]
     on_exhaust: dict[str, str]
-    mixer_name: str
     mixer: Mixer
     model: TransformerConfig
-    selection: SelectionSettings | None
-    reference: ReferenceConfig
 
     @property
     def drawn(self) -> int:
         """Rows that the stream draws in a step."""
-        return drawn_rows(self.data, self.selection)
+        return drawn_rows(self.config.data, self.config.selection)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The most passes over a source, where there is a limit."""
+        return {name: limit for name, limit in self.max_epochs.items() if limit is not None}
 
 
 def drawn_rows(data: DataConfig, selection: SelectionSettings | None, *, multiple: int = 1) -> int:
@@ -97,32 +89,23 @@ def resolve_run(
         names = config.source_names or ()
         unknown: dict[str, float | None] = dict.fromkeys(names)
         sizes = Sizes(unknown, unknown, None)
-    data, selection = config.data, config.selection
+    data = config.data
     prior = prior_weights(config, sizes, origin)
-    total_tokens = config.train.steps * drawn_rows(data, selection) * data.seq_len
+    steps = config.train.steps
+    length = {"steps": steps, "total_tokens": steps * drawn_rows(data, config.selection) * data.seq_len}
     if is_drawing and prior is not None:
-        mixer = make_drawing_mixer(
-            config.mixer, prior, sizes.tokens, steps=config.train.steps, total_tokens=total_tokens
-        )
+        mixer = make_drawing_mixer(config.mixer, prior, sizes.tokens, **length)
     else:
-        mixer = make_mixer(
-            config.mixer, sizes.tokens, steps=config.train.steps, total_tokens=total_tokens, origin=origin
-        )
+        mixer = make_mixer(config.mixer, sizes.tokens, origin=origin, **length)
     own = config.sources if isinstance(config.sources, Mapping) else {}
     return Run(
-        out=config.out or "",
-        settings=config.train,
-        mesh=config.mesh,
-        data=data,
+        config=config,
         sizes=sizes,
         prior=prior,
         max_epochs={n: (own[n].max_epochs if n in own else None) or data.max_epochs for n in sizes.tokens},
         on_exhaust={n: (own[n].on_exhaust if n in own else None) or data.on_exhaust for n in sizes.tokens},
-        mixer_name=config.mixer.name,
         mixer=mixer,
         model=resolve_model(config.model, data, vocab_size=sizes.vocab_size, origin=origin),
-        selection=selection,
-        reference=config.reference,
     )
 
 
@@ -135,23 +118,14 @@ def check_run(config: RunConfig, origin: Origin) -> None:
         run = resolve_run(config, origin=origin)
     except ConfigError as error:
         raise origin.explain(error) from None
-    check_mixer(
-        run.mixer,
-        has_reference=config.reference.kind is not None,
-        loss_normalization=run.settings.loss_normalization,
-        origin=origin,
-    )
-    if run.selection is not None:
-        check_selection(
-            run.selection,
-            run.mixer,
-            reference=config.reference.kind,
-            batch_size=config.data.batch_size,
-            origin=origin,
-        )
-    if config.data.batch_size % run.settings.accumulate:
+    reference, settings, rows = config.reference.kind, config.train, config.data.batch_size
+    has_reference, normalization = reference is not None, settings.loss_normalization
+    check_mixer(run.mixer, has_reference=has_reference, loss_normalization=normalization, origin=origin)
+    if config.selection is not None:
+        check_selection(config.selection, run.mixer, reference=reference, batch_size=rows, origin=origin)
+    if rows % settings.accumulate:
         raise ConfigError(
-            f"data.batch_size {config.data.batch_size} cannot be divided into {run.settings.accumulate} micro-batches",
+            f"data.batch_size {rows} cannot be divided into {settings.accumulate} micro-batches",
             where=origin("train.accumulate"),
             fix="Choose a divisor of data.batch_size.",
         )

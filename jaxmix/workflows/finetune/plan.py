@@ -92,12 +92,12 @@ def plan_of(run: FinetuneRun) -> FinetunePlan:
 
     N = parameters of matrices by `flops_per_token`, with its attention; p and t slots of prompt and completion.
     """
-    settings, prompts, held_out, model = run.settings, run.prompts, run.held_out, run.model
+    config, prompts, held_out, model = run.config, run.prompts, run.held_out, run.model
+    settings, start, section = config.train, config.start, config.reduction
     forward, length = flops_per_token(model) / 3.0, prompts.prompt_length + prompts.completion_length
     counts, tested = (np.bincount(p.arms, minlength=p.num_arms) for p in (prompts, held_out))
-    kept = counts if run.kept_per_arm is None else np.minimum(counts, run.kept_per_arm)
-    section = run.reduction
-    reduced = None if section is None else (section.num_clusters or 0) * section.per_cluster
+    kept = counts if config.tasks.kept_per_arm is None else np.minimum(counts, config.tasks.kept_per_arm)
+    reduced = None if section.num_clusters is None else section.num_clusters * section.per_cluster
     drawn = settings.steps * settings.prompts
     rollouts = drawn * settings.rollouts
     updates = drawn // settings.groups * settings.updates_per_batch
@@ -118,7 +118,7 @@ def plan_of(run: FinetuneRun) -> FinetunePlan:
                 prompts.arm_names, prompts.families, prompts.levels, counts, kept, tested, strict=True
             )
         ),
-        bandit=run.bandit_name,
+        bandit=config.bandit.name,
         num_params=num_params,
         steps=settings.steps,
         prompts=drawn,
@@ -130,7 +130,7 @@ def plan_of(run: FinetuneRun) -> FinetunePlan:
         generation_flops=generation,
         update_flops=3.0 * forward * updates * settings.groups * settings.rollouts * length,
         evaluation_flops=evaluation,
-        start_flops=3.0 * forward * run.start.steps * run.start.batch_size * length,
+        start_flops=3.0 * forward * start.steps * start.batch_size * length,
         parameter_bytes=16 * num_params,
         cache_bytes=item * per_token * at_once * length,
         wall_seconds=_seconds_left(run),
@@ -139,7 +139,8 @@ def plan_of(run: FinetuneRun) -> FinetunePlan:
 
 
 def _notes(run: FinetuneRun, kept: Any, evaluation: float, generation: float) -> list[str]:
-    settings, prompts, held_out, notes = run.settings, run.prompts, run.held_out, []
+    prompts, held_out, notes = run.prompts, run.held_out, []
+    settings, start, section = run.config.train, run.config.start, run.config.reduction
     empty = [name for name, count in zip(prompts.arm_names, kept, strict=True) if count == 0]
     if empty:
         notes.append(f"no prompts for {', '.join(empty)}: they cannot be drawn")
@@ -157,12 +158,12 @@ def _notes(run: FinetuneRun, kept: Any, evaluation: float, generation: float) ->
         notes.append(
             "an update follows every batch, live groups or not: under Adam that hides most of what a curriculum saves"
         )
-    if run.reduction is not None:
+    if section.num_clusters is not None:
         notes.append(
-            f"the bandit's arms are {run.reduction.num_clusters} clusters of at most {run.reduction.per_cluster} "
+            f"the bandit's arms are {section.num_clusters} clusters of at most {section.per_cluster} "
             "prompts; the table shows what they are taken from"
         )
-    if run.start.run is None and run.start.steps == 0:
+    if start.run is None and start.steps == 0:
         notes.append("the policy starts from fresh parameters: groups of equal rewards have no gradient")
     if settings.top_p < 1 or settings.top_k:
         notes.append("with top_p or top_k, rollouts are drawn from another policy than the one whose gradient is taken")
@@ -172,9 +173,9 @@ def _notes(run: FinetuneRun, kept: Any, evaluation: float, generation: float) ->
 def _seconds_left(run: FinetuneRun) -> float | None:
     """At the median pace of the records that the run folder holds."""
     try:
-        records = read_records(Path(run.out) / "timing.jsonl")
+        records = read_records(Path(run.config.out or "") / "timing.jsonl")
         pace = [r["step_seconds"] for r in records[1:]]
-        return statistics.median(pace) * max(0, run.settings.steps - records[-1]["step"]) if pace else None
+        return statistics.median(pace) * max(0, run.config.train.steps - records[-1]["step"]) if pace else None
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError):
         return None
 

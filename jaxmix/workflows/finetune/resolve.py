@@ -15,11 +15,10 @@ from jaxmix.data import tasks
 from jaxmix.data.tasks import PromptSet
 from jaxmix.data.tokenizers import load_tokenizer
 from jaxmix.models.lm.config import TransformerConfig
-from jaxmix.train.rl.settings import FinetuneSettings
 from jaxmix.workflows.config.build import Origin, arguments
 from jaxmix.workflows.config.mixer import place_argument
 from jaxmix.workflows.config.resolve import model_of
-from jaxmix.workflows.finetune.config import BanditConfig, FinetuneConfig, ReductionConfig, StartConfig, TasksConfig
+from jaxmix.workflows.finetune.config import BanditConfig, FinetuneConfig, ReductionConfig, TasksConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,40 +26,26 @@ class FinetuneRun:
     """A fine-tuning run, resolved.
 
     Attributes:
-        out: its folder.
-        settings: of the loop.
-        mesh: devices along data, fsdp and tensor; -1 takes the rest.
-        tasks_name: of the suite or adapter.
+        config: its settings, among them those that are used as they stand in the file.
         prompts, held_out: for training and for evaluation.
-        kept_per_arm: train on so many prompts of each arm; None: on all.
         model: of the policy.
-        start: where its parameters come from.
         start_weights: how often each arm is drawn in the supervised start; never noise.
         noise: families that follow no rule and cannot be learned.
-        reduction: how arms are made anew; None where they are not.
-        bandit_name: as in the file.
         make_bandit: prompts with the final arms → the bandit over them.
     """
 
-    out: str
-    settings: FinetuneSettings
-    mesh: Mapping[str, int]
-    tasks_name: str
+    config: FinetuneConfig
     prompts: PromptSet
     held_out: PromptSet
-    kept_per_arm: int | None
     model: TransformerConfig
-    start: StartConfig
     start_weights: tuple[float, ...]
     noise: frozenset[str]
-    reduction: ReductionConfig | None
-    bandit_name: str
     make_bandit: Callable[[PromptSet], Bandit]
 
     @property
     def is_suite(self) -> bool:
         """Whether the prompts are those of a suite, in which characters are words."""
-        return self.tasks_name in tasks.registry
+        return self.config.tasks.name in tasks.registry
 
 
 def resolve_finetune(config: FinetuneConfig, *, origin: Origin | None = None, is_sketch: bool = False) -> FinetuneRun:
@@ -79,27 +64,16 @@ def resolve_finetune(config: FinetuneConfig, *, origin: Origin | None = None, is
     held_out = open_tasks(config.tasks, "held_out", origin, is_sketch=is_sketch)
     noise = noise_families(config.tasks.name)
     by_level = [config.start.level_decay**level for level in prompts.levels]
+    seq_len = prompts.prompt_length + prompts.completion_length
     return FinetuneRun(
-        out=config.out or "",
-        settings=config.train,
-        mesh=config.mesh,
-        tasks_name=config.tasks.name,
+        config=config,
         prompts=prompts,
         held_out=held_out,
-        kept_per_arm=config.tasks.kept_per_arm,
-        model=model_of(
-            config.model,
-            vocab_size=prompts.vocab_size,
-            seq_len=prompts.prompt_length + prompts.completion_length,
-            origin=origin,
-        ),
-        start=config.start,
+        model=model_of(config.model, vocab_size=prompts.vocab_size, seq_len=seq_len, origin=origin),
         start_weights=tuple(
             0.0 if family in noise else weight for family, weight in zip(prompts.families, by_level, strict=True)
         ),
         noise=noise,
-        reduction=None if config.reduction.num_clusters is None else config.reduction,
-        bandit_name=config.bandit.name,
         make_bandit=lambda arms: make_bandit(config.bandit, arms, steps=config.train.steps, origin=origin),
     )
 
@@ -108,22 +82,22 @@ def check_finetune(config: FinetuneConfig, origin: Origin) -> None:
     """Checks everything that can be checked without a device. Raises `ConfigError`."""
     check_mesh_shape(config.mesh, origin("train.mesh"))
     run = resolve_finetune(config, origin=origin, is_sketch=True)
-    _check_reduction(config, run.prompts, origin)
-    k, prompts = config.reduction.num_clusters, run.prompts
+    k, prompts, start = config.reduction.num_clusters, run.prompts, config.start
+    _check_reduction(config, prompts, origin)
     bandit = run.make_bandit(prompts if k is None else prompts.with_clusters(prompts.arms * 0, k))
-    if run.settings.refill and bandit.keep is None:
+    if config.train.refill and bandit.keep is None:
         raise ConfigError(
-            f"train.refill waits for the groups that the bandit keeps, and {run.bandit_name!r} keeps all",
+            f"train.refill waits for the groups that the bandit keeps, and {config.bandit.name!r} keeps all",
             where=origin("train.refill"),
             fix="Use the bandit `dapo`.",
         )
-    if run.start.steps and run.start.run is not None:
+    if start.steps and start.run is not None:
         raise ConfigError(
             "start has both run and steps", where=origin("start"), fix="Set one: take a policy, or make one."
         )
-    if run.start.steps and prompts.targets is None:
+    if start.steps and prompts.targets is None:
         raise ConfigError(
-            f"{run.tasks_name!r} has no reference answers for a supervised start",
+            f"{config.tasks.name!r} has no reference answers for a supervised start",
             where=origin("start.steps"),
             fix="Set it to 0, or raise tasks.completion_length to the length of the answers.",
         )

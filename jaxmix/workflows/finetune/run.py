@@ -26,7 +26,6 @@ from jaxmix.train.rl.step import PolicyPrograms, build_policy_programs
 from jaxmix.train.run.checkpoint import Checkpointer, read_params
 from jaxmix.train.run.trackers import make_tracker
 from jaxmix.workflows.config.build import to_plain
-from jaxmix.workflows.config.sections import config_hash
 from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.finetune.config import FinetuneConfig
 from jaxmix.workflows.finetune.plan import plan_of
@@ -103,11 +102,11 @@ def run_finetune(
     """
     run_dir, plain = Path(config.out or ""), to_plain(config)
     check_finetune_continuation(config, run_dir)
-    run = resolve_finetune(config)
+    run, settings = resolve_finetune(config), config.train
     model = transformer(run.model)
-    mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](run.mesh))
+    mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.mesh))
     is_main = jax.process_index() == 0
-    provenance = _provenance(run, config_hash(config), command, extra or {})
+    provenance = _provenance(run, command, extra or {})
     if is_main:
         write_whole(run_dir / "config.yaml", dump_yaml(plain))
         write_json(run_dir / "provenance.json", provenance)
@@ -115,22 +114,22 @@ def run_finetune(
     prompts = run.prompts
     programs = programs or build_policy_programs(
         model,
-        run.settings,
+        settings,
         completion_length=prompts.completion_length,
         eos_id=prompts.eos_id,
         pad_id=prompts.pad_id,
         mesh=mesh,
     )
-    if run.reduction is None:
-        kept = prompts.rows_by_arm(run.kept_per_arm)
+    if config.reduction.num_clusters is None:
+        kept = prompts.rows_by_arm(config.tasks.kept_per_arm)
     else:
         prompts, kept = reduce_prompts(
-            run.reduction,
+            config.reduction,
             prompts,
             run_dir / REDUCTION,
             model=model,
             params=params,
-            seed=run.settings.seed,
+            seed=settings.seed,
             is_suite=run.is_suite,
             say=say,
         )
@@ -141,7 +140,7 @@ def run_finetune(
         bandit=run.make_bandit(prompts),
         kept=kept,
         evaluation=run.held_out,
-        settings=run.settings,
+        settings=settings,
         initial_params=params,
         programs=programs,
         trackers=[make_tracker(t, run_dir, plain) for t in config.track if t != "jsonl" and is_main],
@@ -151,14 +150,14 @@ def run_finetune(
     page = None
     if is_main:
         write_json(run_dir / "provenance.json", {**provenance, "finished": now()})
-        write_whole(run_dir / "curriculum.yaml", dump_yaml(_curriculum(run, result)))
+        write_whole(run_dir / "curriculum.yaml", dump_yaml(_curriculum(config, result)))
         page = write_report(run_dir) if has_page else None
     return FinetuneOutcome(run_dir, result, programs, page)
 
 
 def _start(run: FinetuneRun, folder: Path, model: Model, mesh: Mesh, say: Callable[[str], None]) -> Any:
     """The parameters that the run begins from; None for fresh ones. A supervised start is made once and kept."""
-    section = run.start
+    section = run.config.start
     if section.run is None and section.steps == 0:
         return None
     template = params_template(model, mesh)
@@ -193,7 +192,7 @@ def check_finetune_continuation(config: FinetuneConfig, run_dir: Path) -> None:
     The length of the run, the learning rate and everything that is only logged may change; what decides the shapes in a
     checkpoint, or which prompts its cursors count, may not.
     """
-    check_fixed(run_dir, to_plain(config), _fixed)
+    check_fixed(config, run_dir, _fixed)
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,23 +207,20 @@ def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
     return fixed | {f"train.{k}": train.get(k) for k in keys}
 
 
-def _provenance(run: FinetuneRun, config_hash: str, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(run: FinetuneRun, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     arms = zip(run.held_out.arm_names, run.held_out.families, run.held_out.levels, strict=True)
     content = {
         "data_hash": _prompts_hash(run.prompts, run.held_out),
-        "seed": run.settings.seed,
+        "seed": run.config.train.seed,
         "arms": [
             {"name": name, "family": family, "level": level, "is_learnable": family not in run.noise}
             for name, family, level in arms
         ],
-        "bandit": {"name": run.bandit_name},
+        "bandit": {"name": run.config.bandit.name},
         "plan": plan_of(run).as_json(),
         **extra,
     }
-    is_continued = run.settings.resume != "never"
-    return provenance_of(
-        Path(run.out), command=command, config_hash=config_hash, is_continued=is_continued, content=content
-    )
+    return provenance_of(run.config, run.config.train.resume, command=command, content=content)
 
 
 def _prompts_hash(*parts: PromptSet) -> str:
@@ -235,12 +231,12 @@ def _prompts_hash(*parts: PromptSet) -> str:
     return digest.hexdigest()
 
 
-def _curriculum(run: FinetuneRun, result: FinetuneResult) -> dict[str, Any]:
+def _curriculum(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any]:
     """The run's result by arm, for other runs and tools."""
-    record = load_run(Path(run.out))
+    record = load_run(Path(config.out or ""))
     return {
-        "tasks": run.tasks_name,
-        "bandit": run.bandit_name,
+        "tasks": config.tasks.name,
+        "bandit": config.bandit.name,
         "steps": result.steps,
         "prompts": result.prompts,
         "rollouts": result.rollouts,

@@ -130,7 +130,7 @@ def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say:
 def _resolve(config: RunConfig) -> tuple[Run, int]:
     """A run of the comparison, and the tokens that it is trained on."""
     run = resolve_run(config, known_sizes(config)[0])
-    return run, run.settings.steps * run.data.batch_size * run.data.seq_len
+    return run, config.train.steps * config.data.batch_size * config.data.seq_len
 
 
 def _cost(run: RunConfig, swarm: Any) -> str:

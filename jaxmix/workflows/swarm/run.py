@@ -183,7 +183,7 @@ def plan_swarm(swarm: Swarm, *, mixtures: int | None = None) -> list[SizePlan]:
 def _plan_size(size: Size, swarm: Swarm, proxies: int) -> SizePlan:
 
     own = _resolve(size)
-    data, settings, model = own.data, own.settings, own.model
+    data, settings, model = size.config.data, size.config.train, own.model
     devices = jax.local_devices()
     is_cpu = devices[0].platform == "cpu"
     rows = data.batch_size // settings.accumulate
@@ -272,27 +272,24 @@ def run(swarm: Swarm, *, command: str, say: Callable[[str], None] = lambda line:
     designed = read_design(swarm)
     _write_about(swarm, command)
     for size, plan in zip(swarm.sizes, plan_swarm(swarm, mixtures=len(designed)), strict=True):
-        data = prepare_and_open(size.config)
-        own = resolve_run(size.config, data.known)
-        names = tuple(data.train)
-        proxies = _proxies(size, designed, swarm.seeds, names)
+        config, data = size.config, prepare_and_open(size.config)
+        own = resolve_run(config, data.known)
+        rows, proxies = config.data.validation_rows, _proxies(size, designed, swarm.seeds, tuple(data.train))
         say(f"{size.name}: {len(proxies)} proxies of {plan.num_params:,} parameters, {plan.chunk} at a time")
         run_swarm(
             out / size.name,
             model=transformer(own.model),
             proxies=proxies,
             sources=data.train,
-            validation=validation_set(
-                data.validation, seq_len=own.data.seq_len, rows_per_domain=own.data.validation_rows
-            ),
-            settings=own.settings,
-            batch_size=own.data.batch_size,
-            seq_len=own.data.seq_len,
+            validation=validation_set(data.validation, seq_len=config.data.seq_len, rows_per_domain=rows),
+            settings=config.train,
+            batch_size=config.data.batch_size,
+            seq_len=config.data.seq_len,
             vocab_size=data.vocab_size,
-            unit=own.data.unit,
-            block=own.data.block,
+            unit=config.data.unit,
+            block=config.data.block,
             on_exhaust=own.on_exhaust,
-            max_epochs={name: limit for name, limit in own.max_epochs.items() if limit is not None},
+            max_epochs=own.limits,
             chunk=plan.chunk,
             table_bytes=int(swarm.limits.table * 1e9),
             label=size.name,
@@ -346,7 +343,7 @@ def collect(swarm: Swarm) -> SwarmOutcome:
     seconds = flops = 0.0
     for size in swarm.sizes:
         own = _resolve(size)
-        tokens = own.settings.steps * own.data.batch_size * own.data.seq_len
+        tokens = size.config.train.steps * size.config.data.batch_size * size.config.data.seq_len
         for chunk in finished_chunks(out / size.name):
             names = list(chunk.domain_names)
             seconds += chunk.seconds

@@ -76,20 +76,20 @@ def compute_of(run: Run) -> Compute:
     A forward pass is a third of `flops_per_token`; evaluations, gradients that mixers measure, and the selection
     itself are left out, and so is the training of the reference.
     """
-    selection, seq_len = run.selection, run.data.seq_len
-    trained, scanned = run.data.batch_size, run.drawn
+    config, selection, reference = run.config, run.config.selection, run.config.reference
+    seq_len, trained, scanned = config.data.seq_len, config.data.batch_size, run.drawn
     forward = flops_per_token(run.model) * seq_len / 3.0
     scan, scores = Scan(False, False, bool(run.mixer.needs & set(REFERENCE_SIGNALS))), False
     if selection is not None:
         scan = scan_of(selection, run.mixer.needs)
-        scores = scan.learner and not chooses_in_step(selection, scan, accumulate=run.settings.accumulate)
+        scores = scan.learner and not chooses_in_step(selection, scan, accumulate=config.train.accumulate)
     rows = scanned if scan.reference else trained if scan.trained_reference else 0
     of_reference, is_known = 0.0, True
-    if rows and run.reference.kind == "model":
-        is_known = (Path(run.reference.run or "") / "config.yaml").is_file()
+    if rows and reference.kind == "model":
+        is_known = (Path(reference.run or "") / "config.yaml").is_file()
         model = run.model
         if is_known:
-            model = dataclasses.replace(model_of_run(run.reference.run or ""), seq_len=seq_len)
+            model = dataclasses.replace(model_of_run(reference.run or ""), seq_len=seq_len)
         of_reference = rows * flops_per_token(model) * seq_len / 3.0
     return Compute(
         trained=trained,

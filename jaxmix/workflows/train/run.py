@@ -25,7 +25,7 @@ from jaxmix.train.selection.super_batch import pieces_for
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.mixer import inactive_names
 from jaxmix.workflows.config.resolve import Run, drawn_rows, resolve_run
-from jaxmix.workflows.config.sections import DataConfig, RunConfig, config_hash
+from jaxmix.workflows.config.sections import DataConfig, RunConfig
 from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.provenance import check_fixed, now, provenance_of, write_json
 from jaxmix.workflows.train.cost import compute_of
@@ -109,34 +109,29 @@ def run_train(
     stream = MixtureStream(
         data.train,
         batch_size=drawn,
-        seq_len=run.data.seq_len,
+        seq_len=config.data.seq_len,
         seed=settings.seed,
-        unit=run.data.unit,
-        block=run.data.block,
+        unit=config.data.unit,
+        block=config.data.block,
         on_exhaust=run.on_exhaust,
-        max_epochs=_limits(run),
+        max_epochs=run.limits,
         weights=run.prior,
         shard=process_shard(),
     )
-    validation, control, test = _held_out(run.data, data)
+    validation, control, test = _held_out(config.data, data)
     is_main, plain = jax.process_index() == 0, to_plain(config)
-    provenance = _provenance(config, run, data, command, extra or {})
+    provenance = _provenance(run, data, command, extra or {})
     if is_main:
         write_whole(run_dir / "config.yaml", dump_yaml(plain))
         write_json(run_dir / "provenance.json", provenance)
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
+    selection, rows = config.selection, config.data.batch_size
     programs = with_selection(
-        programs,
-        model,
-        settings,
-        run.selection,
-        mixer=run.mixer,
-        batch_size=run.data.batch_size,
-        num_domains=len(names),
+        programs, model, settings, selection, mixer=run.mixer, batch_size=rows, num_domains=len(names)
     )
     pieces = 1
     if programs.selection is not None and programs.selection.scan.reference:
-        pieces = pieces_for(drawn, run.data.batch_size, accumulate=settings.accumulate, mesh=mesh)
+        pieces = pieces_for(drawn, rows, accumulate=settings.accumulate, mesh=mesh)
     result = run_training(
         run_dir,
         model=model,
@@ -147,9 +142,9 @@ def run_train(
         prior=np.asarray([run.prior[name] for name in names]),
         control=control,
         test=test,
-        reference=load_reference(run.reference, data, mesh, pieces=pieces),
-        selection=run.selection,
-        batch_size=run.data.batch_size,
+        reference=load_reference(config.reference, data, mesh, pieces=pieces),
+        selection=selection,
+        batch_size=rows,
         programs=programs,
         trackers=[make_tracker(t, run_dir, plain) for t in config.track if t != "jsonl" and is_main],
         config_hash=provenance["config_hash"],
@@ -164,11 +159,6 @@ def run_train(
         write_whole(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average, trained)))
         page = write_report(run_dir) if has_page else None
     return TrainOutcome(run_dir, result, average, programs, page)
-
-
-def _limits(run: Run) -> dict[str, float]:
-    """The most passes over a source, where there is a limit."""
-    return {name: limit for name, limit in run.max_epochs.items() if limit is not None}
 
 
 def _held_out(settings: DataConfig, data: RunData) -> tuple[ValidationSet, ValidationSet | None, ValidationSet | None]:
@@ -190,7 +180,7 @@ def check_continuation(config: RunConfig, run_dir: Path) -> None:
     The length of the run, the learning rate, weights and everything that is only logged may change; what decides
     the shapes in a checkpoint, or what its data cursors count, may not.
     """
-    check_fixed(run_dir, to_plain(config), _fixed)
+    check_fixed(config, run_dir, _fixed)
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,24 +207,21 @@ def _check_rows(rows: int, parts: int) -> None:
         )
 
 
-def _provenance(config: RunConfig, run: Run, data: RunData, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    total, mixer = sum(data.sizes.values()), run.mixer
+def _provenance(run: Run, data: RunData, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    total, mixer, config = sum(data.sizes.values()), run.mixer, run.config
     content = {
         "tokenizer_hash": data.tokenizer_hash,
         "data_hash": data.data_hash,
-        "seed": run.settings.seed,
+        "seed": config.train.seed,
         "prior": run.prior,
         "natural_shares": {name: size / total for name, size in data.sizes.items()},
         "train_tokens": dict(data.sizes),
-        "max_epochs": _limits(run),
+        "max_epochs": run.limits,
         "mixer": {"name": mixer.name, "needs": sorted(mixer.needs), "update_every": mixer.cadence.update},
         "compute": compute_of(run).as_json(),
         **extra,
     }
-    is_continued = run.settings.resume != "never"
-    return provenance_of(
-        Path(run.out), command=command, config_hash=config_hash(config), is_continued=is_continued, content=content
-    )
+    return provenance_of(config, config.train.resume, command=command, content=content)
 
 
 def _mixture(

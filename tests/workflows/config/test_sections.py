@@ -56,7 +56,7 @@ def test_overrides_win_and_reach_nested_values():
     run = resolve_run(loaded)
     assert run.max_epochs == {"web": 5, "code": 2}
     assert run.prior == {"web": 0.75, "code": 0.25}
-    assert run.settings.steps == 7
+    assert run.config.train.steps == 7
     assert loaded.out == "runs/web"
 
 
