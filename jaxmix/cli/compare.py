@@ -15,7 +15,8 @@ from jaxmix.workflows.compare.run import load_comparison, run_comparison
 from jaxmix.workflows.compare.variant import ComparisonOutcome, Member
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.finetune.compare import is_finetune_comparison
-from jaxmix.workflows.quickstart.run import DEFAULT_OUT, discovered_arm, propose_mixture, quickstart_members
+from jaxmix.workflows.quickstart.gem import discovered_arm
+from jaxmix.workflows.quickstart.run import DEFAULT_OUT, propose_mixture, quickstart_members
 
 
 def quickstart(arguments: Arguments) -> int:

@@ -344,26 +344,15 @@ def _write(fitted: FittedLaw, settings: LawSettings, folder: Path, command: str,
     found, table = fitted.fit, fitted.table
     write_run_table(folder / TABLE, table)
     origin = {"command": command, "table": source, "table_hash": _hash(table), "seed": settings.seed, "made": now()}
-    write_json(
-        folder / LAW,
-        {
-            "law": fitted.name,
-            "options": dict(fitted.options),
-            "params": {name: value.tolist() for name, value in found.params.items()},
-            "objective": found.objective,
-            "num_params": found.num_params,
-            "effective_params": found.effective_params,
-            "converged": found.converged,
-            "at_bounds": list(found.at_bounds),
-            "domains": list(table.domain_names),
-            "metrics": list(table.metric_names),
-            "diagnoses": {name: diagnosis_json(d, table) for name, d in fitted.diagnoses.items()},
-            "left_out": dict(fitted.left_out),
-            **origin,
-            "commit": git_commit(),
-            "versions": versions(),
-        },
-    )
+    about = {
+        **{name: value for name, value in fitted.as_json().items() if name != "folder"},
+        "params": {name: value.tolist() for name, value in found.params.items()},
+        "objective": found.objective,
+        "at_bounds": list(found.at_bounds),
+        "domains": list(table.domain_names),
+        "metrics": list(table.metric_names),
+    }
+    write_json(folder / LAW, {**about, **origin, "commit": git_commit(), "versions": versions()})
     shares = np.full(len(table.metric_names), 1.0 / len(table.metric_names))
     page = law_page(
         found, table, fitted.diagnoses, fitted.label, title=f"Law of {Path(source).stem}", shares=shares,

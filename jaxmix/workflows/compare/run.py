@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmix.core.errors import ConfigError
 from jaxmix.report import describe_result, write_report
 from jaxmix.report.summary import summarize
 from jaxmix.workflows.compare.variant import (
     ComparisonOutcome,
     Member,
+    check_same,
     read_members,
     run_of,
     train_members,
@@ -33,7 +33,8 @@ def members(
     """The runs of a comparison, see `read_members`; `out` is its folder."""
     load = functools.partial(run_of, out=out, file=file)
     runs = read_members(mapping, overrides, file=file, seeds=seeds, load=load)
-    _check_same_rows(runs, file)
+    fix = "The runs of a comparison share their rows: set it in base."
+    check_same([(m.variant, _rows_of(m.config)) for m in runs], "variant", file=file, fix=fix)
     return runs
 
 
@@ -48,27 +49,13 @@ _FREE = ("max_epochs", "on_exhaust", "control_rows")
 """Settings of data that variants may differ in: how often rows may come, and what a mixer's own evaluations cost."""
 
 
-def _check_same_rows(runs: Sequence[Member[RunConfig]], file: str) -> None:
-    """All variants must draw from the same rows in the same order, or the pairing of seeds means nothing."""
-
-    def rows(member: Member[RunConfig]) -> dict[str, Any]:
-        plain = to_plain(member.config)
-        sources = plain["sources"]
-        if isinstance(sources, Mapping):
-            sources = {name: {k: v for k, v in s.items() if k not in _FREE} for name, s in sources.items()}
-        data = {f"data.{k}": v for k, v in plain["data"].items() if k not in _FREE}
-        return {"sources": sources, **data}
-
-    first = rows(runs[0])
-    for member in runs[1:]:
-        for key, value in rows(member).items():
-            if value != first[key]:
-                shown = "" if key == "sources" else f": {value!r}, and {first[key]!r}"
-                raise ConfigError(
-                    f"variant {member.variant!r} has other {key} than {runs[0].variant!r}{shown}",
-                    where=f"{file}, variants.{member.variant}",
-                    fix="The runs of a comparison share their rows: set it in base.",
-                )
+def _rows_of(config: RunConfig) -> dict[str, Any]:
+    """What decides the rows of a run and their order, by name: seeds are pairs only where it is the same."""
+    plain = to_plain(config)
+    sources = plain["sources"]
+    if isinstance(sources, Mapping):
+        sources = {name: {k: v for k, v in s.items() if k not in _FREE} for name, s in sources.items()}
+    return {"sources": sources, **{f"data.{k}": v for k, v in plain["data"].items() if k not in _FREE}}
 
 
 def run_comparison(

@@ -165,6 +165,24 @@ def program_key(config: AnyConfig) -> str:
     return json.dumps([plain["model"], train, shape], sort_keys=True)
 
 
+def check_same(runs: Sequence[tuple[str, Mapping[str, Any]]], kind: str, *, file: str, fix: str) -> None:
+    """Raises `ConfigError` for a run that differs from the first in what all must share.
+
+    Args:
+        runs: name of a run, and its values by name; those of dotted names are shown.
+        kind: of run, "variant" or "size".
+        file: named in errors; its section `kind`s names the runs.
+        fix: what to do.
+    """
+    (first, shared), *others = runs
+    for name, values in others:
+        for key, value in values.items():
+            if value != shared[key]:
+                shown = f": {value!r}, and {shared[key]!r}" if "." in key else ""
+                what = f"{kind} {name!r} has other {key} than {first!r}{shown}"
+                raise ConfigError(what, where=f"{file}, {kind}s.{name}", fix=fix)
+
+
 def check_seeds(seeds: Sequence[int], where: str) -> None:
     """Raises `ConfigError` for no seed, or one that is given twice: two runs of one seed would be one run."""
     if not seeds or len(set(seeds)) < len(seeds):

@@ -44,8 +44,7 @@ class Findings:
     @cached_property
     def clusters(self) -> tuple[Any, Any]:
         """Clusterer and state; after the stage `clusters`."""
-        clusterer, state, _ = load_clusters(self.out / "clusters")
-        return clusterer, state
+        return load_clusters(self.out / "clusters")
 
     def texts(self, rows: np.ndarray) -> list[str]:
         """Texts of documents, in the order asked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -69,8 +70,6 @@ def _documents(unit: Any, size: int, spec: Any) -> float:
 def _dim(config: DiscoverConfig) -> int:
     if config.encoder.name == "builtin":
         return int(config.encoder.options.get("dim", _BUILTIN_DIM))
-    from pathlib import Path
-
     path = Path(config.encoder.name) / "config.json"
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["hidden_size"])

@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ _FIELDS = ("mean_directions", "concentrations", "biases")
 ROWS_AT_ONCE = 4096
 
 
-class Labels:
+class Labels(NamedTuple):
     """Labels of texts, and how sure they are.
 
     Attributes:
@@ -46,8 +46,8 @@ class Labels:
         confidence: f32[n], posterior probability of the label; 0 where there is none.
     """
 
-    def __init__(self, labels: np.ndarray, confidence: np.ndarray):
-        self.labels, self.confidence = labels.astype(np.int32), confidence.astype(np.float32)
+    labels: np.ndarray
+    confidence: np.ndarray
 
 
 def save_clusters(
@@ -73,8 +73,8 @@ def save_clusters(
     return identity
 
 
-def load_clusters(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """The clusterer, its state, and what clusters.json says. Raises `ConfigError` where they are not whole."""
+def load_clusters(folder: Path) -> tuple[Any, Any]:
+    """The clusterer and its state. Raises `ConfigError` where they are not whole."""
     try:
         about = json.loads((folder / _CLUSTERS).read_text(encoding="utf-8"))
         with np.load(folder / _STATE, allow_pickle=False) as stored:
@@ -85,7 +85,7 @@ def load_clusters(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
         ) from error
     if _identity(arrays, about["encoder"]) != about["identity"]:
         raise ConfigError(f"the clusters in {folder} are damaged", where="domains", fix="Copy or fit them again.")
-    return make(about["clusterer"], about["num_clusters"], **about["options"]), GemState(**arrays), about
+    return make(about["clusterer"], about["num_clusters"], **about["options"]), GemState(**arrays)
 
 
 def _identity(arrays: dict[str, np.ndarray], encoder: str) -> str:
@@ -148,8 +148,7 @@ class Domains:
 
     @cached_property
     def clusters(self) -> tuple[Any, Any]:
-        clusterer, state, _ = load_clusters(self.folder / "clusters")
-        return clusterer, state
+        return load_clusters(self.folder / "clusters")
 
     def identity(self, method: str) -> str:
         """What labels by `method` depend on."""
@@ -171,11 +170,10 @@ class Domains:
         if method == "student":
             labels[kept], probabilities = self.student.predict(readable)
             confidence[kept] = probabilities.max(axis=1)
-            return Labels(labels, confidence)
-        rows = self.encoder.encode(readable)
-        has_row = np.linalg.norm(rows, axis=1) > 0
-        places = np.asarray(kept)[has_row]
-        if len(places):
+        else:
+            rows = self.encoder.encode(readable)
+            has_row = np.linalg.norm(rows, axis=1) > 0
+            places = np.asarray(kept)[has_row]
             labels[places], posterior = label_rows(*self.clusters, rows[has_row])
             confidence[places] = np.exp(posterior.max(axis=1))
         return Labels(labels, confidence)

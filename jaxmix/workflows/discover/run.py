@@ -217,7 +217,7 @@ class _Discovery:
             encoder=store.identity,
         )
         labels, confidence, soft = np.full(len(table.row), -1, np.int32), np.zeros(len(table.row), np.float32), 0.0
-        clusterer, state, _ = load_clusters(folder)
+        clusterer, state = load_clusters(folder)
         for start in range(0, len(store), _SHARD_ROWS):
             here = places[start : start + _SHARD_ROWS]
             labels[here], posterior = label_rows(clusterer, state, store.read(start, start + len(here)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -136,8 +136,3 @@ def name_clusters(
         titles.append(title)
         names.append(f"{number:02d}-{slug}")
     return titles, names
-
-
-def describe_clusters(**columns: Any) -> list[dict[str, Any]]:
-    """Columns of equal length as one dictionary per cluster."""
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -12,7 +12,6 @@ from jaxmix.workflows.discover.artifacts import Findings
 from jaxmix.workflows.discover.config import DiscoverConfig, find_namer
 from jaxmix.workflows.discover.taxonomy import (
     count_terms,
-    describe_clusters,
     excerpt,
     name_clusters,
     nearest_rows,
@@ -68,16 +67,17 @@ def describe_findings(found: Findings, config: DiscoverConfig, folder: Path) -> 
             for rows, own in zip(kinds[kind], texts[kind], strict=True)
         ]
 
-    clusters = describe_clusters(
-        name=names,
-        title=titles,
-        documents=np.bincount(labels[usable], minlength=num_clusters).tolist(),
-        words=[int(value) for value in words],
-        concentration=[float(value) for value in np.asarray(state.concentrations)],
-        bias=[float(value) for value in np.asarray(state.biases)],
-        terms=terms,
-        nearest=shown("nearest"),
-        representatives=shown("representatives"),
-    )
+    columns = {
+        "name": names,
+        "title": titles,
+        "documents": np.bincount(labels[usable], minlength=num_clusters).tolist(),
+        "words": [int(value) for value in words],
+        "concentration": [float(value) for value in np.asarray(state.concentrations)],
+        "bias": [float(value) for value in np.asarray(state.biases)],
+        "terms": terms,
+        "nearest": shown("nearest"),
+        "representatives": shown("representatives"),
+    }
+    clusters = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     write_json(folder / "taxonomy.json", {"clusters": clusters})
     return {"clusters": clusters}

@@ -131,7 +131,7 @@ def _check_reduction(config: FinetuneConfig, prompts: PromptSet, origin: Origin)
         )
 
 
-def open_tasks(section: TasksConfig, part: str, origin: Origin | None = None, *, is_sketch: bool = False) -> PromptSet:
+def open_tasks(section: TasksConfig, part: str, origin: Origin, *, is_sketch: bool) -> PromptSet:
     """The prompts of one part, "train" or "held_out".
 
     Args:
@@ -144,7 +144,6 @@ def open_tasks(section: TasksConfig, part: str, origin: Origin | None = None, *,
         ConfigError: unknown tasks or arguments, or a file that they cannot be read from.
         EnvironmentProblem: an extra that is not installed.
     """
-    origin = origin or Origin()
     adapters: dict[str, Callable[..., Any]] = {"gsm8k": tasks.gsm8k, "reasoning_gym": tasks.reasoning_gym}
     known = [*tasks.registry, *adapters]
     if section.name not in known:
@@ -182,14 +181,14 @@ def open_tasks(section: TasksConfig, part: str, origin: Origin | None = None, *,
         raise place_argument(error, origin, path, given) from None
 
 
-def make_bandit(section: BanditConfig, prompts: PromptSet, *, steps: int, origin: Origin | None = None) -> Bandit:
+def make_bandit(section: BanditConfig, prompts: PromptSet, *, steps: int, origin: Origin) -> Bandit:
     """The bandit over the arms of `prompts`.
 
     Where it takes one number per arm (`sizes`, `difficulty`), the file may give a list, a mapping by the arms' names,
     `{level_decay: 0.4}` for 0.4 ** level, or `level` for what rises evenly with the level (0 … 100 for AdaRFT, 0 … 1
     for DOTS and BOTS). `order: level` is easy to hard. `total_steps` is filled in.
     """
-    origin, name = origin or Origin(), section.name
+    name = section.name
     factory = curricula.registry.get(name, where=origin("bandit.name"))
     options = {k: _per_arm(name, k, v, prompts, origin(f"bandit.{k}")) for k, v in section.options.items()}
     if "total_steps" in inspect.signature(factory).parameters:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxmix.core.errors import EnvironmentProblem, JaxmixError
+from jaxmix.workflows.discover.domains import open_domains
 from jaxmix.workflows.label.config import LabelConfig
 from jaxmix.workflows.label.shard import LabelShard, label_shard
 
@@ -19,8 +20,6 @@ class _Worker:
     """Opens the models once, then labels shard by shard."""
 
     def __init__(self, domains: str, method: str, batch_documents: int):
-        from jaxmix.workflows.discover.domains import open_domains
-
         self._domains, self._method, self._batch = open_domains(domains), method, batch_documents
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -10,21 +10,21 @@ from typing import Any
 from jaxmix.workflows.compare.variant import Member, run_of
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.yaml import apply_overrides
 from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.run import run_discovery
 from jaxmix.workflows.provenance import write_json
+from jaxmix.workflows.quickstart.file import FILE, read_quickstart
 from jaxmix.workflows.train.cross_eval import held_out_losses, write_training_texts
 from jaxmix.workflows.train.run import run_train
 
 RESULT = "result.json"
 
 
-def run_discovered_arm(
-    section: Mapping[str, Any],
-    base: Mapping[str, Any],
+def discovered_arm(
     runs: Sequence[Member[RunConfig]],
+    overrides: Sequence[tuple[str, str]],
     *,
-    file: str,
     out: str,
     command: str,
     say: Callable[[str], None],
@@ -35,14 +35,14 @@ def run_discovered_arm(
     number of tokens as those of the variant, and are judged on the same held-out rows of the given domains.
 
     Args:
-        section: `variant` that is done again, `seeds` of it, `discover`: sections of a discovery.
-        base: sections that all runs share.
         runs: of the comparison; finished.
-        file: named in errors.
+        overrides: of its base configuration.
         out: folder of the comparison.
         command: what was typed.
         say: receives one line per stage.
     """
+    text = read_quickstart()
+    section, base = text["gem"], apply_overrides(text["base"], overrides)
     given = [m for m in runs if m.variant == section["variant"] and m.seed in section["seeds"]]
     if not given:
         return []
@@ -51,12 +51,12 @@ def run_discovered_arm(
     texts = write_training_texts(prepared, home / "texts")
     # One source of all texts: the discovery does not see the given domains.
     sources = {"texts": {"path": [str(path) for path in texts.values()]}}
-    config = discovery_from({**section["discover"], "sources": sources}, file=file, out=str(home / "domains"))
+    config = discovery_from({**section["discover"], "sources": sources}, file=FILE, out=str(home / "domains"))
     say(f"{config.clusterer.num_clusters} domains of {config.clusterer.name}, discovered in the training texts")
     found = run_discovery(config, command=command, say=lambda line: None)
     discovered, against = [], []
     for member in given:
-        discovered.append(_run(section, base, member, home, prepared, rows, file=file, command=command))
+        discovered.append(_run(section, base, member, home, prepared, rows, command=command))
         against.append(_mean(held_out_losses(str(member.config.out), prepared, rows_per_domain=rows)))
     seeds = "one seed, so the spread is not known" if len(given) == 1 else f"means of {len(given)} seeds"
     names = [cluster["name"] for cluster in found["taxonomy"]["clusters"]]
@@ -77,7 +77,6 @@ def _run(
     prepared: str,
     rows: int,
     *,
-    file: str,
     command: str,
 ) -> float:
     """Mean held-out loss of one run on the discovered domains, trained unless its result is there."""
@@ -88,7 +87,7 @@ def _run(
         {**base, **same, "sources": str(home / "domains"), "data": data},
         f"{member.variant}-seed{member.seed}",
         out=str(home),
-        file=file,
+        file=FILE,
     )
     folder = Path(str(config.out))
     try:

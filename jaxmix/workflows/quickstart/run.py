@@ -8,7 +8,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml, parse_yaml
 from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
-from jaxmix.workflows.quickstart.gem import run_discovered_arm
+from jaxmix.workflows.quickstart.file import FILE, read_quickstart
 from jaxmix.workflows.swarm.config import load_swarm
 from jaxmix.workflows.swarm.run import collect
 from jaxmix.workflows.train.data import known_sizes
 
 DEFAULT_OUT = "runs/quickstart"
-FILE = "quickstart.yaml"
 VARIANT = "law"
 
 
@@ -43,7 +41,7 @@ def quickstart_members(
         out: folder to write to.
         seeds: number of seeds instead of the file's.
     """
-    text = _text()
+    text = read_quickstart()
     del text["law"], text["gem"]
     found = _mixture_file(out)
     if found.is_file():
@@ -90,30 +88,8 @@ def propose_mixture(
     return _cost(run, swarm)
 
 
-def discovered_arm(
-    runs: Sequence[Member[RunConfig]],
-    overrides: Sequence[tuple[str, str]],
-    *,
-    out: str,
-    command: str,
-    say: Callable[[str], None],
-) -> list[str]:
-    """Discovers domains in the training texts, trains on them, and returns in sentences how that went.
-
-    Args:
-        runs: of the comparison, finished.
-        overrides: of its base configuration.
-        out: folder of the comparison.
-        command: what was typed.
-        say: receives one line per stage.
-    """
-    text = _text()
-    base = apply_overrides(text["base"], overrides)
-    return run_discovered_arm(text["gem"], base, runs, file=FILE, out=out, command=command, say=say)
-
-
 def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say: Callable[[str], None]) -> None:
-    law = _text()["law"]
+    law = read_quickstart()["law"]
     settings = LawSettings(**law["fit"])
     fitted = fit_law(table, settings, out=f"{out}/law", command=command, source=f"{out}/swarm/table.csv", say=say)
     own, tokens = _resolve(run)
@@ -142,19 +118,13 @@ def _cost(run: RunConfig, swarm: Any) -> str:
     )
 
 
-def _text() -> dict[str, Any]:
-    text = files("jaxmix.workflows.quickstart").joinpath(FILE).read_text(encoding="utf-8")
-    parsed: dict[str, Any] = parse_yaml(text, where=FILE)
-    return parsed
-
-
 def _mixture_file(out: str) -> Path:
     return Path(out) / "law" / "mixture.yaml"
 
 
 def _swarm(run: RunConfig, overrides: Sequence[tuple[str, str]], out: str) -> Mapping[str, Any]:
     """The file of the swarm: the comparison's base at the proxies' size and length."""
-    text = _text()
+    text = read_quickstart()
     law = text["law"]
     base = apply_overrides(text["base"], overrides)
     base["data"] = {"prepared": run.data.prepared, **base["data"]}

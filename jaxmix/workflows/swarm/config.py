@@ -10,9 +10,9 @@ from typing import Any, Literal
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import check_value, setting
 from jaxmix.laws.design import dirichlet_designs, sobol_designs
-from jaxmix.workflows.compare.variant import check_seeds, naming, run_of
+from jaxmix.workflows.compare.variant import check_same, check_seeds, naming, run_of
 from jaxmix.workflows.config.build import Origin, arguments, read
-from jaxmix.workflows.config.load import read_config_file
+from jaxmix.workflows.config.load import read_config_mapping
 from jaxmix.workflows.config.resolve import check_folder_name
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.yaml import apply_overrides
@@ -102,10 +102,7 @@ def load_swarm(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str
     Raises:
         ConfigError: file, dotted path, value and what to do.
     """
-    mapping = read_config_file(path)
-    if not isinstance(mapping, Mapping):
-        raise ConfigError("a swarm must be a mapping with base and design", where=path)
-    return swarm_of(mapping, overrides, file=path, out=out or f"runs/{Path(path).stem}")
+    return swarm_of(read_config_mapping(path), overrides, file=path, out=out or f"runs/{Path(path).stem}")
 
 
 def swarm_of(mapping: Mapping[Any, Any], overrides: Sequence[tuple[str, str]] = (), *, file: str, out: str) -> Swarm:
@@ -118,7 +115,7 @@ def swarm_of(mapping: Mapping[Any, Any], overrides: Sequence[tuple[str, str]] = 
         raise ConfigError("sizes is empty", where=origin("sizes"), fix="Name at least one, or leave sizes out.")
     check_seeds(config.seeds, origin("seeds"))
     sizes = tuple(_size(name, changes, config, of_base, file, out) for name, changes in config.sizes.items())
-    _check_same_domains(sizes, file)
+    check_same([(size.name, _domains_of(size.config)) for size in sizes], "size", file=file, fix="Set it in base.")
     return Swarm(out, config.design, config.swarm, config.seeds, sizes)
 
 
@@ -159,21 +156,8 @@ def _check_run(run: RunConfig, where: str) -> None:
         raise ConfigError("a swarm has no test rows", where=f"{where}, data.test_rows", fix="Use validation_rows.")
 
 
-def _check_same_domains(sizes: Sequence[Size], file: str) -> None:
-    """One table has one list of domains, and held-out losses of the same text."""
-    first = sizes[0].config
-    for size in sizes[1:]:
-        for key in ("prepared", "tokenizer", "unit", "validation_fraction"):
-            mine, others = getattr(size.config.data, key), getattr(first.data, key)
-            if mine != others:
-                raise ConfigError(
-                    f"size {size.name!r} has other data.{key} than {sizes[0].name!r}: {mine!r}, and {others!r}",
-                    where=f"{file}, sizes.{size.name}",
-                    fix="Set it in base.",
-                )
-        if size.config.sources != first.sources or size.config.mixture != first.mixture:
-            raise ConfigError(
-                f"size {size.name!r} has other sources or another prior than {sizes[0].name!r}",
-                where=f"{file}, sizes.{size.name}",
-                fix="Set them in base.",
-            )
+def _domains_of(config: RunConfig) -> dict[str, Any]:
+    """What all sizes share: one table has one list of domains, and held-out losses of the same text."""
+    keys = ("prepared", "tokenizer", "unit", "validation_fraction")
+    data = {f"data.{key}": getattr(config.data, key) for key in keys}
+    return {**data, "sources or another prior": (config.sources, config.mixture)}

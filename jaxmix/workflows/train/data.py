@@ -85,8 +85,6 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
         ConfigError: the configuration has no sources, or they do not fit what the folder holds.
     """
     specs = _specs(config)
-    if specs is None:
-        raise ConfigError("there are no sources to prepare", where="sources", fix="Name them, or write `bundled`.")
     tokenizer = load_tokenizer(config.data.tokenizer)
     with contextlib.closing(_PrepareProgress()) as progress:
         summary = prepare_corpus(
@@ -123,11 +121,8 @@ def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list
 
 def describe_preparation(config: RunConfig) -> dict[str, Any]:
     """What `prepare` would read and write. Looks for the files and opens none."""
-    specs = _specs(config)
-    if specs is None:
-        raise ConfigError("there are no sources to prepare", where="sources", fix="Name them, or write `bundled`.")
     about = {}
-    for name, spec in specs.items():
+    for name, spec in _specs(config).items():
         files = spec.files()
         size = sum(path.stat().st_size for path in files)
         known = f"{len(files)} file{'s' if len(files) != 1 else ''}, {size:,} bytes"
@@ -174,8 +169,10 @@ def _prepared(config: RunConfig) -> Path:
     return Path(config.data.prepared)
 
 
-def _specs(config: RunConfig) -> dict[str, SourceSpec] | None:
-    return None if config.sources is None else source_specs(config.sources)
+def _specs(config: RunConfig) -> dict[str, SourceSpec]:
+    if config.sources is None:
+        raise ConfigError("there are no sources to prepare", where="sources", fix="Name them, or write `bundled`.")
+    return source_specs(config.sources)
 
 
 def source_specs(sources: Any) -> dict[str, SourceSpec]:

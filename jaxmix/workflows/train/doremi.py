@@ -7,7 +7,7 @@ ordinary runs of `jaxmix train`; the method is the mixer `doremi` in its mode "p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxmix.core.settings import setting
 from jaxmix.data.files import write_whole
 from jaxmix.workflows.compare.variant import naming, run_of
 from jaxmix.workflows.config.build import Origin, read
-from jaxmix.workflows.config.load import read_config_file
+from jaxmix.workflows.config.load import read_config_mapping
 from jaxmix.workflows.config.resolve import prior_weights
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml
@@ -68,10 +68,7 @@ def load_doremi(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: st
         overrides: dotted overrides of the base.
         out: folder; runs/<name of the file> if None.
     """
-    mapping = read_config_file(path)
-    if not isinstance(mapping, Mapping):
-        raise ConfigError("DoReMi needs a mapping with base", where=path)
-    config = read(DoremiConfig, mapping, origin=Origin(path))
+    config = read(DoremiConfig, read_config_mapping(path), origin=Origin(path))
     out = out or f"runs/{Path(path).stem}"
     static: dict[str, Any] = {"mixer": {"name": "static"}}
     weighing: dict[str, Any] = {
@@ -103,8 +100,8 @@ def run_doremi(doremi: Doremi, *, command: str) -> DoremiOutcome:
         ConfigError: a run folder holds a run that its configuration cannot continue.
         RunError: a run could not go on; the same call continues it.
     """
-    for config in (doremi.reference, doremi.proxy):
-        check_continuation(config, Path(config.out or ""))
+    for run in (doremi.reference, doremi.proxy):
+        check_continuation(run, Path(run.out or ""))
     data = prepare_and_open(doremi.reference)
     reference = run_train(doremi.reference, command=command, data=data, label="reference", has_page=False)
     proxy = run_train(doremi.proxy, command=command, data=data, label="proxy", has_page=False)
