@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
-from jaxmix.core.settings import check_value
+from jaxmix.core.settings import check_value, setting
 from jaxmix.core.validate import check_weights
 from jaxmix.data.files import write_whole
 from jaxmix.data.run_tables import read_run_table, write_run_table
@@ -33,26 +33,17 @@ LAW, TABLE, PAGE, MIXTURE, PROPOSAL = "law.json", "runs.csv", "report.html", "mi
 
 @dataclasses.dataclass(frozen=True)
 class LawSettings:
-    """How laws are fitted and judged.
+    """How laws are fitted and judged."""
 
-    Attributes:
-        law: a name, or "auto": the law of the lowest out-of-fold error.
-        options: arguments of the law.
-        candidates: laws that "auto" and `check` compare; None: `jaxmix.laws.AUTO_CANDIDATES` for "auto", and all there
-            are for `check`.
-        folds: of the judgment.
-        num_starts: random starts of every fit.
-        seed: of the split and the starts.
-        is_simplest: "auto" takes the fewest parameters within one standard error of the best.
-    """
-
-    law: str = AUTO
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    candidates: tuple[str, ...] | None = None
-    folds: int = 5
-    num_starts: int = 64
-    seed: int = 0
-    is_simplest: bool = False
+    law: str = setting(AUTO, help="a name, or auto: the law of the lowest out-of-fold error")
+    options: dict[str, Any] = setting(factory=dict, help="arguments of the law")
+    candidates: tuple[str, ...] | None = setting(
+        None, help="laws to compare; empty: `jaxmix.laws.AUTO_CANDIDATES` for auto, and all there are for `check`"
+    )
+    folds: int = setting(5, at_least=2, help="of the cross-validation")
+    num_starts: int = setting(64, at_least=1, help="random starts of every fit")
+    seed: int = setting(0, help="of the folds and the starts")
+    is_simplest: bool = setting(False, help="auto takes the fewest parameters within one standard error of the best")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +108,9 @@ def check_settings(settings: LawSettings) -> None:
         raise ConfigError("options belong to one law", where="--options", fix="Name it with --law.")
     if settings.law != AUTO:
         make(settings.law, where="--options", **settings.options)
-    for name, value, least in (("--folds", settings.folds, 2), ("--starts", settings.num_starts, 1)):
-        check_value(name, value, int, {"at_least": least}, "command line")
+    for flag, field in (("--folds", "folds"), ("--starts", "num_starts")):
+        rules = LawSettings.__dataclass_fields__[field].metadata
+        check_value(flag, getattr(settings, field), int, rules, "command line")
 
 
 def check_laws(

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.sections import config_hash
-from jaxmix.workflows.config.yaml import parse_yaml
+from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.doctor import installed_version
 
 PROVENANCE = "provenance.json"
@@ -32,8 +34,6 @@ def versions() -> dict[str, str]:
 
 def describe_devices() -> str:
     """Number, kind and platform of all devices, and the number of processes."""
-    import jax
-
     kinds = ", ".join(sorted({d.device_kind for d in jax.devices()}))
     text = f"{jax.device_count()} x {kinds} ({jax.default_backend()})"
     return text if jax.process_count() == 1 else f"{text}, {jax.process_count()} processes"
@@ -65,29 +65,35 @@ def made_by(command: str) -> dict[str, Any]:
     return {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
 
 
-def provenance_of(config: Any, resume: str, *, command: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a run's provenance.json; earlier sessions of the run stay listed unless `resume` is "never".
+def begin_run(config: Any, *, command: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes config.yaml and provenance.json of a run (on process 0) and returns the content of the latter.
+
+    Earlier sessions stay listed, unless the configuration starts the run anew.
 
     Args:
         config: of the run.
-        resume: as in its settings.
         command: what was typed.
         content: what is particular to this kind of run.
     """
+    run_dir = Path(config.out or "")
     made = made_by(command)
     session = {"started": now(), "command": command, "devices": made["devices"]}
     sessions = [session]
-    old = Path(config.out or "") / PROVENANCE
-    if resume != "never" and old.is_file():
+    old = run_dir / PROVENANCE
+    if config.train.resume != "never" and old.is_file():
         with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
             sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
-    return {
+    provenance = {
         **made,
         "config_hash": config_hash(config),
         **content,
         "started": sessions[0]["started"],
         "sessions": sessions,
     }
+    if jax.process_index() == 0:
+        write_whole(run_dir / "config.yaml", dump_yaml(to_plain(config)))
+        write_json(old, provenance)
+    return provenance
 
 
 def is_finished(config: Any, *, result: str) -> bool:

@@ -31,7 +31,7 @@ from jaxmix.workflows.finetune.config import FinetuneConfig
 from jaxmix.workflows.finetune.plan import plan_of
 from jaxmix.workflows.finetune.reduction import reduce_prompts
 from jaxmix.workflows.finetune.resolve import FinetuneRun, resolve_finetune
-from jaxmix.workflows.provenance import check_fixed, now, provenance_of, write_json
+from jaxmix.workflows.provenance import begin_run, check_fixed, now, write_json
 
 REDUCTION, START = "reduction.json", "start"
 """Inside a run folder: clusters and kept prompts; the supervised start, a checkpoint as any other."""
@@ -106,10 +106,7 @@ def run_finetune(
     model = transformer(run.model)
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.mesh))
     is_main = jax.process_index() == 0
-    provenance = _provenance(run, command, extra or {})
-    if is_main:
-        write_whole(run_dir / "config.yaml", dump_yaml(plain))
-        write_json(run_dir / "provenance.json", provenance)
+    provenance = begin_run(config, command=command, content={**_about(run), **(extra or {})})
     params = _start(run, start_dir or run_dir / START, model, mesh, say)
     prompts = run.prompts
     programs = programs or build_policy_programs(
@@ -207,9 +204,10 @@ def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
     return fixed | {f"train.{k}": train.get(k) for k in keys}
 
 
-def _provenance(run: FinetuneRun, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _about(run: FinetuneRun) -> dict[str, Any]:
+    """What provenance.json tells of a fine-tuning run."""
     arms = zip(run.held_out.arm_names, run.held_out.families, run.held_out.levels, strict=True)
-    content = {
+    return {
         "data_hash": _prompts_hash(run.prompts, run.held_out),
         "seed": run.config.train.seed,
         "arms": [
@@ -218,9 +216,7 @@ def _provenance(run: FinetuneRun, command: str, extra: Mapping[str, Any]) -> dic
         ],
         "bandit": {"name": run.config.bandit.name},
         "plan": plan_of(run).as_json(),
-        **extra,
     }
-    return provenance_of(run.config, run.config.train.resume, command=command, content=content)
 
 
 def _prompts_hash(*parts: PromptSet) -> str:

@@ -16,6 +16,7 @@ from jaxmix.data.files import write_whole
 from jaxmix.models.lm.accounting import count_params, flops_per_token
 from jaxmix.workflows.compare.run import members
 from jaxmix.workflows.compare.variant import Member
+from jaxmix.workflows.config.build import Origin, read
 from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml, parse_yaml
@@ -90,7 +91,7 @@ def propose_mixture(
 
 def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say: Callable[[str], None]) -> None:
     law = read_quickstart()["law"]
-    settings = LawSettings(**law["fit"])
+    settings = read(LawSettings, law["fit"], origin=Origin(FILE))
     fitted = fit_law(table, settings, out=f"{out}/law", command=command, source=f"{out}/swarm/table.csv", say=say)
     own, tokens = _resolve(run)
     make_proposal(

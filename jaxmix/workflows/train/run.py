@@ -27,7 +27,7 @@ from jaxmix.workflows.config.mixer import inactive_names
 from jaxmix.workflows.config.resolve import Run, drawn_rows, resolve_run
 from jaxmix.workflows.config.sections import DataConfig, RunConfig
 from jaxmix.workflows.config.yaml import dump_yaml
-from jaxmix.workflows.provenance import check_fixed, now, provenance_of, write_json
+from jaxmix.workflows.provenance import begin_run, check_fixed, now, write_json
 from jaxmix.workflows.train.cost import compute_of
 from jaxmix.workflows.train.data import RunData, prepare_and_open
 from jaxmix.workflows.train.reference import load_reference
@@ -120,10 +120,7 @@ def run_train(
     )
     validation, control, test = _held_out(config.data, data)
     is_main, plain = jax.process_index() == 0, to_plain(config)
-    provenance = _provenance(run, data, command, extra or {})
-    if is_main:
-        write_whole(run_dir / "config.yaml", dump_yaml(plain))
-        write_json(run_dir / "provenance.json", provenance)
+    provenance = begin_run(config, command=command, content={**_about(run, data), **(extra or {})})
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
     selection, rows = config.selection, config.data.batch_size
     programs = with_selection(
@@ -207,9 +204,10 @@ def _check_rows(rows: int, parts: int) -> None:
         )
 
 
-def _provenance(run: Run, data: RunData, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _about(run: Run, data: RunData) -> dict[str, Any]:
+    """What provenance.json tells of a training run."""
     total, mixer, config = sum(data.sizes.values()), run.mixer, run.config
-    content = {
+    return {
         "tokenizer_hash": data.tokenizer_hash,
         "data_hash": data.data_hash,
         "seed": config.train.seed,
@@ -219,9 +217,7 @@ def _provenance(run: Run, data: RunData, command: str, extra: Mapping[str, Any])
         "max_epochs": run.limits,
         "mixer": {"name": mixer.name, "needs": sorted(mixer.needs), "update_every": mixer.cadence.update},
         "compute": compute_of(run).as_json(),
-        **extra,
     }
-    return provenance_of(config, config.train.resume, command=command, content=content)
 
 
 def _mixture(
