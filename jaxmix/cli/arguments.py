@@ -1,4 +1,4 @@
-"""Parsing of a command's arguments: strict, without abbreviations, wrong names answered with the nearest known one."""
+"""Parsing of a command's arguments: no abbreviations, and for an unknown name an error with the nearest known one."""
 
 from __future__ import annotations
 

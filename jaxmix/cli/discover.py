@@ -14,7 +14,7 @@ from jaxmix.workflows.label.run import describe_labeling, run_labeling
 
 
 def discover(arguments: Arguments) -> int:
-    """Finds domains in documents, or says what that would cost."""
+    """Finds domains in documents, or prints what that would cost."""
     config = load_discovery(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
         return _answer_dry(arguments, config)
@@ -49,7 +49,7 @@ def _answer_dry(arguments: Arguments, config: DiscoverConfig) -> int:
 
 
 def label(arguments: Arguments) -> int:
-    """Labels a corpus by the domains of a discovery, or says what is left to do."""
+    """Labels a corpus by the domains of a discovery, or prints what is left to do."""
     named = [(n, f'"{v}"') for n in ("domains", "method", "engine", "labels") if (v := getattr(arguments, n))]
     config = load_labeling(arguments.config, [*arguments.overrides, *named], out=arguments.out)
     if arguments.dry_run:

@@ -17,7 +17,7 @@ from jaxmix.workflows.finetune.run import run_finetune
 
 
 def finetune(arguments: Arguments) -> int:
-    """Says what the run will take, fine-tunes, and prints the table of arms."""
+    """Prints the plan of a run, fine-tunes, and prints the table of arms."""
     config = load_finetune(arguments.config, arguments.overrides, out=arguments.out)
     if arguments.dry_run:
         return answer(arguments, *_plan(config), f"\nWould write to {config.out}. Nothing was written.")

@@ -33,7 +33,7 @@ from jaxmix.workflows.law import (
 
 
 def law(arguments: Arguments) -> int:
-    """Does the action on a table of runs, or on the folder of a fitted law."""
+    """Runs the action on a table of runs, or on the folder of a fitted law."""
     return do_action(arguments, {"fit": _fit, "propose": _propose, "check": _check})
 
 

@@ -15,7 +15,7 @@ from jaxmix.workflows.train.doremi import load_doremi, run_doremi
 
 
 def swarm(arguments: Arguments) -> int:
-    """Does the action on the swarm that the configuration describes."""
+    """Runs the action on the swarm that the configuration describes."""
     actions = {"generate": _generate, "run": _run, "status": _status, "collect": _collect, "doremi": _doremi}
     return do_action(arguments, actions)
 

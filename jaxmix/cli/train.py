@@ -51,7 +51,7 @@ def train(arguments: Arguments) -> int:
 
 
 def answer_run(arguments: Arguments, outcome: Any, show_run: Callable[[RunRecord], Table], *notes: str) -> int:
-    """Prints what a run left: its table, the verdict, notes, and the page; on other processes than 0 nothing."""
+    """Prints the table of a finished run, the verdict, notes and the page; on process 0 alone."""
     if process_index():
         return 0
     run = load_run(outcome.run_dir)
@@ -60,7 +60,7 @@ def answer_run(arguments: Arguments, outcome: Any, show_run: Callable[[RunRecord
 
 
 def plan(arguments: Arguments) -> int:
-    """Prints what a configuration would do."""
+    """Prints the plan of a configuration."""
     return answer(arguments, *_plan(load_config(arguments.config, arguments.overrides)))
 
 

@@ -1,4 +1,4 @@
-"""`jaxmix law`: from a table of runs to a law that was judged, and from a law to the mixture it proposes."""
+"""`jaxmix law`: fits and evaluates laws on a table of runs, and proposes a mixture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LAW, TABLE, PAGE, MIXTURE, PROPOSAL = "law.json", "runs.csv", "report.html", "mi
 
 @dataclasses.dataclass(frozen=True)
 class LawSettings:
-    """How laws are fitted and judged."""
+    """How laws are fitted and evaluated."""
 
     law: str = setting(AUTO, help="a name, or auto: the law of the lowest out-of-fold error")
     options: dict[str, Any] = setting(factory=dict, help="arguments of the law")
@@ -48,15 +48,15 @@ class LawSettings:
 
 @dataclasses.dataclass(frozen=True)
 class FittedLaw:
-    """A law fitted to all runs of a table, and how all compared laws did.
+    """A law fitted to all runs of a table, and the errors of all compared laws.
 
     Attributes:
         fit: the law with its parameters.
         table: the runs.
         name: of the law.
         options: its arguments.
-        diagnoses: by name, best first; {} when loaded or not judged.
-        left_out: laws that could not be judged, and why.
+        diagnoses: by name, best first; {} for a law that was loaded.
+        left_out: laws that could not be evaluated, and why.
         folder: where it was written, or None.
         label: its key in `diagnoses`; the name unless "auto" has compared variants of one law.
     """
@@ -116,7 +116,7 @@ def check_settings(settings: LawSettings) -> None:
 def check_laws(
     table: RunTable, settings: LawSettings, *, say: Any = None
 ) -> tuple[dict[str, Diagnosis], dict[str, str]]:
-    """Judges laws out of fold; returns diagnoses, best first, and why others were left out."""
+    """Evaluates laws out of fold; returns diagnoses, best first, and why other laws were left out."""
     names = settings.candidates or tuple(name for name in registry if name != AUTO)
     laws = _laws({name: {} for name in names})
     return _judged(table, laws, settings, say)[1:]
@@ -125,7 +125,7 @@ def check_laws(
 def fit_law(
     table: RunTable, settings: LawSettings, *, out: str | None, command: str, source: str, say: Any = None
 ) -> FittedLaw:
-    """Fits a law to all runs after judging it out of fold, and writes its folder.
+    """Evaluates a law out of fold, fits it to all runs, and writes its folder.
 
     Args:
         table: runs.
@@ -249,7 +249,7 @@ def make_proposal(
 
 
 def warnings(fitted: FittedLaw, flags: Any) -> list[str]:
-    """What a reader must know before using a proposal."""
+    """Reasons to doubt a proposal."""
     lines = []
     if flags.is_far.any():
         lines.append(

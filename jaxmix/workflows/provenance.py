@@ -1,4 +1,4 @@
-"""What is needed to know where a run came from: command, versions, devices, hashes."""
+"""Where a run came from: command, versions, devices, hashes; and whether its folder is finished or can be continued."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def now() -> str:
 
 
 def made_by(command: str) -> dict[str, Any]:
-    """What was typed, and on what: versions, devices, the commit."""
+    """The command line, versions, devices and the commit."""
     return {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
 
 
@@ -97,7 +97,7 @@ def begin_run(config: Any, *, command: str, content: Mapping[str, Any]) -> dict[
 
 
 def is_finished(config: Any, *, result: str) -> bool:
-    """The folder of `config` holds a finished run of exactly it; the file `result` is written last."""
+    """Whether the folder of `config` holds a finished run of it; the file `result` is written last."""
     run_dir = Path(config.out or "")
     try:
         provenance = json.loads((run_dir / PROVENANCE).read_text(encoding="utf-8"))

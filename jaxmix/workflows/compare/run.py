@@ -50,7 +50,7 @@ _FREE = ("max_epochs", "on_exhaust", "control_rows")
 
 
 def _rows_of(config: RunConfig) -> dict[str, Any]:
-    """What decides the rows of a run and their order, by name: seeds are pairs only where it is the same."""
+    """The settings that decide the rows of a run and their order: only runs that share them can be paired by seed."""
     plain = to_plain(config)
     sources = plain["sources"]
     if isinstance(sources, Mapping):

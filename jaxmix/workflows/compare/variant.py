@@ -66,7 +66,7 @@ class Member(Generic[C]):
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonOutcome:
-    """What a comparison left: its page, and a summary for machines, which is also summary.json."""
+    """The results of a comparison: its page, and a summary for machines, which is also summary.json."""
 
     report: Path
     summary: dict[str, Any]
@@ -80,7 +80,7 @@ def read_members(
     seeds: int | None,
     load: Callable[[Mapping[str, Any], str], C],
 ) -> list[Member[C]]:
-    """The runs of a comparison, seed by seed, so that a stopped one has whole seeds.
+    """The runs of a comparison, seed by seed, so that an interrupted one has complete seeds.
 
     Args:
         mapping: parsed file in the form of `CompareConfig`.
@@ -155,9 +155,9 @@ def train_members(
 
 
 def program_key(config: AnyConfig) -> str:
-    """Runs of equal key share compiled functions: those know the model, optimizer and mesh, but nothing that varies.
+    """Runs of equal key share compiled functions, which depend on the model, the optimizer and the mesh.
 
-    What varies is the mixer or bandit, and the seed.
+    They do not depend on the mixer or bandit, nor on the seed.
     """
     plain = to_plain(config)
     train = {k: v for k, v in plain["train"].items() if k != "seed"}

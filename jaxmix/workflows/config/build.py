@@ -1,4 +1,4 @@
-"""From plain mappings to frozen dataclasses and back, strictly.
+"""Strict conversion of plain mappings to frozen dataclasses and back.
 
 Nothing is guessed and nothing is dropped: an unknown key names its nearest neighbor, a value of the wrong type says
 where it stands and what is expected. Ranges and choices are those of `jaxmix.core.settings`.

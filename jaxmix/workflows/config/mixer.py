@@ -1,4 +1,4 @@
-"""From the section `mixer` to a mixer with its wrappers; sources of weight 0 are hidden where it would draw them."""
+"""Builds the mixer of a section `mixer` with its wrappers, and hides sources of weight 0 that it would draw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a configuration to the run that it describes: every section becomes the object that it names, once."""
+"""Resolves a configuration: every section becomes the object that it names, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form of a run's configuration: YAML sections as frozen dataclasses, checked before any file is opened.
+"""The sections of a run's configuration file as frozen dataclasses, checked before any file is opened.
 
 Sources and mixture are kept apart, so that one list of sources serves many mixtures. `train` and `selection` are the
 settings of the loop themselves; `mixer` and `model` take the arguments of what they name as further keys, checked

@@ -1,4 +1,4 @@
-"""What the stages of a discovery read from earlier ones: documents, labels, vectors."""
+"""Results that later stages of a discovery read from earlier ones: documents, labels, vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxmix.workflows.discover.domains import load_clusters
 
 
 class Findings:
-    """The folder of a discovery, as far as it has come.
+    """The results in the folder of a discovery, each readable once its stage is done.
 
     Args:
         out: the folder.
@@ -56,7 +56,7 @@ class Findings:
 
     @cached_property
     def places(self) -> np.ndarray:
-        """For every vector, the document that it is of."""
+        """The document of every vector."""
         starts = np.searchsorted(self.table.shard, np.arange(len(self.shards)))
         shard, number = self.store.documents()
         return np.asarray(starts[shard] + number)

@@ -1,4 +1,4 @@
-"""The form of a discovery's configuration, checked before any file is opened."""
+"""The sections of a discovery's configuration file, checked before any other file is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a discovery costs in time and space, from the sizes of the files alone."""
+"""Estimates of the time and disk space of a discovery, from file sizes alone."""
 
 from __future__ import annotations
 

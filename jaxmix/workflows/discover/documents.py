@@ -1,4 +1,4 @@
-"""Documents of sources for a discovery: read once, a share of them kept in Parquet files with what is known of each."""
+"""The documents of a discovery: a share of those in the sources, stored as Parquet files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TROUBLES = b"jaxmix.troubles"
 
 
 def source_units(sources: Any) -> dict[str, tuple[SourceSpec, Unit]]:
-    """Every piece of work of the sources by the name of its shard, such as `web-00003`, in order.
+    """Every unit of work of the sources by the name of its shard, such as `web-00003`, in order.
 
     Args:
         sources: the section `sources` of a configuration.
@@ -36,7 +36,7 @@ def source_units(sources: Any) -> dict[str, tuple[SourceSpec, Unit]]:
 
 
 def write_sample(folder: Path, units: Mapping[str, Any], config: DocumentsConfig) -> dict[str, Any]:
-    """Writes the drawn documents of every unit that an earlier run has not; returns counts and troubles.
+    """Writes the sampled documents of every unit that is not written yet; returns counts and troubles.
 
     A document is drawn, and held out, by hashes of its text: the same ones whatever the order of the files, and equal
     texts alike.

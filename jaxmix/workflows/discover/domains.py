@@ -1,4 +1,4 @@
-"""What a discovery leaves for labeling: the clusters with their biases, the encoder, the student, the domains' names.
+"""The results of a discovery that labeling needs: clusters with their biases, encoder, student, names of the domains.
 
 clusters/state.npz     mean_directions f32[k, d], concentrations f32[k], biases f32[k]
 clusters/clusters.json clusterer and its arguments, identity of the encoder, identity of the state
@@ -39,7 +39,7 @@ ROWS_AT_ONCE = 4096
 
 
 class Labels(NamedTuple):
-    """Labels of texts, and how sure they are.
+    """Labels of texts with their confidence.
 
     Attributes:
         labels: i32[n]; −1 where there is nothing to read.
@@ -74,7 +74,7 @@ def save_clusters(
 
 
 def load_clusters(folder: Path) -> tuple[Any, Any]:
-    """The clusterer and its state. Raises `ConfigError` where they are not whole."""
+    """The clusterer and its state. Raises `ConfigError` where files are missing or damaged."""
     try:
         about = json.loads((folder / _CLUSTERS).read_text(encoding="utf-8"))
         with np.load(folder / _STATE, allow_pickle=False) as stored:
@@ -151,7 +151,7 @@ class Domains:
         return load_clusters(self.folder / "clusters")
 
     def identity(self, method: str) -> str:
-        """What labels by `method` depend on."""
+        """A text that identifies the models behind labels by `method`."""
         parts = ("student",) if method == "student" else ("encoder", "clusters")
         return "-".join([method, *(self.identities[part] for part in parts)])
 
@@ -180,7 +180,7 @@ class Domains:
 
 
 def open_domains(folder: str | Path) -> Domains:
-    """Opens what `jaxmix discover` left. Raises `ConfigError` where it is not finished."""
+    """Opens the folder of a finished `jaxmix discover`. Raises `ConfigError` if it is not finished."""
     folder = Path(folder)
     try:
         about = json.loads((folder / DOMAINS).read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ def embed_corpus(
     part: tuple[int, int] = (0, 1),
     show_progress: bool = True,
 ) -> Any:
-    """Embeds every document of a corpus; stopped, the same call goes on with the next shard.
+    """Embeds every document of a corpus. After an interruption, the same call continues with the next shard.
 
     `out` becomes an embedding store, with the encoder in `out/encoder` (where it can be saved). Shards are called
     after the source and the number of the unit, such as `web-00003`; documents keep their number within the unit,
@@ -63,7 +63,7 @@ def embed_corpus(
 
 
 def source_texts(sources: Mapping[str, SourceSpec]) -> Texts:
-    """By unit of work of every source, a function that reads its documents as text; invalid UTF-8 is replaced."""
+    """For every unit of work of every source, a function that reads its documents; invalid UTF-8 is replaced."""
     if not sources:
         raise ConfigError("there are no sources to embed", where="sources", fix="Name at least one.")
 
@@ -78,7 +78,7 @@ def source_texts(sources: Mapping[str, SourceSpec]) -> Texts:
 
 
 def prepared_texts(folder: str | Path, tokenizer: Tokenizer | None = None, split: str = "train") -> Texts:
-    """By 20,000 records of every domain of a prepared folder, a function that decodes them.
+    """For every 20,000 records of a domain of a prepared folder, a function that decodes them.
 
     A record is a document, or a piece of one that is longer than the records of the preparation.
 
@@ -112,17 +112,16 @@ def prepared_texts(folder: str | Path, tokenizer: Tokenizer | None = None, split
 class _Lines:
     """What `embed_corpus` prints: shards and documents done, documents per second, names of what was dropped."""
 
-    def __init__(self, stream: Any = None, clock: Callable[[], float] = time.monotonic):
-        self._stream, self._clock = stream or sys.stderr, clock
-        self._started, self._documents = clock(), 0
+    def __init__(self) -> None:
+        self._started, self._documents = time.monotonic(), 0
 
     def __call__(self, done: int, total: int, shard: Any) -> None:
         self._documents += shard.documents
-        seconds = max(self._clock() - self._started, 1e-9)
+        seconds = max(time.monotonic() - self._started, 1e-9)
         left = seconds / done * (total - done)
         pace = f"{self._documents:,} documents, {self._documents / seconds:,.1f}/s, {left:.0f} s left"
-        print(f"embed: {done}/{total} shards, {pace}", file=self._stream, flush=True)
+        print(f"embed: {done}/{total} shards, {pace}", file=sys.stderr, flush=True)
         if shard.dropped:
             first = ", ".join(map(str, shard.dropped[:5])) + (", …" if len(shard.dropped) > 5 else "")
             what = f"{len(shard.dropped)} of {shard.documents:,} documents have nothing to encode: {first}"
-            print(f"embed: {shard.source}: {what}", file=self._stream, flush=True)
+            print(f"embed: {shard.source}: {what}", file=sys.stderr, flush=True)

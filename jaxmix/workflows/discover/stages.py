@@ -1,4 +1,4 @@
-"""Stages of a discovery: each has a folder, knows what it was made from, and is done once."""
+"""Stages of a discovery: each has a folder, records its settings, and is done once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FILE = "stage.json"
 def run_stage(
     folder: Path, settings: Mapping[str, Any], work: Callable[[], dict[str, Any]], *, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The result of a stage: what an earlier run left in `folder`, or that of `work`, which is then kept.
+    """The result of a stage: the one stored in `folder`, or that of `work`, which is then stored.
 
     Args:
         folder: of the stage; `work` writes its files there, each so that a kill leaves whole ones.
         settings: all that the result depends on, JSON-able: the stage's own settings and the key of the one before.
-        work: does the stage and returns a JSON-able summary. Called again after a kill, it goes on with what it left.
+        work: does the stage and returns a JSON-able summary. After a kill it continues from the files it wrote.
         say: receives a line when the stage begins or is found done.
 
     Returns:
@@ -56,7 +56,7 @@ def run_stage(
 
 
 def read_stage(folder: Path) -> dict[str, Any] | None:
-    """`{"settings": …, "result": … or None}` of a stage that was begun, or None."""
+    """`{"settings": …, "result": … or None}` of a stage that has started, or None."""
     try:
         return dict(json.loads((folder / FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -69,7 +69,7 @@ def count_terms(
 
 
 def top_terms(terms: TermCounts, *, count: int, least_lift: float = 1.5) -> list[list[str]]:
-    """The words that stand for each cluster, by class TF-IDF: `tf_wk · log(1 + A / f_w)`.
+    """The most characteristic words of each cluster, by class TF-IDF: `tf_wk · log(1 + A / f_w)`.
 
     tf_wk is the share of word w in the words of cluster k, f_w its number in all, A the mean number of words of a
     cluster. Of words that all clusters use (the, and) none is taken: a word must be at least `least_lift` times as
@@ -106,7 +106,7 @@ def excerpt(text: str) -> str:
 
 
 def suggest_name(terms: Sequence[str]) -> str:
-    """A name out of the first terms."""
+    """A name made of the first terms."""
     return "-".join(terms[:3])
 
 

@@ -21,16 +21,17 @@ from jaxmix.workflows.compare.variant import (
 )
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import read_config_file
-from jaxmix.workflows.finetune.config import FinetuneConfig, is_finetune
+from jaxmix.workflows.finetune.config import FinetuneConfig
 from jaxmix.workflows.finetune.load import finetune_of
 from jaxmix.workflows.finetune.run import FinetuneOutcome, check_finetune_continuation, run_finetune
 from jaxmix.workflows.provenance import write_json
 
 
 def is_finetune_comparison(path: str) -> bool:
-    """Whether the file compares fine-tuning runs: its base has tasks."""
+    """Whether the file compares fine-tuning runs: its base has tasks, and no sources."""
     mapping = read_config_file(path)
-    return isinstance(mapping, Mapping) and is_finetune(mapping.get("base"))
+    base = mapping.get("base") if isinstance(mapping, Mapping) else None
+    return isinstance(base, Mapping) and "tasks" in base
 
 
 def load_finetune_comparison(
@@ -92,7 +93,7 @@ def run_finetune_comparison(
 
 
 def _start_key(config: FinetuneConfig) -> str:
-    """Names the supervised start: all that it depends on."""
+    """A hash of everything that the supervised start depends on."""
     plain = to_plain(config)
     tasks = {k: v for k, v in plain["tasks"].items() if k not in ("kept_per_arm", "evaluation")}
     return hashlib.sha256(json.dumps([tasks, plain["model"], plain["start"]], sort_keys=True).encode()).hexdigest()[:12]

@@ -1,9 +1,8 @@
-"""The form of a fine-tuning run's configuration."""
+"""The sections of a fine-tuning run's configuration file."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxmix.core.settings import setting
@@ -36,7 +35,7 @@ class StartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReductionConfig:
-    """Arms made anew: clusters of the training prompts by text and difficulty, of which few prompts are kept."""
+    """New arms: clusters of the training prompts by text and difficulty. A few prompts of each are kept."""
 
     num_clusters: int | None = setting(None, at_least=1, help="arms; empty: those of the tasks, and all their prompts")
     per_cluster: int = setting(10, at_least=1, help="prompts kept of each, the ones farthest from one another")
@@ -71,8 +70,3 @@ class FinetuneConfig:
         factory=lambda: {"data": -1}, place="train.mesh", help="devices along data, fsdp, tensor; -1: the rest"
     )
     out: str | None = setting(None, help="run folder; empty: runs/<name of the configuration file>")
-
-
-def is_finetune(mapping: Any) -> bool:
-    """Whether a configuration is one of fine-tuning: it has tasks, and no sources."""
-    return isinstance(mapping, Mapping) and "tasks" in mapping

@@ -1,4 +1,4 @@
-"""What a fine-tuning run will take, worked out before it starts."""
+"""What a fine-tuning run will cost, computed before it starts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FinetunePlan:
         parameter_bytes: parameters, gradients and optimizer.
         cache_bytes: keys and values of the largest batch that is generated.
         wall_seconds: at the pace of the run that this continues; None where nothing has been timed.
-        notes: what deserves a second look.
+        notes: what to check before training.
     """
 
     arms: tuple[ArmPlan, ...]
@@ -83,7 +83,7 @@ def make_finetune_plan(config: FinetuneConfig) -> FinetunePlan:
 
 
 def plan_of(run: FinetuneRun) -> FinetunePlan:
-    """Works the plan out.
+    """Computes the plan.
 
         generation   2 N · rollouts · (p / G + t)       the prompt is computed once for its G completions
         update       6 N · groups · G · (p + t)          forward and backward, `updates_per_batch` times
@@ -171,7 +171,7 @@ def _notes(run: FinetuneRun, kept: Any, evaluation: float, generation: float) ->
 
 
 def _seconds_left(run: FinetuneRun) -> float | None:
-    """At the median pace of the records that the run folder holds."""
+    """Seconds that the remaining steps take at the median pace of the run so far; None without timings."""
     try:
         records = read_records(Path(run.config.out or "") / "timing.jsonl")
         pace = [r["step_seconds"] for r in records[1:]]

@@ -1,4 +1,4 @@
-"""Phase 1 of SPaCe in a fine-tuning run: prompts → vectors and difficulty → clusters, of which few prompts are kept."""
+"""Phase 1 of SPaCe: clusters of the prompts by text and difficulty, with a few prompts kept of each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reduce_prompts(
     is_suite: bool,
     say: Callable[[str], None],
 ) -> tuple[PromptSet, NDArray[np.int32]]:
-    """The prompts with clusters as arms, and which of them are kept: made once, read from `path` afterwards.
+    """The prompts with clusters as arms, and the kept ones: computed once, then read from `path`.
 
     Args:
         section: how many clusters, how many prompts of each, what difficulty is.

@@ -1,4 +1,4 @@
-"""From a fine-tuning configuration to the run that it describes: sections become the objects that they name, once."""
+"""Resolves a fine-tuning configuration: every section becomes the object that it names, once."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def make_bandit(section: BanditConfig, prompts: PromptSet, *, steps: int, origin
 
 
 def _per_arm(bandit: str, key: str, value: Any, prompts: PromptSet, where: str) -> Any:
-    """A table of one number per arm, spelled out."""
+    """An argument that holds one number per arm, as a list in the order of the arms."""
     levels = prompts.levels
     if key == "order" and value == "level":
         return sorted(range(prompts.num_arms), key=lambda arm: levels[arm])

@@ -39,7 +39,7 @@ REDUCTION, START = "reduction.json", "start"
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneOutcome:
-    """What a run left.
+    """The results of a run.
 
     Attributes:
         run_dir: its folder.
@@ -98,7 +98,7 @@ def run_finetune(
 
     Raises:
         ConfigError: also when the folder holds a run that this configuration cannot continue.
-        RunError: the run could not go on; its newest checkpoint is whole.
+        RunError: the run could not continue; its latest checkpoint is complete.
     """
     run_dir, plain = Path(config.out or ""), to_plain(config)
     check_finetune_continuation(config, run_dir)
@@ -153,7 +153,7 @@ def run_finetune(
 
 
 def _start(run: FinetuneRun, folder: Path, model: Model, mesh: Mesh, say: Callable[[str], None]) -> Any:
-    """The parameters that the run begins from; None for fresh ones. A supervised start is made once and kept."""
+    """The parameters that the run begins from; None for new ones. A supervised start is trained once and kept."""
     section = run.config.start
     if section.run is None and section.steps == 0:
         return None
@@ -193,7 +193,7 @@ def check_finetune_continuation(config: FinetuneConfig, run_dir: Path) -> None:
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run keeps for life, by dotted name."""
+    """The settings that must not change when a run is continued, by dotted name."""
     train = plain.get("train", {})
     fixed = {f"model.{k}": v for k, v in plain.get("model", {}).items()}
     fixed |= {f"tasks.{k}": v for k, v in plain.get("tasks", {}).items() if k != "evaluation"}

@@ -1,4 +1,4 @@
-"""The form of a labeling's configuration, checked before any file is opened."""
+"""The sections of a labeling's configuration file, checked before any other file is opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxmix.workflows.config.yaml import apply_overrides
 
 @dataclass(frozen=True)
 class RayConfig:
-    """Workers of the Ray engine. Inputs, labels and the discovery lie where every worker sees them under one path."""
+    """Workers of the Ray engine. Every worker must see inputs, labels and the discovery under the same paths."""
 
     address: str | None = setting(
         None, help="of a running cluster (auto: the one of this machine); empty: start one here"

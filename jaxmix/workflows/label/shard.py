@@ -58,7 +58,7 @@ class LabelShard:
     key: str
 
     def result(self) -> dict[str, Any] | None:
-        """What the labels say of themselves, or None where there are none.
+        """The metadata of the labels, or None where there are no labels.
 
         Raises:
             ConfigError: the labels were made of other documents or by other models.
@@ -129,7 +129,7 @@ def _key(identity: str, config: LabelConfig, spec: SourceSpec, units: list[Unit]
 
 
 def label_shard(shard: LabelShard, domains: Domains, *, method: str, batch_documents: int) -> dict[str, Any]:
-    """Labels one shard, unless that is done, and returns what its labels say of themselves.
+    """Labels one shard unless that is done, and returns the metadata of its labels.
 
     This is what every engine runs. Nothing is visible of a shard before its labels are whole.
 
@@ -184,7 +184,7 @@ def label_shard(shard: LabelShard, domains: Domains, *, method: str, batch_docum
 
 
 def _batches(shard: LabelShard, size: int, trouble: Trouble) -> Iterator[tuple[list[str], list[str]]]:
-    """Places and texts of a shard's documents, so many at a time; empty documents keep their place."""
+    """Places and texts of a shard's documents in batches of `size`; empty documents keep their place."""
     places: list[str] = []
     texts: list[str] = []
     for unit in shard.units:

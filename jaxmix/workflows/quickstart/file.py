@@ -1,4 +1,4 @@
-"""The file of the quickstart, which the package carries."""
+"""The configuration file of the quickstart, part of the package."""
 
 from __future__ import annotations
 

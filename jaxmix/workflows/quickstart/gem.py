@@ -29,7 +29,7 @@ def discovered_arm(
     command: str,
     say: Callable[[str], None],
 ) -> list[str]:
-    """Divides the training texts of a comparison anew, trains one variant on that; returns the result in sentences.
+    """Discovers domains in the training texts of a comparison and trains one variant on them; returns sentences.
 
     The discovery sees neither the given domains nor any held-out text; runs have the same model, mixer, seeds and
     number of tokens as those of the variant, and are judged on the same held-out rows of the given domains.
@@ -79,7 +79,7 @@ def _run(
     *,
     command: str,
 ) -> float:
-    """Mean held-out loss of one run on the discovered domains, trained unless its result is there."""
+    """Mean held-out loss of one run on the discovered domains, trained unless it is finished."""
     plain = to_plain(member.config)
     same = {key: plain[key] for key in ("mixture", "mixer", "model", "train", "checkpoint")}
     data = {**plain["data"], "prepared": str(home / "prepared"), "validation_fraction": section["validation_fraction"]}

@@ -33,7 +33,7 @@ VARIANT = "law"
 def quickstart_members(
     overrides: Sequence[tuple[str, str]] = (), *, out: str = DEFAULT_OUT, seeds: int | None = None
 ) -> list[Member[RunConfig]]:
-    """The runs of the quickstart, from the file that the package carries.
+    """The runs of the quickstart, from the file in the package.
 
     The variant "law" trains on the mixture that `propose_mixture` has left in `out`, and on the prior until then.
 
@@ -53,7 +53,7 @@ def quickstart_members(
 def propose_mixture(
     run: RunConfig, overrides: Sequence[tuple[str, str]], *, out: str, command: str, say: Callable[[str], None]
 ) -> str:
-    """Trains a swarm of proxies, fits a law, and leaves the mixture it proposes for `run` in `out`.
+    """Trains a swarm of proxies, fits a law, and writes the mixture it proposes for `run` to `out`.
 
     What is there is not done again. The swarm is a process of its own, since it divides the processor's cores
     otherwise than single runs do.

@@ -1,4 +1,4 @@
-"""A swarm as a file: one base configuration, model sizes and budgets, a design of mixtures, seeds."""
+"""The file of a swarm: one base configuration, model sizes and budgets, a design of mixtures, seeds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LimitsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SwarmConfig:
-    """The file."""
+    """The whole file."""
 
     base: dict[str, Any] = setting(help="Set base: a configuration as for `jaxmix train`; its mixture is the prior.")
     design: DesignConfig = setting(help="Set design: how many mixtures, and how they are drawn.")

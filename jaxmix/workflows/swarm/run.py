@@ -142,7 +142,7 @@ def read_design(swarm: Swarm) -> dict[str, dict[str, float]]:
 
 
 class SizePlan(NamedTuple):
-    """What one size of a swarm takes.
+    """The cost of one size of a swarm.
 
     Attributes:
         name: of the size.
@@ -170,7 +170,7 @@ class SizePlan(NamedTuple):
 
 
 def plan_swarm(swarm: Swarm, *, mixtures: int | None = None) -> list[SizePlan]:
-    """Works out chunks, memory and operations of every size. Asks the devices how much memory they have.
+    """Computes chunks, memory and operations of every size. Asks the devices how much memory they have.
 
     Args:
         swarm: checked.
@@ -229,7 +229,7 @@ def _memory(swarm: Swarm, device: Any, devices: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class SwarmOutcome:
-    """What a swarm left: its folder, the table of runs, the file it is in, and the runs that diverged with reasons."""
+    """The results of a swarm: its folder, the table of runs and its file, and the runs that diverged, with reasons."""
 
     out: Path
     table: RunTable
@@ -253,7 +253,7 @@ class SwarmOutcome:
 def run(swarm: Swarm, *, command: str, say: Callable[[str], None] = lambda line: None) -> SwarmOutcome:
     """Trains everything that is not trained yet, size by size, and collects the table.
 
-    Makes the design first where there is none. Stopped or killed, the same call goes on.
+    Makes the design first where there is none. Stopped or killed, the same call continues.
 
     Args:
         swarm: checked.
@@ -262,7 +262,7 @@ def run(swarm: Swarm, *, command: str, say: Callable[[str], None] = lambda line:
 
     Raises:
         ConfigError: also when the folder holds another swarm.
-        RunError: interrupted; what was saved is whole.
+        RunError: interrupted; what was saved is complete.
     """
     out = Path(swarm.out)
     for size in swarm.sizes:
@@ -323,7 +323,7 @@ def _write_about(swarm: Swarm, command: str) -> None:
 
 
 def status(swarm: Swarm) -> dict[str, SwarmStatus]:
-    """How far every size is, by name; reads files only."""
+    """The progress of every size, by name; reads files only."""
     return {size.name: read_status(Path(swarm.out) / size.name) for size in swarm.sizes}
 
 

@@ -1,4 +1,4 @@
-"""What a run computes in a step, and how fast it may go."""
+"""How much a run computes in a step, and at what pace similar runs went."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def compute_of(run: Run) -> Compute:
 
 
 def known_pace(folders: Sequence[str | None]) -> tuple[str, float] | None:
-    """The first run folder that tells how fast its run went, and its operations per second.
+    """The first run folder with timings, and the floating-point operations per second of its run.
 
     Only steps after a run's first record count, which holds compilation.
 

@@ -1,7 +1,7 @@
-"""One held-out text for runs on differently divided corpora: losses that can be compared.
+"""Comparable losses for runs whose domains divide the same corpus differently.
 
 Runs whose domains differ have validation rows that differ. What they share is the corpus: here the training part of a
-prepared folder becomes the documents that are divided anew, and every run is judged on the held-out part of that
+prepared folder becomes the documents that are divided again, and every run is evaluated on the held-out part of that
 folder, which none of them has seen.
 """
 

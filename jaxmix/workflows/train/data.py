@@ -50,7 +50,7 @@ class RunData:
 
 
 def prepare_and_open(config: RunConfig) -> RunData:
-    """Prepares the sources where that is still to do (on process 0, the others wait) and opens them."""
+    """Prepares the sources unless they are prepared (on process 0, the others wait), and opens them."""
     if config.sources is not None and jax.process_index() == 0:
         prepare_sources(config)
     if jax.process_count() > 1:
@@ -187,7 +187,7 @@ def source_specs(sources: Any) -> dict[str, SourceSpec]:
 
 
 class _PrepareProgress:
-    """The progress of `prepare`, whose number of parts is known with the first of them."""
+    """The progress of `prepare`, whose number of parts is known when the first is done."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

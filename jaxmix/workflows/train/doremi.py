@@ -98,7 +98,7 @@ def run_doremi(doremi: Doremi, *, command: str) -> DoremiOutcome:
 
     Raises:
         ConfigError: a run folder holds a run that its configuration cannot continue.
-        RunError: a run could not go on; the same call continues it.
+        RunError: a run could not continue; the same call resumes it.
     """
     for run in (doremi.reference, doremi.proxy):
         check_continuation(run, Path(run.out or ""))

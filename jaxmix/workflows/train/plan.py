@@ -1,4 +1,4 @@
-"""What a configuration would do, worked out without touching data or devices."""
+"""What a configuration would do, computed without touching data or devices."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Plan:
         devices: data × fsdp × tensor, None along an axis that takes what is there.
         evaluations, checkpoints: how many of each.
         mixer_evaluations: how many further evaluations the mixer asks for.
-        unknown: what could not be worked out and why.
-        notes: what deserves a second look.
+        unknown: what could not be computed, and why.
+        notes: what to check before training.
     """
 
     steps: int
@@ -152,7 +152,7 @@ def estimate_memory(
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """Works the plan out. Reads at most the index of a folder that `prepare` has finished."""
+    """Computes the plan. Reads at most the index of a folder that `prepare` has finished."""
     sizes, unknown = known_sizes(config)
     run = resolve_run(config, sizes)
     settings, data, mixer, selection = config.train, config.data, run.mixer, config.selection
@@ -319,7 +319,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def _cost_lines(plan: Plan) -> list[str]:
-    """All axes of the cost together: any one of them alone misleads about a run that selects."""
+    """Every axis of the cost: one alone is misleading for a run with a selection."""
     selects = plan.selection is not None
     extra = f" ({plan.relative_flops:.2f}x those of training on its rows alone)" if plan.relative_flops > 1 else ""
     wall = "wall time unknown until a run has been timed"

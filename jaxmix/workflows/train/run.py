@@ -35,7 +35,7 @@ from jaxmix.workflows.train.reference import load_reference
 
 @dataclasses.dataclass(frozen=True)
 class TrainOutcome:
-    """What a run left.
+    """The results of a run.
 
     Attributes:
         run_dir: its folder.
@@ -94,7 +94,7 @@ def run_train(
 
     Raises:
         ConfigError: also when the folder holds a run that this configuration cannot continue.
-        RunError: the run could not go on; its newest checkpoint is whole.
+        RunError: the run could not continue; its latest checkpoint is complete.
     """
     run_dir = Path(config.out or "")
     check_continuation(config, run_dir)
@@ -181,7 +181,7 @@ def check_continuation(config: RunConfig, run_dir: Path) -> None:
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run keeps for life, by dotted name."""
+    """The settings that must not change when a run is continued, by dotted name."""
     data, mixer = plain.get("data", {}), plain.get("mixer", {})
     fixed = {f"model.{k}": v for k, v in plain.get("model", {}).items()}
     fixed |= {f"data.{k}": data.get(k) for k in ("tokenizer", "seq_len", "batch_size", "block", "unit")}
