@@ -15,6 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
 from jaxmix.core.errors import EnvironmentProblem
 
 Status = Literal["ok", "note", "broken"]
@@ -77,8 +81,8 @@ def diagnose() -> list[Check]:
     """Runs all checks of this machine. Never raises: a check that fails is a finding."""
     return [
         Check("python", "ok", ".".join(str(part) for part in sys.version_info[:3])),
-        *_packages(),
-        *_known_bad(),
+        *_guarded("packages", _packages),
+        *_guarded("known-bad pairs", _known_bad),
         *_imports(),
         *_devices(),
         *_guarded("disk", _disk),
@@ -98,10 +102,10 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0][:300]
 
 
-def _requirements() -> list[str] | None:
+def _requirements() -> list[Requirement] | None:
     """The requirements of the installed package, None when it runs from its source folder."""
     try:
-        return importlib.metadata.requires("jaxmix") or []
+        return [Requirement(text) for text in importlib.metadata.requires("jaxmix") or ()]
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -114,45 +118,33 @@ def _packages() -> list[Check]:
         detail = "runs from its source folder: the versions it needs are not known here"
         return [Check("jaxmix", "note", detail, "pip install -e .")]
     for requirement in requirements:
-        text, _, marker = requirement.partition(";")
-        if "extra" in marker:
+        if _extra_of(requirement) is not None:
             continue
-        match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*(.*)", text)
-        assert match is not None
-        name, spec = match[1], match[2].strip(" ()")
+        name, spec = requirement.name, str(requirement.specifier)
         found = installed_version(name)
         if found is None:
-            checks.append(Check(name, "broken", "not installed", f'pip install "{text.strip()}"'))
+            checks.append(Check(name, "broken", "not installed", f'pip install "{name}{spec}"'))
         elif not matches(found, spec):
-            checks.append(Check(name, "broken", f"{found}, needs {spec}", f'pip install -U "{text.strip()}"'))
+            checks.append(Check(name, "broken", f"{found}, needs {spec}", f'pip install -U "{name}{spec}"'))
         else:
             checks.append(Check(name, "ok", found))
     return checks
 
 
+def _extra_of(requirement: Requirement) -> str | None:
+    """The extra that asks for a requirement; None for one that is always needed."""
+    extra = re.search(r"extra == \"([^\"]+)", str(requirement.marker or ""))
+    return extra[1] if extra else None
+
+
 def matches(version: str, spec: str) -> bool:
-    """Whether a release number fulfils a comma-separated list of `<`, `<=`, `==`, `>=`, `>` bounds.
+    """Whether the release of a version (of `1.2rc1`, that is 1.2) meets a specifier such as `>=1.1,<2`.
 
     Example:
         >>> matches("0.12.8", "<=0.12.8"), matches("0.12.0.1", ">=0.11,<0.12")
         (True, False)
     """
-    for bound in filter(None, (part.strip() for part in spec.split(","))):
-        match = re.match(r"(<=|>=|==|<|>)\s*([0-9.]+)$", bound)
-        if match is None:
-            continue  # a form we do not use, such as `~=`
-        left, right = _release(version), _release(match[2])
-        length = max(len(left), len(right))
-        left, right = left + (0,) * (length - len(left)), right + (0,) * (length - len(right))
-        holds = {"<": left < right, "<=": left <= right, "==": left == right, ">=": left >= right, ">": left > right}
-        if not holds[match[1]]:
-            return False
-    return True
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
+    return SpecifierSet(spec).contains(Version(version).base_version)
 
 
 def _known_bad() -> list[Check]:
@@ -240,15 +232,12 @@ def _memory() -> list[Check]:
 def _extras() -> list[Check]:
     checks = []
     for requirement in _requirements() or ():
-        text, _, marker = requirement.partition(";")
-        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker)
-        if extra is None or extra[1] in ("test", "docs") or "[" in text:
+        extra = _extra_of(requirement)
+        if extra is None or extra in ("test", "docs") or requirement.extras:
             continue
-        match = re.match(r"\s*([A-Za-z0-9._-]+)", text)
-        assert match is not None
-        found = installed_version(match[1])
-        missing = f"not installed (optional: {_extra_fix(extra[1])})"
-        checks.append(Check(match[1], "ok" if found else "note", found or missing))
+        found = installed_version(requirement.name)
+        missing = f"not installed (optional: {_extra_fix(extra)})"
+        checks.append(Check(requirement.name, "ok" if found else "note", found or missing))
     return checks
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def check_settings(settings: LawSettings) -> None:
 
 
 def check_laws(
-    table: RunTable, settings: LawSettings, *, say: Any = None
+    table: RunTable, settings: LawSettings, *, say: Callable[[str], None] = lambda line: None
 ) -> tuple[dict[str, Diagnosis], dict[str, str]]:
     """Evaluates laws out of fold; returns diagnoses, best first, and why other laws were left out."""
     names = settings.candidates or tuple(name for name in registry if name != AUTO)
@@ -123,7 +123,13 @@ def check_laws(
 
 
 def fit_law(
-    table: RunTable, settings: LawSettings, *, out: str | None, command: str, source: str, say: Any = None
+    table: RunTable,
+    settings: LawSettings,
+    *,
+    out: str | None,
+    command: str,
+    source: str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> FittedLaw:
     """Evaluates a law out of fold, fits it to all runs, and writes its folder.
 
@@ -142,8 +148,7 @@ def fit_law(
     key, name, options = jax.random.key(settings.seed), settings.law, dict(settings.options)
     if settings.law == AUTO:
         labels = settings.candidates or AUTO_CANDIDATES
-        if say is not None:
-            say(f"{len(labels)} laws, {settings.folds} folds, {len(table)} runs")
+        say(f"{len(labels)} laws, {settings.folds} folds, {len(table)} runs")
         law = make(AUTO, candidates=labels, folds=settings.folds, one_standard_error=settings.is_simplest)
         found = fit(law, table, key=key, num_starts=settings.num_starts)
         label, diagnoses, left_out = found.selection.name, found.selection.diagnoses, found.selection.left_out
@@ -316,11 +321,10 @@ def _laws(named: Mapping[str, Mapping[str, Any]]) -> dict[str, Law]:
 
 
 def _judged(
-    table: RunTable, laws: Mapping[str, Law], settings: LawSettings, say: Any
+    table: RunTable, laws: Mapping[str, Law], settings: LawSettings, say: Callable[[str], None]
 ) -> tuple[str, dict[str, Diagnosis], dict[str, str]]:
     """The chosen name, diagnoses best first, and why others were left out."""
-    if say is not None:
-        say(f"{len(laws)} laws, {settings.folds} folds, {len(table)} runs" if len(laws) > 1 else f"{next(iter(laws))}")
+    say(f"{len(laws)} laws, {settings.folds} folds, {len(table)} runs" if len(laws) > 1 else f"{next(iter(laws))}")
     found = select(
         laws,
         table,
