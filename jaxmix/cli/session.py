@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import show
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.sharding import initialize_distributed
 
 
 def do_action(arguments: Arguments, actions: Mapping[str, Callable[[Arguments], int]]) -> int:
@@ -28,8 +29,6 @@ def join_processes(arguments: Arguments) -> None:
     """Joins the other processes of the run, before anything touches a device."""
     given = (arguments.coordinator, arguments.processes, arguments.process)
     if arguments.distributed or any(value is not None for value in given):
-        from jaxmix.core.sharding import initialize_distributed
-
         initialize_distributed(*given)
 
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -278,8 +279,6 @@ def ping(
 
 def ping_this_machine(*, num_processes: int = 2, timeout_s: int = 60) -> Check:
     """Starts processes on this machine's loopback (on the CPU) and lets them find each other."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"

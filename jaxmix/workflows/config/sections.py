@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxmix.core.settings import setting
+from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.train.lm.settings import TrainSettings
 from jaxmix.train.selection.settings import SelectionSettings
 from jaxmix.workflows.config.build import Origin, arguments, to_plain
@@ -103,8 +104,6 @@ class ModelConfig:
 
     def checked(self, origin: Origin, path: str) -> ModelConfig:
         """The section, its overrides converted to the types of the preset's fields."""
-        from jaxmix.models.lm.config import TransformerConfig
-
         return replace(self, overrides=arguments(TransformerConfig, self.overrides, origin=origin, path=path))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from jaxmix.core.errors import ConfigError
 
@@ -14,9 +17,6 @@ def _loader() -> Any:
     YAML 1.1 reads `1e-3` as text and `no`, `on`, `off` as booleans; a learning rate and a source called `no`
     (Norwegian) are both what people write here.
     """
-    import re
-
-    import yaml
 
     class Loader(yaml.SafeLoader):
         pass
@@ -55,7 +55,6 @@ def _loader() -> Any:
 
 def dump_yaml(value: Any) -> str:
     """YAML text that `parse_yaml` reads back to the same value; keys keep their order."""
-    import yaml
 
     class Dumper(yaml.SafeDumper):
         yaml_implicit_resolvers = _loader().yaml_implicit_resolvers  # quotes what would be read as a number
@@ -68,8 +67,6 @@ def dump_yaml(value: Any) -> str:
 
 def parse_yaml(text: str, *, where: str) -> Any:
     """Parses YAML text. Raises `ConfigError` with line and column for text that is not YAML."""
-    import yaml
-
     try:
         return yaml.load(text, Loader=_loader())
     except yaml.YAMLError as error:

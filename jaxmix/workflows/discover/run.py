@@ -139,9 +139,9 @@ class _Discovery:
             "sources": sources,
         }
         provenance = {**made_by(command), "finished": now(), "sources": inputs, "identities": identities}
-        write_json(self._out / DISCOVERY, {**summary, "provenance": provenance, "config": plain})
-
-        page = write_discovery_page(self._out, {**summary, "provenance": provenance, "config": plain})
+        about = {**summary, "provenance": provenance, "config": plain}
+        write_json(self._out / DISCOVERY, about)
+        page = write_discovery_page(self._out, about)
         write_json(self._out / DOMAINS, {"format": 1, "names": names, "identities": identities})
         return {**summary, "report": str(page)}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.prepared.prepare import prepare_corpus
@@ -54,8 +55,6 @@ def prepare_and_open(config: RunConfig) -> RunData:
     if config.sources is not None and jax.process_index() == 0:
         prepare_sources(config)
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices("jaxmix: data prepared")
     folder = _prepared(config)
     index = read_index(folder)
