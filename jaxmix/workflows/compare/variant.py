@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import check_value, setting
@@ -23,6 +23,7 @@ from jaxmix.workflows.config.yaml import apply_overrides
 from jaxmix.workflows.provenance import is_finished
 
 
+@runtime_checkable
 class AnyConfig(Protocol):
     """The configuration of a run of any kind; `out` is its folder."""
 
