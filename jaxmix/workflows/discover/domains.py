@@ -85,7 +85,9 @@ def load_clusters(folder: Path) -> tuple[Any, Any]:
         ) from error
     if _identity(arrays, about["encoder"]) != about["identity"]:
         raise ConfigError(f"the clusters in {folder} are damaged", where="domains", fix="Copy or fit them again.")
-    return make(about["clusterer"], about["num_clusters"], **about["options"]), GemState(**arrays)
+    return make(about["clusterer"], about["num_clusters"], **about["options"]), GemState(
+        **jax.tree.map(jnp.asarray, arrays)
+    )
 
 
 def _identity(arrays: dict[str, np.ndarray], encoder: str) -> str:

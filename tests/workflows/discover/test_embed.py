@@ -56,7 +56,7 @@ def test_a_prepared_folder_gives_the_same_rows(tmp_path, capsys, encoder):
     np.testing.assert_allclose(nearest, 1, atol=1e-5)
     assert 0.5 * len(known) < len(store) < len(known)
 
-    class Other:
+    class Other(type(byte_tokenizer())):
         fingerprint = "other"
 
     with pytest.raises(ConfigError, match="prepared with the tokenizer bytes-1, not other"):
