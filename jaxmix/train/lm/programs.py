@@ -23,7 +23,7 @@ from jaxmix.train.lm.state import RunState, step_sums, train_state_shardings
 from jaxmix.train.lm.step import build_train_step
 from jaxmix.train.run.optimizer import learning_rate_schedule, optimizer_with
 from jaxmix.train.selection.program import SelectionProgram, build_selection, build_token_choice
-from jaxmix.train.selection.settings import SelectionSettings, chooses_in_step, scan_of
+from jaxmix.train.selection.settings import SelectionSettings, chooses_in_step, forward_passes_of
 
 
 class Programs(NamedTuple):
@@ -100,21 +100,23 @@ def with_selection(
     """
     if selection is None:
         return programs._replace(selection=None)
-    scan = scan_of(selection, mixer.needs)
+    forward_passes = forward_passes_of(selection, mixer.needs)
     for known in programs.known_selections:
-        if (known.settings, known.scan, known.batch_size) == (selection, scan, batch_size):
+        if (known.settings, known.forward_passes, known.batch_size) == (selection, forward_passes, batch_size):
             return programs._replace(selection=known)
     program = build_selection(
         model.apply,
         selection,
-        scan=scan,
+        forward_passes=forward_passes,
         batch_size=batch_size,
         num_domains=num_domains,
         mesh=programs.mesh,
         accumulate=settings.accumulate,
     )
-    if chooses_in_step(selection, scan, accumulate=settings.accumulate):
-        choose = build_token_choice(selection, scan=scan, num_domains=num_domains, mesh=programs.mesh)
+    if chooses_in_step(selection, forward_passes, accumulate=settings.accumulate):
+        choose = build_token_choice(
+            selection, forward_passes=forward_passes, num_domains=num_domains, mesh=programs.mesh
+        )
         step = _train_step(
             model, settings, programs.optimizer, num_domains=num_domains, mesh=programs.mesh, choose=choose
         )

@@ -56,7 +56,7 @@ def build_contrastive_gradient(
         del first
         return jax.value_and_grad(lambda params: loss(*embed(params, images, tokens), *scale(params)))(params)
 
-    def in_pieces(params: Any, images: Array, tokens: Array, first: Any = None) -> tuple[Array, Any]:
+    def accumulated(params: Any, images: Array, tokens: Array, first: Any = None) -> tuple[Array, Any]:
         micros = (split_rows(images, accumulate), split_rows(tokens, accumulate))
         if first is None:
             first = jax.tree.map(rejoin, jax.lax.map(lambda micro: embed(params, *micro), micros))
@@ -66,12 +66,12 @@ def build_contrastive_gradient(
 
         value, (wanted, grads) = jax.value_and_grad(of_embeddings, argnums=(0, 1))(first, params)
 
-        def add(grads: Any, piece: Any) -> tuple[Any, None]:
-            micro, cotangent = piece
+        def add(grads: Any, part: Any) -> tuple[Any, None]:
+            micro, cotangent = part
             pull_back = jax.vjp(lambda params: embed(params, *micro), params)[1]
             return jax.tree.map(jnp.add, grads, pull_back(cotangent)[0]), None
 
         cotangents = jax.tree.map(lambda x: split_rows(x, accumulate), tuple(wanted))
         return value, jax.lax.scan(add, grads, (micros, cotangents))[0]
 
-    return whole if accumulate == 1 else in_pieces
+    return whole if accumulate == 1 else accumulated

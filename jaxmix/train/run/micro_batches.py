@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxmix.core.types import Array
 
 
-def split_rows(x: Array, pieces: int) -> Array:
-    """[b, …] → [pieces, b / pieces, …]: rows i, i + pieces, … form piece i, so that each device cuts its own rows."""
-    return jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1)
+def split_rows(x: Array, count: int) -> Array:
+    """[b, …] → [count, b / count, …]: rows i, i + count, … form micro-batch i: each device cuts its own rows."""
+    return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
 
 
 def rejoin(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The program that selects the rows or tokens that a step trains on, before the step.
+"""Selects the rows or tokens that a training step uses, in a program that runs before the step.
 
 Methods: `jaxmix.selection`. Mindermann et al., arXiv 2206.07137 (RHO-LOSS); Lin et al., arXiv 2404.07965 (Rho-1); Bal
 et al., arXiv 2505.19893 (ESLM); Evans et al., arXiv 2406.17711 (JEST).
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.sharding import batch_sharding, replicated
-from jaxmix.core.types import Array, DomainVector, PRNGKeyArray
+from jaxmix.core.types import Array, PRNGKeyArray
 from jaxmix.mixers.base import Feedback
 from jaxmix.selection import diverse, sequence_loss, token_mask, top_learnability
 from jaxmix.selection.base import score_from_losses
@@ -24,8 +24,13 @@ from jaxmix.train.lm.domain_sums import SuperBatchSums, loss_sums_by_domain
 from jaxmix.train.lm.signals import Reference
 from jaxmix.train.lm.state import TrainState
 from jaxmix.train.lm.step import StepInfo
-from jaxmix.train.selection.settings import Scan, SelectionSettings
-from jaxmix.train.selection.super_batch import domain_quota, in_pieces, pieces_for, row_features
+from jaxmix.train.selection.settings import ForwardPasses, SelectionSettings
+from jaxmix.train.selection.super_batch import (
+    domain_quota,
+    losses_in_micro_batches,
+    row_features,
+    scoring_micro_batches,
+)
 
 Batch = dict[str, Array]
 _STREAM = 0x5E1EC7
@@ -38,33 +43,32 @@ class SelectionProgram(NamedTuple):
     Attributes:
         select: `(params, batch, key, step) -> (batch, SuperBatchSums)`; not called where there is a train step.
         settings: of the selection.
-        scan: which forward passes it makes.
+        forward_passes: which forward passes it makes.
         batch_size: rows trained on in a step.
         train_step: chooses by the losses of its own forward pass, see `chooses_in_step`; None: the run's own step.
     """
 
     select: Callable[..., tuple[Batch, SuperBatchSums]]
     settings: SelectionSettings
-    scan: Scan
+    forward_passes: ForwardPasses
     batch_size: int
     train_step: Callable[..., tuple[TrainState, StepInfo]] | None = None
 
 
 def build_token_choice(
-    settings: SelectionSettings, *, scan: Scan, num_domains: int, mesh: Mesh
+    settings: SelectionSettings, *, forward_passes: ForwardPasses, num_domains: int, mesh: Mesh
 ) -> Callable[[Array, Batch], tuple[Batch, SuperBatchSums]]:
     """Builds `choose(learner, batch) -> (batch, drawn)` for `build_train_step`: the mask of `build_selection` out of
     losses f32[b, t] that are there already."""
     everywhere = replicated(mesh)
 
     def choose(learner: Array, batch: Batch) -> tuple[Batch, SuperBatchSums]:
-        valid = batch["targets"] >= 0
         reference = batch.get("reference_loss")
-        scores = _token_scores(settings, valid, learner, reference)
+        scores = _token_scores(settings, batch, learner, reference)
         chosen, score = _best_tokens(settings, batch, scores, scores, everywhere)
-        if not scan.trained_reference:
+        if not forward_passes.trained_reference:
             chosen.pop("reference_loss", None)
-        return chosen, _sums_of(valid, learner, reference, batch["domain"], chosen, score, num_domains)
+        return chosen, _sums_of(batch, learner, reference, chosen, score, num_domains)
 
     return choose
 
@@ -73,7 +77,7 @@ def build_selection(
     apply: Callable[[Any, Batch], Any],
     settings: SelectionSettings,
     *,
-    scan: Scan,
+    forward_passes: ForwardPasses,
     batch_size: int,
     num_domains: int,
     mesh: Mesh,
@@ -86,81 +90,76 @@ def build_selection(
     scores alone: there is nothing to checkpoint. No gradient passes: selection is a program of its own, and at the
     level of tokens the mask reaches the train step as targets of −1.
 
-    Cost, in forward passes of one row, a third of a step each: B of the learner where `scan.learner`, B of the
-    reference (made outside, see `BatchSelection`) where `scan.reference`. The forward pass of scoring is not kept for
-    training: that would keep the activations of all B rows. At most as many rows are scored at a time as the train step
-    takes in a micro-batch.
+    Cost, in forward passes of one row (a third of a step each): B by the learner where `forward_passes.learner`, B by
+    the reference (run outside, see `BatchSelection`) where `forward_passes.reference`. Training does not reuse the
+    scoring forward pass: that would keep the activations of all B rows. Rows are scored in micro-batches no larger
+    than those of the train step.
 
     Args:
         apply: see `Model.apply`.
         settings: see `SelectionSettings`.
-        scan: from `scan_of`.
+        forward_passes: from `forward_passes_of`.
         batch_size: b, rows trained on; a multiple of the devices that share them.
         num_domains: m.
         mesh: where it runs.
         accumulate: micro-batches of the train step.
 
     Shapes:
-        batch: tokens, targets i32[c, t]; domain i32[c]; `reference_loss` f32[c, t] where `scan.reference`. Rows over
-            ("data", "fsdp"), c a multiple of the devices.
+        batch: tokens, targets i32[c, t]; domain i32[c]; `reference_loss` f32[c, t] where `forward_passes.reference`.
+            Rows over ("data", "fsdp"), c a multiple of the devices.
         returned batch: the same fields with b rows, spread likewise; `reference_loss` only where
-            `scan.trained_reference`.
+            `forward_passes.trained_reference`.
 
     Numerics: a row's losses are summed on one device; scores are gathered (c floats), and every device makes the same
     choice. A score that is not finite counts as the lowest.
     """
-    rows = batch_sharding(mesh)
+    rows, everywhere = batch_sharding(mesh), replicated(mesh)
 
     def select(params: Any, batch: Batch, key: PRNGKeyArray, step: Array) -> tuple[Batch, SuperBatchSums]:
         key = jax.random.fold_in(key, step)
-        valid = batch["targets"] >= 0
         learner = None
-        if scan.learner:
-            pieces = pieces_for(valid.shape[0], batch_size, accumulate=accumulate, mesh=mesh)
-            learner = in_pieces(apply, pieces)(params, batch)
-        reference = batch.get("reference_loss") if scan.reference else None
-        scores = _token_scores(settings, valid, learner, reference)
+        if forward_passes.learner:
+            count = scoring_micro_batches(len(batch["targets"]), batch_size, accumulate=accumulate, mesh=mesh)
+            learner = losses_in_micro_batches(apply, count)(params, batch)
+        reference = batch.get("reference_loss") if forward_passes.reference else None
+        scores = _token_scores(settings, batch, learner, reference)
         if settings.level == "token":
-            chosen, score = _choose_tokens(settings, key, batch, scores, replicated(mesh))
+            ranks = jax.random.uniform(key, scores.shape) if settings.method == "uniform" else scores
+            chosen, score = _best_tokens(settings, batch, scores, ranks, everywhere)
         else:
-            chosen, score = _choose_rows(settings, key, batch, scores, batch_size, num_domains, replicated(mesh))
-        if not scan.trained_reference:
+            chosen, score = _choose_rows(settings, key, batch, scores, batch_size, num_domains, everywhere)
+        if not forward_passes.trained_reference:
             chosen.pop("reference_loss", None)
         chosen = {name: jax.lax.with_sharding_constraint(x, rows) for name, x in chosen.items()}
-        drawn = _sums_of(valid, learner, reference, batch["domain"], chosen, score, num_domains)
-        return chosen, jax.lax.with_sharding_constraint(drawn, replicated(mesh))
+        drawn = _sums_of(batch, learner, reference, chosen, score, num_domains)
+        return chosen, jax.lax.with_sharding_constraint(drawn, everywhere)
 
-    return SelectionProgram(jax.jit(select), settings, scan, batch_size)
+    return SelectionProgram(jax.jit(select), settings, forward_passes, batch_size)
 
 
 def _sums_of(
-    valid: Array,
-    learner: Array | None,
-    reference: Array | None,
-    domain: Array,
-    chosen: Batch,
-    score: Array,
-    num_domains: int,
+    batch: Batch, learner: Array | None, reference: Array | None, chosen: Batch, score: Array, num_domains: int
 ) -> SuperBatchSums:
-    kept = (chosen["targets"] >= 0).astype(jnp.float32)
-    sums = loss_sums_by_domain(learner, reference, domain, num_domains)
+    rows = lambda batch: sum_by_domain(jnp.ones(batch["domain"].shape, jnp.float32), batch["domain"], num_domains)
+    tokens = lambda batch: sum_by_domain(_valid(batch).astype(jnp.float32), batch["domain"], num_domains)
+    sums = loss_sums_by_domain(learner, reference, batch["domain"], num_domains)
     return SuperBatchSums(
-        feedback=Feedback(token_count=sum_by_domain(valid.astype(jnp.float32), domain, num_domains), **sums),
-        rows=_rows_of(domain, num_domains),
-        trained_rows=_rows_of(chosen["domain"], num_domains),
-        trained_tokens=sum_by_domain(kept, chosen["domain"], num_domains),
+        feedback=Feedback(token_count=tokens(batch), **sums),
+        rows=rows(batch),
+        trained_rows=rows(chosen),
+        trained_tokens=tokens(chosen),
         score=score,
     )
 
 
-def _rows_of(domain: Array, num_domains: int) -> DomainVector:
-    return sum_by_domain(jnp.ones(domain.shape, jnp.float32), domain, num_domains)
+def _valid(batch: Batch) -> Array:
+    return batch["targets"] >= 0
 
 
-def _token_scores(settings: SelectionSettings, valid: Array, learner: Array | None, reference: Array | None) -> Array:
+def _token_scores(settings: SelectionSettings, batch: Batch, learner: Array | None, reference: Array | None) -> Array:
     """The method's score of every token, f32[c, t]; a row's is their mean, or another reduction."""
     if settings.method == "uniform":
-        return jnp.zeros(valid.shape, jnp.float32)
+        return jnp.zeros(batch["targets"].shape, jnp.float32)
     return score_from_losses(settings.method, learner, reference)
 
 
@@ -177,7 +176,7 @@ def _choose_rows(
     everywhere: Any,
 ) -> tuple[Batch, Array]:
     gather = lambda x: jax.lax.with_sharding_constraint(x, everywhere)
-    valid = batch["targets"] >= 0
+    valid = _valid(batch)
     scores = gather(sequence_loss(token_scores, valid, reduce=settings.reduce, top=settings.top))
     greedy = settings.greedy and settings.method != "uniform"
     key, quota_key = jax.random.split(key)
@@ -208,21 +207,12 @@ def _choose_rows(
 # ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _choose_tokens(
-    settings: SelectionSettings, key: PRNGKeyArray, batch: Batch, token_scores: Array, everywhere: Any
-) -> tuple[Batch, Array]:
-    lots = jax.random.uniform(key, token_scores.shape) if settings.method == "uniform" else token_scores
-    return _best_tokens(settings, batch, token_scores, lots, everywhere)
-
-
 def _best_tokens(
-    settings: SelectionSettings, batch: Batch, token_scores: Array, lots: Array, everywhere: Any
+    settings: SelectionSettings, batch: Batch, token_scores: Array, ranks: Array, everywhere: Any
 ) -> tuple[Batch, Array]:
-    """The batch with all targets but those of the largest `lots` taken out."""
-    valid = jax.lax.with_sharding_constraint(batch["targets"] >= 0, everywhere)
-    scores = jax.lax.with_sharding_constraint(token_scores, everywhere)
-    lots = jax.lax.with_sharding_constraint(lots, everywhere)
-    mask = token_mask(lots, None, valid, keep=settings.keep, score="hard_learner")
+    """The batch with only the targets of the highest `ranks`, and the mean score of all targets and of these."""
+    valid, scores, ranks = jax.lax.with_sharding_constraint((_valid(batch), token_scores, ranks), everywhere)
+    mask = token_mask(ranks, None, valid, keep=settings.keep, score="hard_learner")
     chosen = {**batch, "targets": jnp.where(mask, batch["targets"], -1)}
     if "reference_loss" in chosen:
         chosen["reference_loss"] = jnp.where(mask, chosen["reference_loss"], 0.0)
@@ -230,7 +220,7 @@ def _best_tokens(
 
 
 def _mean(values: Array, where: Array | bool = True) -> Array:
-    """Of those that count and are finite."""
+    """The mean of the values that count and are finite."""
     counts = jnp.isfinite(values) & where
     return jnp.sum(jnp.where(counts, values, 0.0)) / jnp.maximum(jnp.sum(counts.astype(jnp.float32)), 1.0)
 
@@ -260,14 +250,14 @@ class BatchSelection:
 
         Where the train step chooses, the batch comes back with what it measures against, and `StepInfo` has the rest.
         """
-        scan = self.program.scan
-        if scan.reference:
+        forward_passes = self.program.forward_passes
+        if forward_passes.reference:
             assert self._reference is not None
             batch = {**batch, "reference_loss": self._reference(batch)}
         if self.program.train_step is not None:
             return batch, None
         chosen, drawn = self.program.select(params, batch, self._key, step)
-        if scan.trained_reference and not scan.reference:
+        if forward_passes.trained_reference and not forward_passes.reference:
             assert self._reference is not None
             chosen = {**chosen, "reference_loss": self._reference(chosen)}
         return chosen, drawn

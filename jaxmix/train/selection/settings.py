@@ -1,4 +1,4 @@
-"""The settings of training with selection, checked before anything is touched, and what they ask of a step."""
+"""The settings of training with selection, checked before any file or device is touched."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ def _ratio(batch_size: int, rows: int) -> str:
     return repr(ratio)
 
 
-class Scan(NamedTuple):
-    """Which forward passes a step with selection makes besides the training of the chosen rows.
+class ForwardPasses(NamedTuple):
+    """The forward passes of a step with selection besides those of training.
 
     Attributes:
         learner: the learner scores all rows that were drawn.
@@ -174,8 +174,8 @@ class Scan(NamedTuple):
     trained_reference: bool
 
 
-def scan_of(settings: SelectionSettings, needs: frozenset[str]) -> Scan:
-    """What is computed of the rows that were drawn, and no more.
+def forward_passes_of(settings: SelectionSettings, needs: frozenset[str]) -> ForwardPasses:
+    """The forward passes that the selection and the mixer need.
 
     Args:
         settings: of the selection.
@@ -184,19 +184,19 @@ def scan_of(settings: SelectionSettings, needs: frozenset[str]) -> Scan:
     wants_reference = bool(needs & set(REFERENCE_SIGNALS))
     is_scanned = settings.feedback_from == "scanned"
     sums = bool(needs & {"loss_sum", *REFERENCE_SIGNALS})
-    return Scan(
+    return ForwardPasses(
         learner=settings.method in ("learnability", "hard_learner") or (is_scanned and sums),
         reference=settings.needs_reference or (is_scanned and wants_reference),
         trained_reference=wants_reference and not is_scanned,
     )
 
 
-def chooses_in_step(settings: SelectionSettings, scan: Scan, *, accumulate: int) -> bool:
+def chooses_in_step(settings: SelectionSettings, forward_passes: ForwardPasses, *, accumulate: int) -> bool:
     """Whether tokens are chosen inside the train step, by the losses of its own forward pass.
 
     They are where that saves a pass of the learner and one pass sees all tokens: without micro-batches.
     """
-    return settings.level == "token" and settings.method != "uniform" and scan.learner and accumulate == 1
+    return settings.level == "token" and settings.method != "uniform" and forward_passes.learner and accumulate == 1
 
 
 def check_rows(selection: SelectionSettings | None, *, drawn: int, batch_size: int | None) -> int:

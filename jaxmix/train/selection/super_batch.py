@@ -17,23 +17,23 @@ from jaxmix.train.run.micro_batches import rejoin, split_rows
 Batch = dict[str, Array]
 
 
-def in_pieces(apply: Callable[[Any, Batch], Any], pieces: int) -> Callable[[Any, Batch], Array]:
-    """`(params, batch) -> f32[c, t]`, the loss without regularizer, `c / pieces` rows at a time."""
+def losses_in_micro_batches(apply: Callable[[Any, Batch], Any], count: int) -> Callable[[Any, Batch], Array]:
+    """`(params, batch) -> f32[c, t]`, the loss without regularizer, computed in `count` micro-batches."""
 
     def losses(params: Any, batch: Batch) -> Array:
-        if pieces == 1:
+        if count == 1:
             return token_loss(apply(params, batch))[0]
-        cut = jax.tree.map(lambda x: split_rows(x, pieces), batch)
-        return rejoin(jax.lax.map(lambda piece: token_loss(apply(params, piece))[0], cut))
+        cut = jax.tree.map(lambda x: split_rows(x, count), batch)
+        return rejoin(jax.lax.map(lambda micro: token_loss(apply(params, micro))[0], cut))
 
     return losses
 
 
-def pieces_for(candidates: int, batch_size: int, *, accumulate: int, mesh: Mesh) -> int:
-    """The fewest pieces that cut every device's rows evenly and are no larger than the train step's micro-batches."""
+def scoring_micro_batches(candidates: int, batch_size: int, *, accumulate: int, mesh: Mesh) -> int:
+    """The fewest micro-batches that divide every device's rows and are no larger than those of the train step."""
     own = candidates // (mesh.shape["data"] * mesh.shape["fsdp"])
     least = -(-candidates * accumulate // batch_size)
-    return next(pieces for pieces in range(min(least, own), own + 1) if own % pieces == 0)
+    return next(count for count in range(min(least, own), own + 1) if own % count == 0)
 
 
 def domain_quota(key: PRNGKeyArray, domain: Int[Array, " c"], num_select: int, num_domains: int) -> Int[Array, " m"]:

@@ -13,7 +13,7 @@ from jaxmix.mixers.base import REFERENCE_SIGNALS
 from jaxmix.models.lm.accounting import flops_per_token
 from jaxmix.train.run.records import read_records
 from jaxmix.train.selection.cost import SelectionCost, training_cost
-from jaxmix.train.selection.settings import Scan, chooses_in_step, scan_of
+from jaxmix.train.selection.settings import ForwardPasses, chooses_in_step, forward_passes_of
 from jaxmix.workflows.config.load import model_of_run
 from jaxmix.workflows.config.resolve import Run
 
@@ -79,11 +79,13 @@ def compute_of(run: Run) -> Compute:
     config, selection, reference = run.config, run.config.selection, run.config.reference
     seq_len, trained, scanned = config.data.seq_len, config.data.batch_size, run.drawn
     forward = flops_per_token(run.model) * seq_len / 3.0
-    scan, scores = Scan(False, False, bool(run.mixer.needs & set(REFERENCE_SIGNALS))), False
+    forward_passes, scores = ForwardPasses(False, False, bool(run.mixer.needs & set(REFERENCE_SIGNALS))), False
     if selection is not None:
-        scan = scan_of(selection, run.mixer.needs)
-        scores = scan.learner and not chooses_in_step(selection, scan, accumulate=config.train.accumulate)
-    rows = scanned if scan.reference else trained if scan.trained_reference else 0
+        forward_passes = forward_passes_of(selection, run.mixer.needs)
+        scores = forward_passes.learner and not chooses_in_step(
+            selection, forward_passes, accumulate=config.train.accumulate
+        )
+    rows = scanned if forward_passes.reference else trained if forward_passes.trained_reference else 0
     of_reference, is_known = 0.0, True
     if rows and reference.kind == "model":
         is_known = (Path(reference.run or "") / "config.yaml").is_file()

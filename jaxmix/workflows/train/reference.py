@@ -15,7 +15,7 @@ from jaxmix.models import transformer
 from jaxmix.models.partition import params_template
 from jaxmix.train.lm.signals import Reference, reference_model, reference_table
 from jaxmix.train.run.checkpoint import read_params
-from jaxmix.train.selection.super_batch import in_pieces
+from jaxmix.train.selection.super_batch import losses_in_micro_batches
 from jaxmix.workflows.config.load import model_of_run
 from jaxmix.workflows.config.sections import ReferenceConfig
 from jaxmix.workflows.train.data import RunData
@@ -49,7 +49,9 @@ def load_reference(section: ReferenceConfig, data: RunData, mesh: Mesh, *, piece
             fix="Train a reference on the same prepared data.",
         )
     model = transformer(model_of_run(run_dir, vocab_size=data.vocab_size))
-    return reference_model(in_pieces(model.apply, pieces), read_params(run_dir, params_template(model, mesh)))
+    return reference_model(
+        losses_in_micro_batches(model.apply, pieces), read_params(run_dir, params_template(model, mesh))
+    )
 
 
 def _provenance(run_dir: Path, where: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jaxmix.train.lm.evaluate import ValidationSet, subset, validation_set
 from jaxmix.train.lm.loop import RunResult, run_training
 from jaxmix.train.lm.programs import Programs, build_programs, with_selection
 from jaxmix.train.run.trackers import make_tracker
-from jaxmix.train.selection.super_batch import pieces_for
+from jaxmix.train.selection.super_batch import scoring_micro_batches
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.mixer import inactive_names
 from jaxmix.workflows.config.resolve import Run, drawn_rows, resolve_run
@@ -127,8 +127,8 @@ def run_train(
         programs, model, settings, selection, mixer=run.mixer, batch_size=rows, num_domains=len(names)
     )
     pieces = 1
-    if programs.selection is not None and programs.selection.scan.reference:
-        pieces = pieces_for(drawn, rows, accumulate=settings.accumulate, mesh=mesh)
+    if programs.selection is not None and programs.selection.forward_passes.reference:
+        pieces = scoring_micro_batches(drawn, rows, accumulate=settings.accumulate, mesh=mesh)
     result = run_training(
         run_dir,
         model=model,

@@ -21,8 +21,13 @@ from jaxmix.train.lm.programs import with_selection
 from jaxmix.train.lm.signals import reference_model
 from jaxmix.train.lm.step import StepInfo, build_train_step
 from jaxmix.train.selection.program import BatchSelection, build_selection
-from jaxmix.train.selection.settings import SelectionSettings, candidate_rows, check_selection, scan_of
-from jaxmix.train.selection.super_batch import domain_quota, in_pieces, pieces_for, row_features
+from jaxmix.train.selection.settings import SelectionSettings, candidate_rows, check_selection, forward_passes_of
+from jaxmix.train.selection.super_batch import (
+    domain_quota,
+    losses_in_micro_batches,
+    row_features,
+    scoring_micro_batches,
+)
 
 M, B, C, T = 3, 8, 24, 6
 REFERENCE = np.asarray(bigram(scale=1.5).init(jax.random.key(7))["table"]["kernel"])
@@ -39,15 +44,17 @@ def batch_of(rng):
 @functools.cache
 def compiled(settings, devices):
     mesh = build_mesh(devices=jax.devices()[:devices])
-    scan = scan_of(settings, frozenset({"loss_sum"}))
-    return mesh, build_selection(bigram().apply, settings, scan=scan, batch_size=B, num_domains=M, mesh=mesh)
+    forward_passes = forward_passes_of(settings, frozenset({"loss_sum"}))
+    return mesh, build_selection(
+        bigram().apply, settings, forward_passes=forward_passes, batch_size=B, num_domains=M, mesh=mesh
+    )
 
 
 def chosen_of(settings, batch, *, devices=1, step=3):
     """What the program makes of a batch, on the host."""
     mesh, program = compiled(settings, devices)
     on_mesh = global_batch(mesh, batch)
-    if program.scan.reference:
+    if program.forward_passes.reference:
         frozen = {"table": {"kernel": jax.device_put(REFERENCE, replicated(mesh))}}
         on_mesh["reference_loss"] = reference_model(bigram().apply, frozen)(on_mesh)
     params = {"table": {"kernel": jax.device_put(LEARNER, replicated(mesh))}}
@@ -176,13 +183,13 @@ def test_features_tell_shared_text():
 
 def test_scoring_takes_no_more_rows_at_a_time_than_training():
     mesh = build_mesh(devices=jax.devices()[:1])
-    assert [pieces_for(C, B, accumulate=a, mesh=mesh) for a in (1, 2, 4, 8)] == [3, 6, 12, 24]
-    assert pieces_for(20, 8, accumulate=1, mesh=mesh) == 4
-    assert pieces_for(8, 8, accumulate=1, mesh=build_mesh()) == 1
+    assert [scoring_micro_batches(C, B, accumulate=a, mesh=mesh) for a in (1, 2, 4, 8)] == [3, 6, 12, 24]
+    assert scoring_micro_batches(20, 8, accumulate=1, mesh=mesh) == 4
+    assert scoring_micro_batches(8, 8, accumulate=1, mesh=build_mesh()) == 1
     batch = jax.tree.map(jnp.asarray, batch_of(np.random.default_rng(6)))
     params = {"table": {"kernel": jnp.asarray(LEARNER)}}
     whole = bigram().apply(params, batch)
-    np.testing.assert_array_equal(in_pieces(bigram().apply, 4)(params, batch), whole)
+    np.testing.assert_array_equal(losses_in_micro_batches(bigram().apply, 4)(params, batch), whole)
 
 
 # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -423,11 +430,13 @@ def test_impossible_selections(settings, mixer, reference, match):
 
 def test_no_forward_pass_is_made_that_nothing_needs():
     needs = {"static": frozenset(), "loss": frozenset({"loss_sum"}), "both": frozenset({"reference_loss_sum"})}
-    scan = lambda method, mixer, **options: tuple(scan_of(SelectionSettings(method, **options), needs[mixer]))
-    assert scan("uniform", "both") == (False, False, True)
-    assert scan("uniform", "loss") == (False, False, False)
-    assert scan("easy_reference", "static") == (False, True, False)
-    assert scan("easy_reference", "loss") == (True, True, False)
-    assert scan("hard_learner", "static") == (True, False, False)
-    assert scan("hard_learner", "both") == (True, True, False)
-    assert scan("learnability", "both", feedback="trained") == (True, True, True)
+    forward_passes = lambda method, mixer, **options: tuple(
+        forward_passes_of(SelectionSettings(method, **options), needs[mixer])
+    )
+    assert forward_passes("uniform", "both") == (False, False, True)
+    assert forward_passes("uniform", "loss") == (False, False, False)
+    assert forward_passes("easy_reference", "static") == (False, True, False)
+    assert forward_passes("easy_reference", "loss") == (True, True, False)
+    assert forward_passes("hard_learner", "static") == (True, False, False)
+    assert forward_passes("hard_learner", "both") == (True, True, False)
+    assert forward_passes("learnability", "both", feedback="trained") == (True, True, True)
