@@ -21,7 +21,7 @@ from jaxmix.train.lm.settings import TrainSettings
 from jaxmix.train.lm.signals import GRADIENT_SIGNALS, build_gradient_signals
 from jaxmix.train.lm.state import RunState, step_sums, train_state_shardings
 from jaxmix.train.lm.step import build_train_step
-from jaxmix.train.run.optimizer import learning_rate_schedule, optimizer_with
+from jaxmix.train.run.optimizer import build_optimizer, learning_rate_schedule
 from jaxmix.train.selection.program import SelectionProgram, build_selection, build_token_choice
 from jaxmix.train.selection.settings import SelectionSettings, chooses_in_step, forward_passes_of
 
@@ -133,7 +133,7 @@ def optimizer_of(settings: TrainSettings) -> tuple[optax.GradientTransformation,
         warmup_steps=settings.warmup,
         final_fraction=settings.final_fraction,
     )
-    return optimizer_with(settings, schedule), schedule
+    return build_optimizer(settings, schedule), schedule
 
 
 class MixerPrograms(NamedTuple):

@@ -20,6 +20,7 @@ from jaxmix.models.base import Model
 from jaxmix.models.lm.generation import is_prompt_token
 from jaxmix.train.lm.state import TrainState, init_train_state, train_state_shardings
 from jaxmix.train.run.optimizer import build_optimizer, learning_rate_schedule
+from jaxmix.train.run.settings import LoopSettings
 from jaxmix.train.run.update import guarded_update
 
 
@@ -88,14 +89,8 @@ def warm_start(
     cursors = prompt_cursors(table)
     length = np.minimum(answer_length(prompts.targets, prompts.eos_id), prompts.completion_length)
     counted = np.arange(prompts.completion_length) < length[:, None]
-    optimizer = build_optimizer(
-        learning_rate_schedule("constant", peak=learning_rate, steps=1, warmup_steps=0, final_fraction=1.0),
-        beta1=0.9,
-        beta2=0.999,
-        eps=1e-8,
-        weight_decay=0.0,
-        clip_norm=1.0,
-    )
+    settings = LoopSettings(beta2=0.999, weight_decay=0.0, clip_norm=1.0)
+    optimizer = build_optimizer(settings, learning_rate_schedule("constant", peak=learning_rate))
 
     def step(train: TrainState, places: Any, key: Any, data: dict[str, Any]) -> tuple[TrainState, Any, Any]:
         drawn = jax.random.categorical(jax.random.fold_in(key, train.step), data["weights"], shape=(batch_size,))

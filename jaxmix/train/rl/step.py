@@ -27,7 +27,7 @@ from jaxmix.train.grpo import group_advantages, token_objective, token_weights
 from jaxmix.train.lm.state import TrainState, init_train_state, train_state_shardings
 from jaxmix.train.rl.settings import FinetuneSettings
 from jaxmix.train.run.micro_batches import split_rows
-from jaxmix.train.run.optimizer import learning_rate_schedule, optimizer_with
+from jaxmix.train.run.optimizer import build_optimizer, learning_rate_schedule
 from jaxmix.train.run.update import guarded_update
 
 _ARMS, _ROLLOUTS = 0, 1
@@ -214,14 +214,8 @@ def build_policy_programs(
                 fix=f"Use a multiple of {shards}, or fewer devices.",
             )
     whole, by_row = replicated(mesh), batch_sharding(mesh)
-    schedule = learning_rate_schedule(
-        "constant",
-        peak=settings.learning_rate,
-        steps=settings.warmup_updates + 1,
-        warmup_steps=settings.warmup_updates,
-        final_fraction=1.0,
-    )
-    optimizer = optimizer_with(settings, schedule)
+    schedule = learning_rate_schedule("constant", peak=settings.learning_rate, warmup_steps=settings.warmup_updates)
+    optimizer = build_optimizer(settings, schedule)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
     drawing = {"length": completion_length, "eos_id": eos_id, "pad_id": pad_id}
 
@@ -273,16 +267,16 @@ def build_policy_programs(
             "advantages": advantages,
             "weights": token_weights(mask, settings.aggregate),
         }
-        pieces = jax.tree.map(lambda x: split_rows(x, settings.micro_batches), batch)
+        micro_batches = jax.tree.map(lambda x: split_rows(x, settings.micro_batches), batch)
         if reference is not None:
-            pieces["reference"] = jax.lax.map(lambda piece: logp_of(reference, piece), pieces)
+            micro_batches["reference"] = jax.lax.map(lambda micro: logp_of(reference, micro), micro_batches)
         stepper = optimizer
         if settings.scale_by_live_share:
             count = lambda x: jnp.sum(x, dtype=jnp.float32)
             stepper = scaled(optimizer, count(is_live & is_present) / jnp.maximum(count(is_present), 1.0))
 
         def once(train: TrainState, _: None) -> tuple[TrainState, Array]:
-            (loss, sums), grads = gradient(train.params, pieces)
+            (loss, sums), grads = gradient(train.params, micro_batches)
             result = guarded_update(train, loss, grads, stepper)
             means = sums / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
             return result.state, jnp.stack([loss, result.grad_norm, *means])
@@ -292,32 +286,32 @@ def build_policy_programs(
         rest = jax.tree.map(lambda x: jnp.roll(x, -groups, axis=0) if x.ndim else jnp.maximum(x - groups, 0), buffer)
         return train, rest, info
 
-    def gradient(params: Any, pieces: Any) -> Any:
-        """((loss, sums), gradient) over all pieces."""
-        of_piece = jax.value_and_grad(objective, has_aux=True)
-        shapes = jax.eval_shape(of_piece, params, jax.tree.map(lambda x: x[0], pieces))
+    def gradient(params: Any, micro_batches: Any) -> Any:
+        """((loss, sums), gradient) over all micro-batches."""
+        of_micro_batch = jax.value_and_grad(objective, has_aux=True)
+        shapes = jax.eval_shape(of_micro_batch, params, jax.tree.map(lambda x: x[0], micro_batches))
         start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        add = lambda carry, piece: (jax.tree.map(jnp.add, carry, of_piece(params, piece)), None)
-        return jax.lax.scan(add, start, pieces)[0]
+        add = lambda carry, micro: (jax.tree.map(jnp.add, carry, of_micro_batch(params, micro)), None)
+        return jax.lax.scan(add, start, micro_batches)[0]
 
-    def logp_of(params: Any, piece: Any) -> Array:
-        valid = is_prompt_token(piece["prompts"], pad_id)
-        return score(params, piece["prompts"], valid, piece["tokens"], piece["mask"], settings.temperature)
+    def logp_of(params: Any, micro: Any) -> Array:
+        valid = is_prompt_token(micro["prompts"], pad_id)
+        return score(params, micro["prompts"], valid, micro["tokens"], micro["mask"], settings.temperature)
 
-    def objective(params: Any, piece: Any) -> tuple[Array, Array]:
-        logp = logp_of(params, piece)
+    def objective(params: Any, micro: Any) -> tuple[Array, Array]:
+        logp = logp_of(params, micro)
         tokens = token_objective(
             logp,
-            piece["logp"],
-            piece.get("reference"),
-            piece["advantages"],
-            piece["mask"],
+            micro["logp"],
+            micro.get("reference"),
+            micro["advantages"],
+            micro["mask"],
             clip_low=settings.clip_low,
             clip_high=settings.clip_high,
             kl_weight=settings.kl_weight,
         )
         shown = (tokens.is_low, tokens.is_high, tokens.kl, tokens.drift, -logp)
-        return jnp.sum(piece["weights"] * tokens.loss), jnp.stack([jnp.sum(x, dtype=jnp.float32) for x in shown])
+        return jnp.sum(micro["weights"] * tokens.loss), jnp.stack([jnp.sum(x, dtype=jnp.float32) for x in shown])
 
     train_places = train_state_shardings(model, optimizer, mesh)
     return PolicyPrograms(

@@ -1,32 +1,33 @@
-"""AdamW with a learning-rate schedule and clipping, from plain settings."""
+"""AdamW with a learning-rate schedule and gradient clipping."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmix.core.errors import ConfigError, nearest
-
-SCHEDULES = ("constant", "cosine", "linear")
+from jaxmix.train.run.settings import LoopSettings
 
 
 def learning_rate_schedule(
-    kind: str, *, peak: float, steps: int, warmup_steps: int, final_fraction: float
+    kind: Literal["constant", "cosine", "linear"],
+    *,
+    peak: float,
+    steps: int = 1,
+    warmup_steps: int = 0,
+    final_fraction: float = 1.0,
 ) -> optax.Schedule:
     """Linear warm-up from 0 to `peak`, then the named decay to `final_fraction` × `peak` at `steps`.
 
     Args:
-        kind: one of `SCHEDULES`; `constant` stays at `peak`.
+        kind: of the decay; `constant` stays at `peak`, whatever `steps` and `final_fraction` are.
         peak: the largest learning rate, > 0.
         steps: length of the run in optimizer steps.
-        warmup_steps: steps of warm-up, below `steps`. The first step's rate is `peak / warmup_steps`, not 0.
+        warmup_steps: steps of warm-up. The first step's rate is `peak / warmup_steps`, not 0.
         final_fraction: in [0, 1].
     """
-    if kind not in SCHEDULES:
-        raise ConfigError(f"unknown schedule {kind!r}", where="train.schedule", fix=nearest(kind, SCHEDULES))
 
     def schedule(count: Any) -> jax.Array:
         position = jnp.asarray(count, jnp.float32)
@@ -43,27 +44,20 @@ def learning_rate_schedule(
     return schedule
 
 
-def build_optimizer(
-    schedule: optax.Schedule, *, beta1: float, beta2: float, eps: float, weight_decay: float, clip_norm: float
-) -> optax.GradientTransformation:
+def build_optimizer(settings: LoopSettings, schedule: optax.Schedule) -> optax.GradientTransformation:
     """AdamW behind global-norm clipping (`clip_norm` 0 switches clipping off).
 
     Decay acts on matrices only: parameters called `scale` or `bias`, and vectors, are left out.
     """
-    adamw = optax.adamw(schedule, b1=beta1, b2=beta2, eps=eps, weight_decay=weight_decay, mask=_is_matrix)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm > 0 else adamw
-
-
-def optimizer_with(settings: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """`build_optimizer` with the fields that the settings of every loop have."""
-    return build_optimizer(
+    adamw = optax.adamw(
         schedule,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
+        b1=settings.beta1,
+        b2=settings.beta2,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
+        mask=_is_matrix,
     )
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw) if settings.clip_norm > 0 else adamw
 
 
 def _is_matrix(params: Any) -> Any:
