@@ -64,7 +64,7 @@ class SwarmPlan:
         proxies: mixtures and seeds.
         sources: token sources by name.
         vocab_size: token ids are below it; decides the type of rows.
-        batch_size, seq_len, unit, block, on_exhaust, max_epochs: as of `MixtureStream`.
+        batch_size, seq_len, unit, stream: arguments of `MixtureStream`.
     """
 
     def __init__(
@@ -76,9 +76,7 @@ class SwarmPlan:
         batch_size: int,
         seq_len: int,
         unit: str = "tokens",
-        block: int = 8,
-        on_exhaust: Any = "repeat",
-        max_epochs: Any = None,
+        **stream: Any,
     ):
         self.names, self.batch_size, self.seq_len = tuple(sources), batch_size, seq_len
         self._proxies = tuple(proxies)
@@ -96,11 +94,9 @@ class SwarmPlan:
                 seq_len=seq_len,
                 seed=proxy.seed,
                 unit=unit,
-                block=block,
-                on_exhaust=on_exhaust,
-                max_epochs=max_epochs,
                 weights=drawing_weights(proxy.weights),
                 prefetch=0,
+                **stream,
             )
             for proxy in proxies
         ]

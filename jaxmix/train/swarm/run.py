@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -149,20 +149,14 @@ def run_swarm(
     }
     fingerprint = _fingerprint(model, proxies, sources, settings, stream)
     chunks = pinned_chunks(run_dir, [p.name for p in proxies], fingerprint, chunk or len(proxies), settings.resume)
-    folders = [chunk_folder(run_dir, number) for number in range(len(chunks))]
-    waiting = [number for number, folder in enumerate(folders) if read_chunk(folder) is None]
+    waiting = [number for number in range(len(chunks)) if read_chunk(chunk_folder(run_dir, number)) is None]
     if waiting:
         swarm = _Swarm(model, sources, validation, settings, stream, table_bytes, mesh, width, programs)
         for number in waiting:
-            swarm.train(
-                folders[number],
-                [proxies[i] for i in chunks[number]],
-                progress=RecordFile(run_dir / "progress.jsonl"),
-                label=f"{label}, chunk {number + 1}/{len(chunks)}" if len(chunks) > 1 else label,
-                chunk=number,
-                chunks_after=len(chunks) - number - 1,
-                show_progress=show_progress,
-            )
+            chunk_label = f"{label}, chunk {number + 1}/{len(chunks)}" if len(chunks) > 1 else label
+            steps_after = (len(chunks) - number - 1) * settings.steps
+            chunk_proxies = [proxies[i] for i in chunks[number]]
+            _Chunk(swarm, run_dir, number, chunk_proxies, steps_after).train(chunk_label, show_progress=show_progress)
     results = finished_chunks(run_dir)
     tokens = sum(proxy.tokens for result in results for proxy in result.proxies)
     return SwarmResult(
@@ -176,7 +170,7 @@ def run_swarm(
 
 
 class _Swarm:
-    """What the chunks of a swarm share: programs, held-out rows, the table of rows."""
+    """Everything that the chunks of a swarm share: programs, held-out rows, the table of rows."""
 
     def __init__(
         self,
@@ -203,180 +197,153 @@ class _Swarm:
             mesh=mesh,
             width=width,
         )
-        self.is_resident = self.programs.is_table_shared
-        self.table = self.programs.place(tuple(probe.table()), is_shared=True) if self.is_resident else None
+        is_resident = self.programs.is_table_shared
+        self.table = self.programs.place(tuple(probe.table()), is_shared=True) if is_resident else None
         batches = held_out_batches(validation, batch_size=stream["batch_size"])
         self.held_out = self.programs.place(batches, is_shared=True)
 
-    def train(
-        self,
-        folder: Path,
-        proxies: Sequence[Proxy],
-        *,
-        progress: RecordFile,
-        label: str,
-        chunk: int,
-        chunks_after: int,
-        show_progress: bool,
-    ) -> None:
-        """Trains one chunk to its end and writes its result."""
-        settings = self.settings
-        plan = SwarmPlan(proxies, self.sources, **self.stream)
-        notes: list[str] = []
-        checkpointer = Checkpointer(folder / "checkpoints", keep=1, report=notes.append)
-        with closing(checkpointer), closing(progress):
-            state, step, curve, seconds = self._begin(proxies, plan, checkpointer)
-            bar = Progress(settings.steps, first=step, label=label, is_enabled=show_progress)
-            for note in [*notes, *([f"resumed at step {step}"] if step else [])]:
-                bar.note(note)
-            clock = _Clock(seconds)
-            length, states = 1, plan.get_state()
-            batches = self._plan(plan, step, length)
-            with closing(bar), Interruption() as interruption:
-                if not curve:
-                    curve[0] = self._evaluate(state, len(proxies))
-                while step < settings.steps:
-                    domain, row, table, taken = batches
-                    state, losses = self.programs.advance(state, table, domain, row, np.int32(taken))
-                    step += taken
-                    states = plan.get_state()
-                    if step < settings.steps:  # planned while the devices work
-                        batches = self._plan(plan, step, length)
-                    mean = _mean_of_finite(np.asarray(jax.device_get(losses))[: len(proxies), :taken])
-                    per_step, cpu = clock.lap(taken)
-                    length = int(np.clip(_STRETCH_SECONDS / per_step, 1, _LONGEST_STRETCH))
-                    self._report(progress, bar, chunk, step, mean, (per_step, cpu), len(proxies), chunks_after)
-                    if step % settings.eval_every == 0 or step == settings.steps:
-                        curve[step] = self._evaluate(state, len(proxies))
-                    is_interrupted = interruption.is_requested(step)
-                    if (step % settings.checkpoint_every == 0 or is_interrupted) and step < settings.steps:
-                        self._save(checkpointer, step, trimmed(state, len(proxies)), states, curve, clock.seconds)
-                    if is_interrupted and step < settings.steps:
-                        checkpointer.wait()
-                        raise interrupted(step, folder)
-        write_chunk(folder, self._result(proxies, plan, state, curve, clock.seconds))
 
-    def _begin(
-        self, proxies: Sequence[Proxy], plan: SwarmPlan, checkpointer: Checkpointer
-    ) -> tuple[SwarmState, int, dict[int, np.ndarray], float]:
-        """A fresh state, or the newest whole checkpoint: (state, step, curve, seconds spent)."""
-        keys = [jax.random.split(jax.random.key(proxy.seed))[0] for proxy in proxies]
-        keys += keys[-1:] * (self._size(len(proxies)) - len(proxies))
-        state = self.programs.init(self.programs.place(jax.numpy.stack(keys)))
-        if not checkpointer.steps():
-            return state, 0, {}, 0.0
-        restored = checkpointer.restore(trimmed(state, len(proxies)))
-        assert restored is not None
-        plan.set_state(restored.meta["streams"])
-        curve = {
-            int(step): np.asarray(losses, np.float64).astype(np.float32) for step, losses in restored.meta["curve"]
-        }
-        state = self.programs.place(padded(restored.state, len(keys)))
-        return state, restored.step, curve, float(restored.meta["seconds"])
+class _Chunk:
+    """The proxies of one chunk while they train.
 
-    def _size(self, count: int) -> int:
-        """Proxies of the program: a multiple of the devices."""
+    Attributes:
+        state: of the proxies after `step` steps, filled up to a multiple of the devices.
+        curve: held-out losses f32[r, m] by step.
+        clock: seconds spent.
+    """
+
+    state: SwarmState
+    step: int
+    curve: dict[int, np.ndarray]
+    clock: _Clock
+
+    def __init__(self, swarm: _Swarm, run_dir: Path, number: int, proxies: Sequence[Proxy], steps_after: int):
+        self.swarm, self.settings, self.programs = swarm, swarm.settings, swarm.programs
+        self.run_dir, self.folder, self.number = run_dir, chunk_folder(run_dir, number), number
+        self.proxies, self.steps_after = proxies, steps_after
+        self.plan = SwarmPlan(proxies, swarm.sources, **swarm.stream)
         devices = self.programs.mesh.devices.size
-        return -(-count // devices) * devices
+        self.size = -(-len(proxies) // devices) * devices
 
-    def _plan(self, plan: SwarmPlan, step: int, length: int) -> tuple[Any, Any, Any, int]:
+    def train(self, label: str, *, show_progress: bool) -> None:
+        """Trains the chunk to its end and writes its result."""
+        settings = self.settings
+        notes: list[str] = []
+        checkpointer = Checkpointer(self.folder / "checkpoints", keep=1, report=notes.append)
+        with closing(checkpointer), closing(RecordFile(self.run_dir / "progress.jsonl")) as progress:
+            self._begin(checkpointer)
+            bar = Progress(settings.steps, first=self.step, label=label, is_enabled=show_progress)
+            for note in [*notes, *([f"resumed at step {self.step}"] if self.step else [])]:
+                bar.note(note)
+            length = 1
+            batches = self._next_batches(length)
+            with closing(bar), Interruption() as interruption:
+                if not self.curve:
+                    self._evaluate()
+                while self.step < settings.steps:
+                    domain, row, table, taken = batches
+                    self.state, losses = self.programs.advance(self.state, table, domain, row, np.int32(taken))
+                    self.step += taken
+                    streams = self.plan.get_state()
+                    if self.step < settings.steps:  # planned while the devices work
+                        batches = self._next_batches(length)
+                    mean = _mean_of_finite(np.asarray(jax.device_get(losses))[: len(self.proxies), :taken])
+                    per_step, cpu = self.clock.lap(taken)
+                    length = int(np.clip(_STRETCH_SECONDS / per_step, 1, _LONGEST_STRETCH))
+                    self._report(progress, bar, mean, per_step, cpu)
+                    if self.step % settings.eval_every == 0 or self.step == settings.steps:
+                        self._evaluate()
+                    is_interrupted = interruption.is_requested(self.step) and self.step < settings.steps
+                    if is_interrupted or (self.step % settings.checkpoint_every == 0 and self.step < settings.steps):
+                        self._save(checkpointer, streams)
+                    if is_interrupted:
+                        checkpointer.wait()
+                        raise interrupted(self.step, self.folder)
+        write_chunk(self.folder, self._result())
+
+    def _begin(self, checkpointer: Checkpointer) -> None:
+        """Starts afresh, or from the newest whole checkpoint."""
+        keys = [jax.random.split(jax.random.key(proxy.seed))[0] for proxy in self.proxies]
+        keys += keys[-1:] * (self.size - len(keys))
+        self.state = self.programs.init(self.programs.place(jax.numpy.stack(keys)))
+        self.step, self.curve, seconds = 0, {}, 0.0
+        if checkpointer.steps():
+            restored = checkpointer.restore(trimmed(self.state, len(self.proxies)))
+            assert restored is not None
+            self.plan.set_state(restored.meta["streams"])
+            self.state = self.programs.place(padded(restored.state, self.size))
+            self.step, seconds = restored.step, float(restored.meta["seconds"])
+            curve = restored.meta["curve"]
+            self.curve = {int(step): np.asarray(losses, np.float64).astype(np.float32) for step, losses in curve}
+        self.clock = _Clock(seconds)
+
+    def _next_batches(self, length: int) -> tuple[Any, Any, Any, int]:
         """The next stretch on the devices: domains, rows, the table they are in, and its steps."""
-        taken = min(length, *(due - step for due in self._due(step)))
-        domain, row = plan.next(taken)
-        size = self._size(len(domain))
-        steps = min(_LONGEST_STRETCH, self.settings.steps)
-        if self.is_resident:
-            table = self.table
-        else:
-            count = len(domain)
-            read = plan.read(row.reshape(-1))
+        settings, place = self.settings, self.programs.place
+        # A stretch ends where an evaluation or a checkpoint is due.
+        ends = [(self.step // every + 1) * every for every in (settings.eval_every, settings.checkpoint_every)]
+        taken = min(length, *(end - self.step for end in (settings.steps, *ends)))
+        domain, row = self.plan.next(taken)
+        steps, table = min(_LONGEST_STRETCH, settings.steps), self.swarm.table
+        if table is None:
+            read = self.plan.read(row.reshape(-1))
             row = np.broadcast_to(np.arange(row[0].size).reshape(row.shape[1:]), row.shape)
             pad = steps * row.shape[2] - row[0].size
-            tokens = np.pad(read.tokens.reshape(count, -1, read.tokens.shape[1]), ((0, 0), (0, pad), (0, 0)))
-            targets = np.pad(read.targets.reshape(count, -1), ((0, 0), (0, pad)))
-            table = self.programs.place(padded((tokens, targets), size))
+            tokens = np.pad(read.tokens.reshape(len(row), -1, read.tokens.shape[1]), ((0, 0), (0, pad), (0, 0)))
+            targets = np.pad(read.targets.reshape(len(row), -1), ((0, 0), (0, pad)))
+            table = place(padded((tokens, targets), self.size))
         fill = ((0, 0), (0, steps - taken), (0, 0))
-        domain, row = (padded(np.pad(x.astype(np.int32), fill), size) for x in (domain, row))
-        return self.programs.place(domain), self.programs.place(row), table, taken
+        domain, row = (padded(np.pad(x.astype(np.int32), fill), self.size) for x in (domain, row))
+        return place(domain), place(row), table, taken
 
-    def _due(self, step: int) -> Iterator[int]:
-        """The ends that a stretch from `step` must not pass."""
-        yield self.settings.steps
-        for every in (self.settings.eval_every, self.settings.checkpoint_every):
-            yield (step // every + 1) * every
+    def _evaluate(self) -> None:
+        losses = jax.device_get(self.programs.evaluate(self.state, self.swarm.held_out))
+        self.curve[self.step] = np.asarray(losses)[: len(self.proxies)]
 
-    def _evaluate(self, state: SwarmState, count: int) -> np.ndarray:
-        return np.asarray(jax.device_get(self.programs.evaluate(state, self.held_out)))[:count]
+    def _report(self, progress: RecordFile, bar: Progress, loss: float, per_step: float, cpu: float) -> None:
+        stream = self.swarm.stream
+        rate = len(self.proxies) * stream["batch_size"] * stream["seq_len"] / per_step
+        left = (self.settings.steps - self.step + self.steps_after) * per_step
+        record = {"chunk": self.number, "step": self.step, "loss": loss, "step_seconds": per_step}
+        record |= {"tokens_per_second": rate, "step_cpu_seconds": cpu}
+        record |= {"flops_per_second": rate * self.swarm.model.flops_per_token, "seconds_left": left}
+        progress.write(record)
+        bar.update(self.step, loss=loss, rate=rate, seconds_left=left, weights=())
 
-    def _report(
-        self,
-        progress: RecordFile,
-        bar: Progress,
-        chunk: int,
-        step: int,
-        loss: float,
-        seconds: tuple[float, float],
-        count: int,
-        chunks_after: int,
-    ) -> None:
-        per_step, cpu = seconds
-        tokens = count * self.stream["batch_size"] * self.stream["seq_len"]
-        rate = tokens / per_step
-        left = (self.settings.steps - step + chunks_after * self.settings.steps) * per_step
-        record = {"chunk": chunk, "step": step, "loss": loss, "step_seconds": per_step, "tokens_per_second": rate}
-        record |= {"step_cpu_seconds": cpu, "flops_per_second": rate * self.model.flops_per_token}
-        progress.write({**record, "seconds_left": left})
-        bar.update(step, loss=loss, rate=rate, seconds_left=left, weights=())
+    def _save(self, checkpointer: Checkpointer, streams: list[dict[str, Any]]) -> None:
+        if self.step not in checkpointer.steps():
+            curve = [[step, plain(losses)] for step, losses in self.curve.items()]
+            meta = {"streams": streams, "curve": curve, "seconds": self.clock.seconds}
+            checkpointer.save(self.step, trimmed(self.state, len(self.proxies)), meta)
 
-    def _save(
-        self,
-        checkpointer: Checkpointer,
-        step: int,
-        state: SwarmState,
-        streams: list[dict[str, Any]],
-        curve: dict[int, np.ndarray],
-        seconds: float,
-    ) -> None:
-        if step not in checkpointer.steps():
-            losses = [[step, plain(losses)] for step, losses in curve.items()]
-            checkpointer.save(step, state, {"streams": streams, "curve": losses, "seconds": seconds})
-
-    def _result(
-        self,
-        proxies: Sequence[Proxy],
-        plan: SwarmPlan,
-        state: SwarmState,
-        curve: dict[int, np.ndarray],
-        seconds: float,
-    ) -> ChunkResult:
-        stopped, skipped = jax.device_get((state.stopped, state.train.skipped))
-        final = curve[self.settings.steps].astype(np.float64)
+    def _result(self) -> ChunkResult:
+        stopped, skipped = jax.device_get((self.state.stopped, self.state.train.skipped))
+        steps = sorted(self.curve)
+        curves = np.stack([self.curve[step] for step in steps], axis=1).astype(np.float64)
         outcomes = []
-        for i, (proxy, tokens) in enumerate(zip(proxies, plan.tokens(), strict=True)):
-            losses, reason = final[i], None
+        for i, (proxy, tokens) in enumerate(zip(self.proxies, self.plan.tokens(), strict=True)):
+            losses, reason = curves[i, -1], None
             if stopped[i] >= 0:
                 reason = (
                     f"{self.settings.max_consecutive_skipped} updates in a row had a loss or gradient that was not "
                     f"finite, at step {stopped[i]}"
                 )
             elif not np.isfinite(losses).all():
-                bad = [name for name, loss in zip(plan.names, losses, strict=True) if not math.isfinite(loss)]
+                bad = [name for name, loss in zip(self.plan.names, losses, strict=True) if not math.isfinite(loss)]
                 reason = f"the held-out loss of {', '.join(bad)} is not finite"
-            if reason is not None:
-                losses = np.full_like(losses, np.nan)
             outcomes.append(
                 ProxyResult(
                     name=proxy.name,
                     weights=np.asarray(proxy.weights, np.float64) / np.sum(proxy.weights),
                     seed=proxy.seed,
-                    losses=losses,
-                    curve=np.stack([curve[step][i] for step in sorted(curve)]).astype(np.float64),
+                    losses=losses if reason is None else np.full_like(losses, np.nan),
+                    curve=curves[i],
                     skipped=int(skipped[i]),
                     tokens=tokens,
                     reason=reason,
                 )
             )
-        return ChunkResult(plan.names, tuple(outcomes), tuple(sorted(curve)), seconds)
+        return ChunkResult(self.plan.names, tuple(outcomes), tuple(steps), self.clock.seconds)
 
 
 class _Clock:
@@ -453,7 +420,7 @@ def _fingerprint(
     settings: TrainSettings,
     stream: Mapping[str, Any],
 ) -> str:
-    """What decides a swarm's results; it must not change between its sessions."""
+    """A hash of everything that decides a swarm's results and so must not change between its sessions."""
     free = ("seed", "log_every", "checkpoint_every", "keep", "resume")
     fixed = {k: v for k, v in dataclasses.asdict(settings).items() if k not in free}
     about = {
