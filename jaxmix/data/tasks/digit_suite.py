@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from jaxmix.data.tasks.prompts import PromptSet
-from jaxmix.data.tasks.suites import Family, build_suite, noise, registry
+from jaxmix.data.tasks.suites import Family, build_suite, noise, registry, strings
 
 _OPERANDS = ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3))
-
-
-def _string(letter: str, shortest: int) -> Callable[[np.random.Generator, int, int], list[str]]:
-    """Draws `letter`, `shortest + level` digits, `=`."""
-
-    def draw(rng: np.random.Generator, level: int, count: int) -> list[str]:
-        rows = rng.integers(ord("0"), ord("9") + 1, (count, shortest + level), np.uint8)
-        return [f"{letter}{bytes(row).decode()}=" for row in rows]
-
-    return draw
+_digits = partial(strings, characters="0123456789", dtype=np.uint8)
 
 
 def _sum(rng: np.random.Generator, level: int, count: int) -> list[str]:
@@ -42,11 +34,11 @@ def _swap(question: str) -> str:
 
 FAMILIES = (
     Family("addr", _sum, _add),
-    Family("rev", _string("R", 3), lambda question: question[1:-1][::-1]),
-    Family("sort", _string("S", 2), lambda question: "".join(sorted(question[1:-1]))),
-    Family("shift", _string("D", 2), lambda question: "".join(str((int(d) + 3) % 10) for d in question[1:-1])),
-    Family("swap", _string("C", 2), _swap),
-    Family("rand", _string("x", 3), noise, num_levels=2, is_learnable=False),
+    Family("rev", _digits("R", shortest=3), lambda question: question[1:-1][::-1]),
+    Family("sort", _digits("S", shortest=2), lambda question: "".join(sorted(question[1:-1]))),
+    Family("shift", _digits("D", shortest=2), lambda question: "".join(str((int(d) + 3) % 10) for d in question[1:-1])),
+    Family("swap", _digits("C", shortest=2), _swap),
+    Family("rand", _digits("x", shortest=3), noise, num_levels=2, is_learnable=False),
 )
 
 

@@ -60,6 +60,19 @@ def noise(question: str) -> str:
     return f"{int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest()) % 10_000:04d}"
 
 
+def strings(
+    letter: str, characters: str, shortest: int, *, dtype: type[np.integer] = np.int64
+) -> Callable[[np.random.Generator, int, int], list[str]]:
+    """A `Family.draw`: `letter`, `shortest + level` of `characters`, `=`. Random draws depend on `dtype`."""
+
+    def draw(rng: np.random.Generator, level: int, count: int) -> list[str]:
+        chosen = rng.integers(0, len(characters), (count, shortest + level), dtype)
+        rows = np.frombuffer(characters.encode(), np.uint8)[chosen]
+        return [f"{letter}{bytes(row).decode()}=" for row in rows]
+
+    return draw
+
+
 def build_suite(
     known: Sequence[Family],
     *,

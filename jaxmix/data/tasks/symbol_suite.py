@@ -13,19 +13,9 @@ from itertools import accumulate
 import numpy as np
 
 from jaxmix.data.tasks.prompts import PromptSet
-from jaxmix.data.tasks.suites import Family, build_suite, noise, registry
+from jaxmix.data.tasks.suites import Family, build_suite, noise, registry, strings
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-
-
-def _string(letter: str, characters: str, shortest: int) -> Callable[[np.random.Generator, int, int], list[str]]:
-    """Draws `letter`, `shortest + level` of `characters`, `=`."""
-
-    def draw(rng: np.random.Generator, level: int, count: int) -> list[str]:
-        rows = np.frombuffer(characters.encode(), np.uint8)[rng.integers(0, len(characters), (count, shortest + level))]
-        return [f"{letter}{bytes(row).decode()}=" for row in rows]
-
-    return draw
 
 
 def _brackets(rng: np.random.Generator, level: int, count: int) -> list[str]:
@@ -67,13 +57,13 @@ def _parities(question: str) -> str:
 
 
 FAMILIES = (
-    Family("count", _string("N", "abc", 3), lambda question: "".join(str(question.count(c)) for c in "abc")),
-    Family("peak", _string("M", "0123456789", 2), _running(max)),
-    Family("parity", _string("P", "0123456789", 2), _parities),
-    Family("total", _string("T", "0123456789", 2), _running(lambda a, b: (a + b) % 10)),
+    Family("count", strings("N", "abc", 3), lambda question: "".join(str(question.count(c)) for c in "abc")),
+    Family("peak", strings("M", "0123456789", 2), _running(max)),
+    Family("parity", strings("P", "0123456789", 2), _parities),
+    Family("total", strings("T", "0123456789", 2), _running(lambda a, b: (a + b) % 10)),
     Family("close", _brackets, _close),
-    Family("unique", _string("U", "abcde", 2), lambda question: "".join(dict.fromkeys(question[1:-1]))),
-    Family("rand", _string("x", "0123456789", 3), noise, num_levels=2, is_learnable=False),
+    Family("unique", strings("U", "abcde", 2), lambda question: "".join(dict.fromkeys(question[1:-1]))),
+    Family("rand", strings("x", "0123456789", 3), noise, num_levels=2, is_learnable=False),
 )
 
 
