@@ -59,18 +59,6 @@ class SourceSpec:
                 f"unknown format {self.format!r}", where=f"{where}.format", fix=nearest(self.format, ("auto", *FORMATS))
             )
 
-    @classmethod
-    def from_dict(cls, name: str, mapping: Mapping[str, Any], where: str) -> SourceSpec:
-        """From a configuration's mapping; an unknown key raises `ConfigError` with the nearest one."""
-        known = {f.name for f in dataclasses.fields(cls)} - {"name", "documents"}
-        for key in mapping:
-            if key not in known:
-                raise ConfigError(f"unknown key {key!r}", where=f"{where}.{key}", fix=nearest(key, known))
-        values = dict(mapping)
-        if isinstance(values.get("path"), list):
-            values["path"] = tuple(values["path"])
-        return cls(name=name, **values)
-
     def files(self) -> list[Path]:
         """The files of a `path` source, sorted. Raises `ConfigError` where there are none."""
         if self.path is None:

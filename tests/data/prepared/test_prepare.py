@@ -285,7 +285,6 @@ def test_damage_is_told_on_opening(tmp_path):
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"pth": "x"}, "path"),
         ({}, "does not say"),
         ({"path": "x", "tfds": "y"}, "path and tfds"),
         ({"path": "x", "format": "jsnl"}, "jsonl"),
@@ -293,7 +292,7 @@ def test_damage_is_told_on_opening(tmp_path):
 )
 def test_wrong_sources_are_named(mapping, message):
     with pytest.raises(ConfigError, match=message):
-        SourceSpec.from_dict("a", mapping, "config.yaml, sources.a")
+        SourceSpec("a", **mapping)
 
 
 def test_a_source_without_files_is_an_error_before_anything_is_made(tmp_path):

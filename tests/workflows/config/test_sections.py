@@ -38,6 +38,7 @@ def config(**sections):
         ({"data": {"prepared": "x", "tokenizer": "byte"}, "model": {"preset": "lm-1m", "vocab_size": 100}}, "256"),
         ({"track": ["tensorbord"]}, "tensorboard"),
         ({"sources": {"web": {"path": "a", "hf": "b"}}}, "exactly one"),
+        ({"sources": {"web": {"pth": "a"}}}, "path"),
         ({"sources": {}}, "sources"),
         ({"checkpoint": {"resume": "maybe"}}, "maybe"),
     ],
