@@ -120,7 +120,6 @@ def comparison_table(runs: Sequence[RunRecord]) -> Table:
         values: list[float | None],
         beside: Sequence[tuple[str, str]] = (),
         *,
-        digits: int = 4,
         rank: bool = True,
     ) -> None:
         known = [v for v in values if v is not None]
