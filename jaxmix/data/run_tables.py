@@ -231,18 +231,20 @@ def _numbers(sheet: _Sheet, column: str, *, may_be_empty: bool = False) -> np.nd
 
 def _positive(sheet: _Sheet, column: str, *, may_be_empty: bool = False) -> np.ndarray:
     values = _numbers(sheet, column, may_be_empty=may_be_empty)
-    if (values <= 0).any():
-        row = int(np.argmax(values <= 0))
-        raise _bad_cell(sheet, row, column, f"must be > 0: {sheet.cells[column][row]!r}")
+    _check_cells(sheet, column, values <= 0, "must be > 0")
     return values
 
 
 def _whole(sheet: _Sheet, column: str) -> np.ndarray:
     values = _numbers(sheet, column)
-    if (values != np.round(values)).any():
-        row = int(np.argmax(values != np.round(values)))
-        raise _bad_cell(sheet, row, column, f"must be a whole number: {sheet.cells[column][row]!r}")
+    _check_cells(sheet, column, values != np.round(values), "must be a whole number")
     return values.astype(np.int64)
+
+
+def _check_cells(sheet: _Sheet, column: str, is_wrong: np.ndarray, what: str) -> None:
+    if is_wrong.any():
+        row = int(np.argmax(is_wrong))
+        raise _bad_cell(sheet, row, column, f"{what}: {sheet.cells[column][row]!r}")
 
 
 def _losses(sheet: _Sheet, columns: Sequence[str]) -> np.ndarray:

@@ -69,8 +69,8 @@ class Line(NamedTuple):
     is_thin: bool = False
 
 
-def lines(curves: Sequence[Line], *, name: str, x_label: str, y_label: str, y_from_zero: bool = False) -> Html:
-    """Curves over steps with a legend beside them."""
+def lines(curves: Sequence[Line], *, name: str, x_label: str = "step", y_label: str, y_from_zero: bool = False) -> Html:
+    """Curves with a legend beside them."""
     with _figure(8.0, 3.4) as figure:
         axes = figure.subplots()
         _draw(axes, curves)
@@ -81,7 +81,9 @@ def lines(curves: Sequence[Line], *, name: str, x_label: str, y_label: str, y_fr
         return _svg(figure, name)
 
 
-def panels(groups: Mapping[str, Sequence[Line]], *, name: str, x_label: str, y_label: str, columns: int = 3) -> Html:
+def panels(
+    groups: Mapping[str, Sequence[Line]], *, name: str, x_label: str = "step", y_label: str, columns: int = 3
+) -> Html:
     """One small panel per group, each with its own vertical scale, one legend for all."""
     with _panels(list(groups), columns, margin=0.4, height=1.9, share_x=True) as (figure, grid):
         for axes, curves in zip(grid, groups.values(), strict=True):
@@ -124,7 +126,7 @@ def scatters(
         return _svg(figure, name)
 
 
-def stacked(curves: Sequence[Line], *, name: str, x_label: str, y_label: str) -> Html:
+def stacked(curves: Sequence[Line], *, name: str, x_label: str = "step", y_label: str) -> Html:
     """Shares that add up to 1, one band per curve. All curves have the same x."""
     with _figure(8.0, 3.0) as figure:
         axes = figure.subplots()

@@ -163,10 +163,6 @@ class MixtureStream:
     def _checked(self, weights: Any) -> np.ndarray:
         return checked_weights(weights, self.names, self._lengths.tolist())
 
-    def _row_share(self, weights: np.ndarray) -> np.ndarray:
-        share = weights * self._rows_per_unit
-        return share / share.sum()
-
     # ── iteration ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -174,7 +170,8 @@ class MixtureStream:
 
     def __next__(self) -> dict[str, np.ndarray]:
         block = self._block_with_a_batch()
-        batch = self._batch(block, self._position)
+        read = self._reads.pop((block.number, self._position), None)
+        batch = self._read(block, self._position) if read is None else read.result()
         self._position += 1
         self._read_ahead(block)
         return batch
@@ -216,10 +213,10 @@ class MixtureStream:
         """The next block, by the weights known now; planned afresh if weights change before it begins."""
         if self._next is None:
             weights = self._weights if self._pending is None else self._pending
-            is_begun = self._position == 0
-            ledger, number = (
-                (self._ledger, self._number) if is_begun else (self._ledger_at(self.block), self._number + 1)
-            )
+            if self._position == 0:
+                ledger, number = self._ledger, self._number
+            else:
+                ledger, number = self._ledger_at(self.block), self._number + 1
             self._next = self._plan(number, weights, self._latest_version, ledger)
         return self._next
 
@@ -230,14 +227,14 @@ class MixtureStream:
                 self._reads.pop(key).cancel()
 
     def _plan(self, number: int, weights: np.ndarray, version: int, ledger: Ledger) -> _Block:
-        rows = self.block * self.batch_size
+        share = weights * self._rows_per_unit
         plan = plan_block(
-            weights=self._row_share(weights),
+            weights=share / share.sum(),
             carry=ledger.carry,
             cursors=ledger.cursors,
             limits=self._limits,
             policies=self._policies,
-            rows=rows,
+            rows=self.block * self.batch_size,
         )
         batches = len(plan.domain) // self.batch_size
         domain = plan.domain[: batches * self.batch_size]
@@ -250,10 +247,6 @@ class MixtureStream:
         mixed = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, number])).random(shape).argsort(axis=1)
         domain, row, targets = (np.take_along_axis(x.reshape(shape), mixed, axis=1) for x in (domain, row, targets))
         return _Block(number, version, plan, domain, row, targets)
-
-    def _batch(self, block: _Block, position: int) -> dict[str, np.ndarray]:
-        read = self._reads.pop((block.number, position), None)
-        return self._read(block, position) if read is None else read.result()
 
     def _read_ahead(self, block: _Block) -> None:
         if self._pool is None:

@@ -56,12 +56,8 @@ def bundled_corpus() -> dict[str, BundledDomain]:
         name: BundledDomain(
             name=name,
             path=folder / f"{name}.parquet",
-            title=entry["title"],
-            role=entry["role"],
-            license=entry["license"],
-            documents=entry["documents"],
             num_bytes=entry["bytes"],
-            sha256=entry["sha256"],
+            **{key: entry[key] for key in ("title", "role", "license", "documents", "sha256")},
         )
         for name, entry in entries.items()
     }

@@ -29,14 +29,13 @@ class Trouble:
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, list[str]]] = {}
 
-    def add(self, kind: str, where: str, count: int = 1) -> None:
+    def add(self, kind: str, *where: str, count: int = 1) -> None:
         total, first = self._kinds.get(kind, (0, []))
-        self._kinds[kind] = (total + count, first if len(first) >= _NAMED else [*first, where])
+        self._kinds[kind] = (total + count, [*first, *where][:_NAMED])
 
     def merge(self, record: dict[str, Any]) -> None:
         for kind, entry in record.items():
-            total, first = self._kinds.get(kind, (0, []))
-            self._kinds[kind] = (total + entry["count"], [*first, *entry["first"]][:_NAMED])
+            self.add(kind, *entry["first"], count=entry["count"])
 
     def to_json(self) -> dict[str, Any]:
         return {kind: {"count": n, "first": first} for kind, (n, first) in sorted(self._kinds.items())}

@@ -112,34 +112,26 @@ def build_suite(
     check_count("make", "per_arm", count)
     if levels is not None:
         check_count("make", "levels", levels)
-    chosen = _chosen(known, families, with_noise)
     index = {character: number for number, character in enumerate(alphabet, start=EOS + 1)}
     encode = lambda text: [index[character] for character in text]
-    names: list[str] = []
-    of_arm: list[str] = []
-    level_of_arm: list[int] = []
-    arms: list[int] = []
-    prompts: list[list[int]] = []
-    answers: list[list[int]] = []
-    for family in chosen:
-        place = [f.name for f in known].index(family.name)
-        for level in range(min(levels or family.num_levels, family.num_levels)):
-            rng = np.random.default_rng([seed, PARTS.index(part), place, level])
-            questions = _distinct(family, rng, level, count, is_for_training=part == "train")
-            prompts += [encode(question) for question in questions]
-            answers += [[*encode(family.answer(question)), EOS] for question in questions]
-            arms += [len(names)] * len(questions)
-            names.append(f"{family.name}{level}")
-            of_arm.append(family.name)
-            level_of_arm.append(level)
+    places = {family.name: place for place, family in enumerate(known)}
+    chosen = _chosen(known, families, with_noise)
+    arms = [(f, level) for f in chosen for level in range(min(levels or f.num_levels, f.num_levels))]
+    prompts, answers, arm_of_prompt = [], [], []
+    for arm, (family, level) in enumerate(arms):
+        rng = np.random.default_rng([seed, PARTS.index(part), places[family.name], level])
+        for question in _distinct(family, rng, level, count, is_for_training=part == "train"):
+            prompts.append(encode(question))
+            answers.append([*encode(family.answer(question)), EOS])
+            arm_of_prompt.append(arm)
     targets = right_padded(answers, completion_length, PAD)
     return PromptSet(
         tokens=left_padded(prompts, prompt_length, PAD),
         targets=targets,
-        arms=np.asarray(arms, np.int32),
-        arm_names=tuple(names),
-        families=tuple(of_arm),
-        levels=tuple(level_of_arm),
+        arms=np.asarray(arm_of_prompt, np.int32),
+        arm_names=tuple(f"{family.name}{level}" for family, level in arms),
+        families=tuple(family.name for family, _ in arms),
+        levels=tuple(level for _, level in arms),
         reward=exact_match(targets, eos_id=EOS),
         decode=_decoder(alphabet),
         pad_id=PAD,

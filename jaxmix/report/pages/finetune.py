@@ -227,7 +227,7 @@ def _allocation(run: RunRecord, index: int) -> list[Html]:
     ]
     parts = []
     if len(bands) > 1 and len(steps) > 1:
-        chart = charts.stacked(bands, name=f"allocation{index}", x_label="step", y_label="share of the prompts")
+        chart = charts.stacked(bands, name=f"allocation{index}", y_label="share of the prompts")
         parts.append(html.figure(chart, f"What was drawn, by family: {run.name}."))
     probabilities = [curve(run, "train", f"bandit/probability/{name}", name, 0) for name in arms]
     drawn = [line for line in probabilities if line.x]

@@ -153,17 +153,17 @@ def _single(run: RunRecord) -> list[Html]:
     weights = [curve(run, "train", f"mix/weight/{n}", n, i) for i, n in enumerate(domains)]
     parts = [html.table(run_table(run), "Domains"), html.heading("Mixture weights"), *note_shown(run)]
     if any(line.x for line in weights):
-        chart = charts.lines(weights, name="weights", x_label="step", y_label="weight", y_from_zero=True)
+        chart = charts.lines(weights, name="weights", y_label="weight", y_from_zero=True)
         parts.append(html.figure(chart))
         if len(domains) == len(run.domains):
-            bands = charts.stacked(weights, name="stacked", x_label="step", y_label="share of the mixture")
+            bands = charts.stacked(weights, name="stacked", y_label="share of the mixture")
             parts.append(html.figure(bands, "The same weights, stacked: they add up to 1."))
     parts += mixer_section(run) + selection_section(run)
     for kind, title in (("eval", "Validation loss by domain"), ("train", "Training loss by domain")):
         curves = [trained(curve(run, kind, f"{kind}/loss/{n}", n, i)) for i, n in enumerate(domains)]
         curves = [c for c in curves if c.x]
         if curves:
-            chart = charts.lines(curves, name=kind, x_label="step", y_label="nats per token")
+            chart = charts.lines(curves, name=kind, y_label="nats per token")
             parts += [html.heading(title), html.figure(chart)]
     return parts + _shares([run], domains) + _epochs([run], domains) + _throughput([run])
 
@@ -182,12 +182,12 @@ def _several(runs: Sequence[RunRecord]) -> list[Html]:
         *axes_section(runs),
         html.heading("Validation loss"),
         html.figure(
-            charts.lines(mean, name="mean", x_label="step", y_label="nats per token"),
+            charts.lines(mean, name="mean", y_label="nats per token"),
             "Mean over domains; one curve per seed, without the untrained model at step 0.",
         ),
         *note_shown(runs[0]),
         html.figure(
-            charts.panels(by_domain, name="domains", x_label="step", y_label="nats per token"),
+            charts.panels(by_domain, name="domains", y_label="nats per token"),
             "By domain, each panel with its own scale; one curve per seed.",
         ),
     ]
@@ -195,9 +195,7 @@ def _several(runs: Sequence[RunRecord]) -> list[Html]:
         if group[0].has_moving_weights:
             parts += _variant_weights(variant, group, domains, style)
         parts += selection_section(group[0], prefix=f"selection{style}", level=3)
-    training = charts.lines(
-        seed_curves(groups, "train", "train/loss"), name="training", x_label="step", y_label="nats per token"
-    )
+    training = charts.lines(seed_curves(groups, "train", "train/loss"), name="training", y_label="nats per token")
     parts += [
         html.heading("Training loss"),
         html.figure(training, "On each run's own mixture: not comparable between mixtures."),
@@ -212,11 +210,11 @@ def _variant_weights(variant: str, group: Sequence[RunRecord], domains: Sequence
         for run in group
     )
     weights = sum(others, first)
-    bands = charts.stacked(first, name=f"stacked{style}", x_label="step", y_label="share of the mixture")
+    bands = charts.stacked(first, name=f"stacked{style}", y_label="share of the mixture")
     return [
         html.heading(f"Mixture weights: {variant}"),
         html.figure(
-            charts.lines(weights, name=f"weights{style}", x_label="step", y_label="weight", y_from_zero=True),
+            charts.lines(weights, name=f"weights{style}", y_label="weight", y_from_zero=True),
             "One curve per domain and seed.",
         ),
         html.figure(bands, f"The weights of {group[0].name}, stacked."),
@@ -251,5 +249,5 @@ def _throughput(runs: Sequence[RunRecord]) -> list[Html]:
     curves = [c for c in curves if c.x]
     if not curves:
         return []
-    chart = charts.lines(curves, name="throughput", x_label="step", y_label="tokens per second", y_from_zero=True)
+    chart = charts.lines(curves, name="throughput", y_label="tokens per second", y_from_zero=True)
     return [html.heading("Throughput"), html.figure(chart, "The first interval includes compilation.")]

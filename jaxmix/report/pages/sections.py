@@ -31,9 +31,7 @@ def mixer_section(run: RunRecord, *, prefix: str = "mixer", level: int = 2) -> l
     effective = curve(run, "train", "mix/entropy", "mixture", 0)
     if effective.x:
         effective = effective._replace(y=[math.exp(h) for h in effective.y])
-        chart = charts.lines(
-            [effective], name=f"{prefix}-entropy", x_label="step", y_label="equal domains", y_from_zero=True
-        )
+        chart = charts.lines([effective], name=f"{prefix}-entropy", y_label="equal domains", y_from_zero=True)
         note = f"exp(H), H the entropy of the weights: so many equally weighted domains; at most {len(run.domains)}."
         parts.append(html.figure(chart, note))
     parts += [html.paragraph(text) for text in (lag_sentence(run), cost_sentence(run)) if text]

@@ -120,16 +120,16 @@ def selection_section(run: RunRecord, *, prefix: str = "selection", level: int =
     )
     parts.append(html.figure(chart, text))
     recent = [curve(run, "train", f"select/recent_share/{n}", n, i) for i, n in enumerate(domains)]
-    chart = charts.lines(recent, name=f"{prefix}-recent", x_label="step", y_label="share of trained", y_from_zero=True)
+    chart = charts.lines(recent, name=f"{prefix}-recent", y_label="share of trained", y_from_zero=True)
     parts.append(html.figure(chart, "Share of the trained tokens between two records."))
     scores = [curve(run, "train", f"select/score/{kind}", kind, i) for i, kind in enumerate(("scanned", "trained"))]
     if all(line.x for line in scores):
         method = run.config.get("selection", {}).get("method", "selection")
-        chart = charts.lines(scores, name=f"{prefix}-score", x_label="step", y_label="mean score (nats)")
+        chart = charts.lines(scores, name=f"{prefix}-score", y_label="mean score (nats)")
         parts.append(html.figure(chart, f"Mean {method} score of all rows drawn, and of those trained on."))
     gaps = [gap for i, n in enumerate(domains) if (gap := _learnability(run, n, i)).x]
     if gaps:
-        chart = charts.lines(gaps, name=f"{prefix}-gap", x_label="step", y_label="nats per token")
+        chart = charts.lines(gaps, name=f"{prefix}-gap", y_label="nats per token")
         parts.append(html.figure(chart, "Learnability of each domain: the learner's loss minus the reference's."))
     return parts
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.sharding import global_batch, process_shard
 from jaxmix.core.types import Int
+from jaxmix.core.validate import check_choice
 from jaxmix.models.base import token_loss
 
 
@@ -52,8 +53,7 @@ def validation_set(
 
     if rows_per_domain < 1:
         raise ConfigError(f"rows_per_domain must be at least 1, got {rows_per_domain}", where="validation")
-    if part not in PARTS:
-        raise ConfigError(f"unknown part {part!r}", where="validation", fix=nearest(part, PARTS))
+    check_choice("validation_set", "part", part, PARTS)
     first, stride = PARTS.index(part) // 2, 1 if part == "all" else 2
     tokens: list[np.ndarray] = []
     targets: list[np.ndarray] = []

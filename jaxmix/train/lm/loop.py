@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,9 +229,8 @@ class _TrainLoop(Loop[RunResult]):
     # ── a new run, or a checkpoint ──────────────────────────────────────────────────────────────────────────────────
 
     def init(self) -> RunState:
-        place_rows = partial(place, batch_size=self.batch_size, mesh=self.mesh)
-        self.validation_batches = place_rows(self.validation)
-        self.control_batches = None if self.control is None else place_rows(self.control)
+        self.validation_batches = self._placed(self.validation)
+        self.control_batches = None if self.control is None else self._placed(self.control)
         init_key, mixer_key = jax.random.split(jax.random.key(self.settings.seed))
         train = init_train_state(init_key, self.model, self.programs.optimizer, self.mesh)
         prior = jax.device_put(self.prior, replicated(self.mesh))
@@ -366,23 +364,28 @@ class _TrainLoop(Loop[RunResult]):
         return cadence.is_validation_due(step, len(self.names)) or is_shared
 
     def _evaluate(self, view: View) -> dict[str, float]:
-        losses = self.programs.evaluate(view.params, self.validation_batches)
         # One made only because the run ends is for the report alone: a longer run would not have made it.
-        if self.control is None and self._is_evaluated(view.step):
-            self.state = dataclasses.replace(self.state, validation_loss=losses)
-        self.losses = np.asarray(jax.device_get(losses))
+        is_for_mixer = self.control is None and self._is_evaluated(view.step)
+        self.losses = self._measured(view, self.validation_batches, is_for_mixer=is_for_mixer)
         return held_out_fields(self.losses, self.names, self.prior)
 
     def _measure_control(self, view: View) -> dict[str, float]:
-        losses = self.programs.evaluate(view.params, self.control_batches)
-        self.state = dataclasses.replace(self.state, validation_loss=losses)
-        return held_out_fields(np.asarray(jax.device_get(losses)), self.names, self.prior)
+        losses = self._measured(view, self.control_batches, is_for_mixer=True)
+        return held_out_fields(losses, self.names, self.prior)
 
     def _measure_test(self, view: View) -> dict[str, float]:
         assert self.test is not None
-        batches = place(self.test, batch_size=self.batch_size, mesh=self.mesh)
-        self.test_losses = np.asarray(jax.device_get(self.programs.evaluate(view.params, batches)))
+        self.test_losses = self._measured(view, self._placed(self.test), is_for_mixer=False)
         return held_out_fields(self.test_losses, self.names, self.prior)
+
+    def _measured(self, view: View, batches: Any, *, is_for_mixer: bool) -> np.ndarray:
+        losses = self.programs.evaluate(view.params, batches)
+        if is_for_mixer:
+            self.state = dataclasses.replace(self.state, validation_loss=losses)
+        return np.asarray(jax.device_get(losses))
+
+    def _placed(self, rows: ValidationSet) -> list[dict[str, jax.Array]]:
+        return place(rows, batch_size=self.batch_size, mesh=self.mesh)
 
     # ── records ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxmix.core.errors import ConfigError, RunError, nearest
-from jaxmix.data.files import write_whole
+from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.validate import check_choice
+from jaxmix.data.files import read_json, write_json
 
 FORMAT = 1
 DTYPES = ("float32", "float16")
@@ -145,8 +145,7 @@ def write_embeddings(
     for name, value in (("num_rows", num_rows), ("block", block)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}", where=f"write_embeddings({name})")
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}", where="write_embeddings(dtype)", fix=nearest(dtype, DTYPES))
+    check_choice("write_embeddings", "dtype", dtype, DTYPES)
     if not (np.isfinite(temperature) and temperature > 0 and np.isfinite(bias)):
         raise ConfigError(
             f"temperature must be above 0 and bias finite, got {temperature} and {bias}", where="write_embeddings"
@@ -162,16 +161,16 @@ def write_embeddings(
     files: tuple[np.ndarray, np.ndarray] | None = None
     while index["done"] < num_rows:
         start, stop = index["done"], min(index["done"] + block, num_rows)
-        pieces = [np.asarray(x) for x in embed(start, stop)]
-        _check_block(pieces, start, stop, index.get("width"))
+        arrays = [np.asarray(x) for x in embed(start, stop)]
+        _check_block(arrays, start, stop, index.get("width"))
         if files is None:
-            index["width"] = pieces[0].shape[1]
+            index["width"] = arrays[0].shape[1]
             files = _open_files(folder, index, mode="r+" if start else "w+")
-        for file, piece in zip(files, pieces, strict=True):
-            file[start:stop] = piece.astype(file.dtype)
+        for file, array in zip(files, arrays, strict=True):
+            file[start:stop] = array.astype(file.dtype)
             file.flush()  # type: ignore[attr-defined]
         index["done"] = stop
-        write_whole(folder / _INDEX, json.dumps(index, indent=1) + "\n")
+        write_json(folder / _INDEX, index)
         if report is not None:
             report(stop)
     return open_embeddings(folder, key=key)
@@ -203,12 +202,12 @@ def open_embeddings(folder: str | Path, *, key: Mapping[str, str]) -> EmbeddingC
     return EmbeddingCache(image, text, index["temperature"], index["bias"])
 
 
-def _check_block(pieces: list[np.ndarray], start: int, stop: int, width: int | None) -> None:
-    shapes = [piece.shape for piece in pieces]
+def _check_block(arrays: list[np.ndarray], start: int, stop: int, width: int | None) -> None:
+    shapes = [array.shape for array in arrays]
     expected = (stop - start, width if width is not None else (shapes[0][-1] if shapes and shapes[0] else None))
     if len(shapes) != 2 or any(shape != expected for shape in shapes):
         raise RunError(f"embed({start}, {stop}) returned shapes {shapes}, expected two of {expected}")
-    if not all(np.isfinite(piece).all() for piece in pieces):
+    if not all(np.isfinite(array).all() for array in arrays):
         raise RunError(
             f"embeddings of rows {start} to {stop - 1} are not finite", fix="Is the reference's checkpoint whole?"
         )
@@ -253,15 +252,9 @@ def _open_files(folder: Path, index: dict[str, Any], *, mode: str) -> tuple[np.n
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
-    path = folder / _INDEX
-    if not path.is_file():
-        return None
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{_INDEX} is not JSON: {error}", where=str(folder), fix="Delete the folder.") from error
-    if index.get("format") != FORMAT:
+    index: dict[str, Any] | None = read_json(folder / _INDEX)
+    if index is not None and index.get("format") != FORMAT:
         raise RunError(
             f"the embedding cache has format {index.get('format')}, this jaxmix reads {FORMAT}", where=str(folder)
         )
-    return dict(index)
+    return index

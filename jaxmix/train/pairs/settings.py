@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.settings import check_fields, setting
 from jaxmix.selection.base import Selector
-
-REUSES = ("auto", "none", "embeddings", "activations")
 
 
 class OnlineReference(NamedTuple):
@@ -39,41 +38,38 @@ class PairSettings:
         is_stale: score step s + 1 with the parameters before step s's update, so that neither waits for the other.
     """
 
-    score_patch_size: int | None = None
+    score_patch_size: int | None = setting(None, at_least=1)
     train_patch_sizes: tuple[int, ...] = ()
-    reuse: str = "auto"
+    reuse: Literal["auto", "none", "embeddings", "activations"] = "auto"
     is_stale: bool = False
 
     def __post_init__(self) -> None:
-        scoring = () if self.score_patch_size is None else (self.score_patch_size,)
-        for name, sizes in (("score_patch_size", scoring), ("train_patch_sizes", self.train_patch_sizes)):
-            if any(size < 1 for size in sizes):
-                raise ConfigError(f"{name} must be at least 1, got {list(sizes)}", where=f"selection.{name}")
-        if self.reuse not in REUSES:
-            raise ConfigError(f"unknown reuse {self.reuse!r}", where="selection.reuse", fix=nearest(self.reuse, REUSES))
-        if self.reuse in ("embeddings", "activations"):
-            self._check_reuse()
+        check_fields(self, "selection")
+        if any(size < 1 for size in self.train_patch_sizes):
+            raise ConfigError(
+                f"train_patch_sizes must be at least 1, got {list(self.train_patch_sizes)}",
+                where="selection.train_patch_sizes",
+            )
+        if self.reuse in ("embeddings", "activations") and (reason := self._why_no_reuse):
+            raise ConfigError(
+                f"the scoring forward pass cannot be reused: {reason}", where="selection.reuse", fix="Set auto or none."
+            )
 
-    def _check_reuse(self) -> None:
-        for is_wrong, why in (
-            (self.is_stale, "scores are one step old"),
-            (self.score_patch_size is not None, "scores are of another resolution"),
-            (bool(self.train_patch_sizes), "the batch is trained at other resolutions"),
-        ):
-            if is_wrong:
-                raise ConfigError(
-                    f"the scoring forward cannot be reused: {why}", where="selection.reuse", fix="Set auto or none."
-                )
+    @property
+    def _why_no_reuse(self) -> str:
+        if self.is_stale:
+            return "scores are one step old"
+        if self.score_patch_size is not None:
+            return "scores are of another resolution"
+        return "the batch is trained at other resolutions" if self.train_patch_sizes else ""
 
     def resolved_reuse(self, selector: Selector | None, accumulate: int) -> str:
-        """`reuse` with "auto" worked out."""
+        """`reuse` with "auto" resolved."""
         if selector is None or "learner" not in selector.needs:
             return "none"
         if self.reuse != "auto":
             return self.reuse
-        if self.is_stale or self.score_patch_size is not None or self.train_patch_sizes:
-            return "none"
-        return "embeddings" if accumulate > 1 else "none"
+        return "embeddings" if accumulate > 1 and not self._why_no_reuse else "none"
 
 
 def check_pairs(

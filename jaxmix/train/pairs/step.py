@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,13 +20,12 @@ from jaxmix.models.towers.contrastive_loss import sharded_loss
 from jaxmix.models.towers.mixed_resolution import embed_mixed
 from jaxmix.selection.base import LOSSES, Embeddings, SelectionInfo, Selector
 from jaxmix.train.lm.state import TrainState, init_train_state, layout, train_state_shardings
-from jaxmix.train.pairs.cost import pair_cost
 from jaxmix.train.pairs.embedding_cache import EmbeddingCache
 from jaxmix.train.pairs.gradient_cache import build_contrastive_gradient
 from jaxmix.train.pairs.settings import OnlineReference, PairSettings, check_pairs
 from jaxmix.train.pairs.stream import Augment, augment_rows
 from jaxmix.train.run.update import guarded_update
-from jaxmix.train.selection.cost import SelectionCost
+from jaxmix.train.selection.cost import SelectionCost, selection_products, training_cost
 
 _SELECT, _SHUFFLE, _AUGMENT = 0, 1, 2
 """Streams of random numbers of a run; each step folds its number into its own of each."""
@@ -172,14 +172,22 @@ def build_pair_programs(
     settings = settings or PairSettings()
     num_select = num_candidates if selector is None else selector.num_select
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes: dict[str, Any] = {"num_candidates": num_candidates, "num_select": num_select, "accumulate": accumulate}
-    check_pairs(settings, selector, reference, shards=shards, **sizes)
+    check_pairs(
+        settings,
+        selector,
+        reference,
+        num_candidates=num_candidates,
+        num_select=num_select,
+        accumulate=accumulate,
+        shards=shards,
+    )
     reuse = settings.resolved_reuse(selector, accumulate)
     is_stale = settings.is_stale and selector is not None
     step = _Step(
         model=model,
         optimizer=optimizer,
         num_candidates=num_candidates,
+        num_select=num_select,
         selector=selector,
         reference=reference,
         settings=settings,
@@ -219,9 +227,7 @@ def build_pair_programs(
         is_stale=is_stale,
         reuse=reuse,
         mesh=mesh,
-        cost=partial(
-            pair_cost, model=model, settings=settings, selector=selector, reference=reference, reuse=reuse, **sizes
-        ),
+        cost=step.cost,
     )
 
 
@@ -232,6 +238,7 @@ class _Step:
     model: Any
     optimizer: optax.GradientTransformation
     num_candidates: int
+    num_select: int
     selector: Selector | None
     reference: EmbeddingCache | OnlineReference | None
     settings: PairSettings
@@ -323,6 +330,33 @@ class _Step:
         counters = (train.skipped, train.consecutive_skipped)
         shown = PairInfo(value, grad_norm, temperature, bias, rows, info, *counters)
         return dataclasses.replace(state, train=train), shown
+
+    def cost(self, steps: int) -> SelectionCost:
+        """The cost of `steps` steps of these programs."""
+        model, settings, selector = self.model, self.settings, self.selector
+        costs = partial(training_cost, steps, num_select=self.num_select, num_candidates=self.num_candidates)
+        if not hasattr(model, "flops_per_image"):
+            return costs(forward_flops=float("nan"))
+        pair = lambda model, patch_size: model.flops_per_image(patch_size) + model.flops_per_text
+        full, sizes = pair(model, None), settings.train_patch_sizes or (None,)
+        passes = 4.0 if self.accumulate > 1 and self.reuse != "embeddings" else 3.0
+        training = passes * (math.fsum(pair(model, size) for size in sizes) / len(sizes))
+        scoring, online, products = 0.0, 0.0, 0.0
+        if selector is not None:
+            scoring = pair(model, settings.score_patch_size) if "learner" in selector.needs else 0.0
+            if isinstance(self.reference, OnlineReference) and "reference" in selector.needs:
+                online = pair(self.reference.model, self.reference.patch_size)
+            width = int(getattr(model.config, "embedding_dim", 1))
+            products = selection_products(selector, self.num_candidates, width)
+            if self.reuse == "activations":  # the backward pass is over all candidates, the forward pass is the scoring
+                training = 2.0 * full * self.num_candidates / self.num_select
+        return costs(
+            forward_flops=full,
+            scoring_flops=scoring,
+            reference_flops=online,
+            training_flops=training,
+            selection_flops=products,
+        )
 
 
 def init_pair_state(key: Any, model: Any, programs: PairPrograms) -> PairState:

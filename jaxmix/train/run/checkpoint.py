@@ -43,9 +43,7 @@ class Checkpointer:
     """
 
     def __init__(self, folder: Path, *, keep: int, report: Callable[[str], None]):
-        if keep < 1:
-            raise ConfigError(f"keep must be at least 1, got {keep}", where="checkpoint.keep")
-        # Orbax tells of every phase of every save; the loop reports what matters.
+        # Orbax logs every phase of every save.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._folder, self._keep, self._report = folder.absolute(), keep, report
         self._manager = self._open()

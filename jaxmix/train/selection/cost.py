@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_choice
 from jaxmix.selection.base import Selector
 
 REFERENCES = ("online", "cached", "none")
@@ -99,12 +100,7 @@ def relative_step_cost(
     References:
         arXiv 2406.17711; the formulas are derived from its published ratios.
     """
-    if reference not in REFERENCES:
-        raise ConfigError(
-            f"unknown reference {reference!r}",
-            where="relative_step_cost(reference)",
-            fix=nearest(reference, REFERENCES),
-        )
+    check_choice("relative_step_cost", "reference", reference, REFERENCES)
     for name, value, low, high in (
         ("candidates_per_example", candidates_per_example, 1.0, math.inf),
         ("reference_size", reference_size, 0.0, math.inf),

@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import check_fields, setting
 from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer
-
-_GRADIENTS = ("gradient_alignment", "validation_alignment", "gradient_noise")
+from jaxmix.train.lm.signals import GRADIENT_SIGNALS
 
 _OF_LEVEL = {
     "sequence": (
@@ -247,7 +246,7 @@ def check_selection(
             where=origin("reference.losses"),
             fix="Set reference.run to the folder of a finished run.",
         )
-    if gradients := sorted(mixer.needs & set(_GRADIENTS)):
+    if gradients := sorted(mixer.needs & GRADIENT_SIGNALS):
         raise ConfigError(
             f"mixer {mixer.name!r} measures {gradients[0]} on the rows of a step, and selection chooses those rows",
             where=origin("selection.method"),

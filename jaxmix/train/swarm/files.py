@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.data.files import write_whole
+from jaxmix.data.files import read_json, write_whole
 from jaxmix.train.run.records import read_records
 
 PLAN, RESULT = "plan.json", "result.json"
@@ -79,9 +79,7 @@ def pinned_chunks(
     Raises:
         ConfigError: `run_dir` holds another swarm, or none although `resume` is "must".
     """
-    path = run_dir / PLAN
-    if path.is_file():
-        plan = json.loads(path.read_text(encoding="utf-8"))
+    if (plan := read_json(run_dir / PLAN)) is not None:
         if resume == "never":
             raise ConfigError(
                 f"{run_dir} already holds a swarm",
@@ -103,7 +101,7 @@ def pinned_chunks(
     count = -(-len(names) // size)
     bounds = [round(i * len(names) / count) for i in range(count + 1)]
     chunks = list(itertools.pairwise(bounds))
-    _write(path, {"fingerprint": fingerprint, "proxies": list(names), "chunks": chunks})
+    _write(run_dir / PLAN, {"fingerprint": fingerprint, "proxies": list(names), "chunks": chunks})
     return [list(range(start, stop)) for start, stop in chunks]
 
 
@@ -119,10 +117,9 @@ def write_chunk(folder: Path, result: ChunkResult) -> None:
 
 def read_chunk(folder: Path) -> ChunkResult | None:
     """A finished chunk's result, None while there is none."""
-    path = folder / RESULT
-    if not path.is_file():
+    record = read_json(folder / RESULT)
+    if record is None:
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
     proxies = []
     for row in record["proxies"]:
         arrays = {k: np.asarray(row[k], np.float64) for k in ("weights", "losses", "curve")}
@@ -133,13 +130,12 @@ def read_chunk(folder: Path) -> ChunkResult | None:
 
 def finished_chunks(run_dir: Path) -> list[ChunkResult]:
     """The results of the finished chunks of the swarm in `run_dir`, in order."""
-    return [result for result in _chunks(run_dir) if result is not None]
+    results = (read_chunk(chunk_folder(run_dir, number)) for number in range(len(_read_plan(run_dir)["chunks"])))
+    return [result for result in results if result is not None]
 
 
-def _chunks(run_dir: Path) -> list[ChunkResult | None]:
-    path = run_dir / PLAN
-    plan = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"chunks": []}
-    return [read_chunk(chunk_folder(run_dir, number)) for number in range(len(plan["chunks"]))]
+def _read_plan(run_dir: Path) -> dict[str, Any]:
+    return read_json(run_dir / PLAN) or {"proxies": [], "chunks": []}
 
 
 def chunk_folder(run_dir: Path, number: int) -> Path:
@@ -148,17 +144,12 @@ def chunk_folder(run_dir: Path, number: int) -> Path:
 
 def read_status(run_dir: Path) -> SwarmStatus:
     """How far the swarm in `run_dir` is; reads files only."""
-    path = run_dir / PLAN
-    if not path.is_file():
-        return SwarmStatus(0, 0, 0, 0, None)
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    results = _chunks(run_dir)
-    finished = [result for result in results if result is not None]
+    plan, finished = _read_plan(run_dir), finished_chunks(run_dir)
     progress = run_dir / "progress.jsonl"
     records = read_records(progress) if progress.is_file() else []
     return SwarmStatus(
         proxies=len(plan["proxies"]),
-        chunks=len(results),
+        chunks=len(plan["chunks"]),
         finished=len(finished),
         diverged=sum(proxy.reason is not None for result in finished for proxy in result.proxies),
         latest=records[-1] if records else None,
