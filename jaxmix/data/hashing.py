@@ -83,7 +83,7 @@ def hashed_ngrams(
         buckets: number of buckets, in [1, 2³¹).
         orders: lengths n of the n-grams, each ≥ 1. All orders share the buckets, as in FastText.
         seed: in [0, 2⁶⁴): of the hash.
-        max_words: read the first so many words of every text (and at most 16 characters for each of them);
+        max_words: words read of every text (and at most 16 characters for each of them);
             None reads all.
 
     Returns:
@@ -129,7 +129,7 @@ def hashed_ngrams(
 
 
 def split_words(texts: Sequence[str], *, max_words: int | None = None) -> Words:
-    """Finds and hashes the words of every text. Arguments as of `hashed_ngrams`."""
+    """Finds and hashes the words of every text. Arguments as for `hashed_ngrams`."""
     if max_words is not None:
         check_count("split_words", "max_words", max_words)
         texts = [text[: max_words * _CHARACTERS_PER_WORD] for text in texts]

@@ -1,4 +1,4 @@
-"""Tables of finished runs as CSV files: what a swarm writes and mixing laws are fitted on.
+"""Tables of finished runs as CSV files, which a swarm writes and mixing laws are fitted on.
 
 One row per run, columns in any order:
 

@@ -1,4 +1,4 @@
-"""What a method costs beyond the tokens it trains on: evaluations, gradient measurements, time."""
+"""The cost of a method beyond the tokens it trains on: evaluations, gradient measurements, time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORWARD_SHARE = 1 / 3
 
 
 class Cost(NamedTuple):
-    """What one run, or the mean run of a variant, took.
+    """The cost of one run, or the mean cost of a variant's runs.
 
     Attributes:
         tokens: trained on: with selection, those in the loss.

@@ -1,4 +1,4 @@
-"""What a mixer did to its weights: collapse, delay, and its estimates beside what happened."""
+"""Diagnosis of a mixer: collapsed weights, delay, and its estimates beside the realized losses."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_near_one_hot(run: RunRecord) -> bool:
 
 
 def warnings(run: RunRecord) -> list[str]:
-    """Sentences on what has probably gone wrong, with known remedies."""
+    """Sentences about probable problems, with known remedies."""
     end = _end(run)
     if end is None or not is_near_one_hot(run):
         return []

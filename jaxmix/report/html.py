@@ -43,7 +43,7 @@ def paragraph(text: str, kind: str = "") -> Html:
     """A paragraph.
 
     Args:
-        text: what it says.
+        text: of the paragraph.
         kind: "note" for small print, "verdict" for a result.
     """
     return Html(f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>")

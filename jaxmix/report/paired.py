@@ -129,7 +129,7 @@ def mean_perplexity(run: RunRecord) -> float:
 
 
 def paired_table(runs: Sequence[RunRecord]) -> Table:
-    """One row per variant: loss, perplexity, difference to the first variant, and what it cost."""
+    """One row per variant: loss, perplexity, difference to the first variant, and cost."""
     pairs = pairings(runs)
     first = pairs[0].variant if pairs else ""
     columns = ("variant", "seeds", "mean loss", "perplexity", f"minus {first}", f"{LEVEL:.0%} interval", "tokens")
@@ -169,7 +169,7 @@ def domain_tables(runs: Sequence[RunRecord]) -> tuple[Table, Table]:
 
 
 def paired_sentences(runs: Sequence[RunRecord]) -> list[str]:
-    """What the intervals allow one to say, one sentence per variant, and how to read them."""
+    """Conclusions that the intervals support, one sentence per variant, and how to read them."""
     pairs = pairings(runs)
     if len(pairs) < 2:
         return []

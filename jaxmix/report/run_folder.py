@@ -13,7 +13,7 @@ from jaxmix.train.run.records import latest_by_step, read_records
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run folder holds.
+    """The content of a run folder.
 
     Attributes:
         folder: the run folder.
@@ -101,7 +101,7 @@ class RunRecord:
 
     @property
     def judged_by(self) -> str:
-        """What the run's result is measured on: "test" where it has test rows, else "validation"."""
+        """The rows that the result is measured on: "test" where there are test rows, else "validation"."""
         return "test" if self.test else "validation"
 
     def final_losses(self, kind: str | None = None) -> dict[str, float]:
@@ -126,7 +126,7 @@ def load_run(folder: Path) -> RunRecord:
     """Reads a run folder. A torn last line is left out; of repeated steps the later line counts.
 
     Raises:
-        ConfigError: `folder` is no run folder.
+        ConfigError: `folder` is not a run folder.
         RunError: a file in it cannot be read.
     """
     metrics = folder / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""A comparison's result for machines: what the tables and the page show, as plain numbers."""
+"""A comparison's result for machines: the numbers of the tables and the page."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def finished_by_variant(runs: Iterable[RunRecord]) -> RunGroups:
 
 
 def natural_shares(run: RunRecord) -> dict[str, float]:
-    """Share of every domain in the tokens there are, {} when the run did not record it."""
+    """Share of every domain in all tokens, {} when the run did not record it."""
     return {k: float(v) for k, v in run.provenance.get("natural_shares", {}).items()}
 
 

@@ -1,4 +1,4 @@
-"""Which mixture won, by how much, and whether the seeds support that."""
+"""The best mixture, its margin, and whether the seeds support it."""
 
 from __future__ import annotations
 

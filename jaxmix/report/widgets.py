@@ -62,7 +62,7 @@ def domain_values(run: RunRecord, domains: Sequence[str], prefix: str) -> list[f
 
 
 def origin(provenance: Mapping[str, Any], facts: Mapping[str, object], configs: Mapping[str, Any]) -> list[Html]:
-    """What is needed to make a result again.
+    """Everything needed to reproduce a result.
 
     Args:
         provenance: the command and the versions, where they are known.

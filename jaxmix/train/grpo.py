@@ -16,7 +16,7 @@ _EPSILON = 1e-6
 
 
 class GrpoInfo(NamedTuple):
-    """What one loss shows.
+    """Statistics of one loss.
 
     Attributes:
         live_share: groups with a gradient among those that have tokens at all.
@@ -35,7 +35,7 @@ class GrpoInfo(NamedTuple):
 
 
 class TokenObjective(NamedTuple):
-    """The objective before it is summed up, 0 where masked.
+    """The objective before it is summed, 0 where masked.
 
     Attributes:
         loss: of each token, the penalty included.
@@ -175,7 +175,7 @@ def token_objective(
     clip_high: float,
     kl_weight: float,
 ) -> TokenObjective:
-    """The loss of every token, see `grpo_loss`; what the trainer sums up over micro-batches."""
+    """The loss of every token, see `grpo_loss`; the trainer sums it over micro-batches."""
     # Before the exponentials: a padded token's log-probability may be −10⁹ or nan, and 0 · ∞ is nan, in gradients too.
     logp, logp_old = jnp.where(mask, logp, 0.0), jnp.where(mask, logp_old, 0.0)
     advantage = advantages[:, :, None].astype(logp.dtype)
@@ -196,7 +196,7 @@ def token_objective(
 
 
 def token_weights(mask: Bool[Array, "b g t"], aggregate: str) -> Float[Array, "b g t"]:
-    """What each token's loss counts for, f32; 0 where masked. Taken over a whole batch, micro-batches may be summed."""
+    """The weight of each token's loss, f32; 0 where masked. With weights of the whole batch, micro-batches add up."""
     counted = mask.astype(jnp.float32)
     lengths = jnp.sum(counted, axis=2, keepdims=True)
     rollouts = jnp.maximum(jnp.sum(lengths > 0), 1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""How many rows each domain gets, and in which order, so that what is drawn stays close to what was asked."""
+"""Number and order of the rows of each domain, so that drawn shares stay close to the asked ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 _SLACK = 1e-9  # of a row; far above float64's rounding, far below what anyone can see
 _HORIZON = 256  # rows looked ahead exactly
 _CROSSINGS = 4  # rows that a slow domain may get within the first half of a stretch; at least 1
-_FOR_EVER = 2.0**40  # rows; nobody draws so many
+_FOR_EVER = 2.0**40  # rows; more than any run draws
 _HALVINGS = 6
 
 
@@ -165,7 +165,7 @@ def _by_deadline(
     Among the rows that may come the one with the earliest deadline goes first, which meets all deadlines whenever any
     order does. For weights that stay, from the beginning, one does (Tijdeman, "The chairman assignment problem", 1980:
     within 1 − 1/(2m − 2) of a row).
-    With `counts` i64[m], every domain gets just so many rows.
+    With `counts` i64[m], every domain gets exactly that many rows.
     """
     drawn = np.flatnonzero(weights > 0 if counts is None else counts > 0)
     if len(drawn) == 1:
@@ -201,7 +201,7 @@ def worst_error(weights: np.ndarray, carry: np.ndarray, order: np.ndarray) -> fl
 
 
 def earlier(order: np.ndarray) -> np.ndarray:
-    """How many rows of the same domain come before each row."""
+    """The number of earlier rows of the same domain, for each row."""
     by_domain = np.argsort(order, kind="stable")
     counts = np.bincount(order)
     result = np.empty(len(order), np.int64)

@@ -96,7 +96,7 @@ def one_per_source(value: Any, names: Sequence[str], argument: str, default: Any
 
 
 def row_limit(rows: int, policy: str, epochs: float | int | None) -> int:
-    """How many rows may be drawn of a source of `rows` rows."""
+    """The number of rows that may be drawn from a source of `rows` rows."""
     if epochs is None:
         return UNLIMITED if policy == "repeat" else rows
     return math.floor(rows * epochs + 1e-9)

@@ -1,4 +1,4 @@
-"""What a stream has asked for and drawn so far, per source; JSON keeps it to the last bit."""
+"""Rows asked for and drawn so far, per source; JSON keeps them to the last bit."""
 
 from __future__ import annotations
 

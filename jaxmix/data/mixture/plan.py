@@ -1,4 +1,4 @@
-"""Which domain each row of a block comes from: a pure function of weights, carries and cursors.
+"""The domain of each row of a block: a pure function of weights, carries and cursors.
 
 Every process computes the same plan from the same replicated numbers, so processes agree without messages, and a
 restart on another number of processes goes on exactly.
@@ -26,7 +26,7 @@ class BlockPlan(NamedTuple):
         cursor: i64[r], the row's place in its source's endless sequence.
         spans: stretches of rows of equal shares, (first row, asked f64[m] before it, asked per row f64[m]).
         carry: f64[m], asked minus drawn rows since the beginning, after the block.
-        ended: why there are fewer rows than planned: (policy, domain), or None. ("drop", −1): every source is used up.
+        ended: the reason for fewer rows than planned: (policy, domain), or None. ("drop", −1): every source is used up.
     """
 
     domain: Int[np.ndarray, " r"]

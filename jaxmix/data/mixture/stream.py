@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 class _Block(NamedTuple):
-    """A planned block: its number, what it was planned from, and its rows in the order they are delivered."""
+    """A planned block: its number, the version of its weights, and its rows in the order of delivery."""
 
     number: int
     version: int
@@ -60,7 +60,7 @@ class MixtureStream:
         batch_size: rows of a batch over all processes.
         seq_len: tokens per row.
         seed: of the permutations.
-        unit: what a weight is a share of. "tokens": documents are laid end to end and cut into rows of `seq_len`
+        unit: of which a weight is a share. "tokens": documents are laid end to end and cut into rows of `seq_len`
             tokens; shares of rows are shares of tokens. "documents": packed likewise, and a source gets rows in
             proportion to weight × its mean rows per document. "rows": each item is one row of at most `seq_len`
             tokens (one more gives the last target), padded.
@@ -321,7 +321,7 @@ class MixtureStream:
         return self.realized()
 
     def realized(self) -> dict[str, dict[str, Any]]:
-        """What was delivered so far (over all processes), by source name.
+        """Rows and tokens delivered so far (over all processes), by source name.
 
         Returns:
             `rows`, `tokens` (with a target), `epochs`, `share` of rows, `asked_rows`, `asked_share`.

@@ -21,8 +21,8 @@ class BundledDomain:
     Attributes:
         name: short name.
         path: its Parquet file, with the columns `document` (origin) and `text`.
-        title: what it is.
-        role: what makes it easy, noisy or alike to another.
+        title: one line about it.
+        role: why it is in the corpus: easy, noisy, or similar to another domain.
         license: SPDX identifier, or "public domain".
         documents: number of rows.
         num_bytes: UTF-8 bytes of text.

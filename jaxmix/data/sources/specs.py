@@ -1,4 +1,4 @@
-"""Where a domain's documents are, and how they are divided into units of work."""
+"""The place of a domain's documents, and their division into units of work."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SourceSpec:
         return sorted(found)
 
     def units(self) -> list[Unit]:
-        """The work of reading the source, cut into pieces whose number depends on the data alone."""
+        """The source as units of work, whose number depends on the data alone."""
         if self.path is None:
             kind = "tfds" if self.tfds is not None else "hf" if self.hf is not None else "memory"
             count = len(self._indexed())

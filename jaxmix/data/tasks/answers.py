@@ -125,7 +125,7 @@ def _is_unit(rest: str) -> bool:
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""What the last whole `\boxed{…}` holds, nested braces included."""
+    r"""The content of the last complete `\boxed{…}`, nested braces included."""
     start = text.rfind("\\boxed")
     for _ in range(_BOXES):
         if start < 0:

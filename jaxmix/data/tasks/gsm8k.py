@@ -38,7 +38,7 @@ def gsm8k(
         question_field, answer_field: keys of a line. The answer may be a number, or text that `extract_answer` reads.
         family_field, level_field: keys that say which arm a line belongs to; `None`: one arm. Levels are whole numbers.
         with_targets: keep the worked answers as targets, for a supervised start; then all must fit.
-        limit: only so many lines.
+        limit: read at most this many lines.
 
     Raises:
         ConfigError: no such file, a line that is not such an object, an answer without a final answer.

@@ -1,4 +1,4 @@
-"""Prompts with a verifier: what the policy completes, and the function that scores the completions."""
+"""Prompts that a policy completes, and the function that scores the completions."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class PromptSet:
 
     @property
     def num_arms(self) -> int:
-        """How many arms there are, those without prompts included."""
+        """The number of arms, those without prompts included."""
         return len(self.arm_names)
 
     @property
@@ -139,7 +139,7 @@ def exact_match(targets: ArrayLike, *, eos_id: int) -> Callable[[NDArray, NDArra
 
     Args:
         targets: i32[n, t], with `eos_id` at the end of each answer.
-        eos_id: what ends an answer.
+        eos_id: the token that ends an answer.
 
     Raises:
         ConfigError: a target without an end.

@@ -26,7 +26,7 @@ _HELD_OUT_ONE_IN = 4
 _ROUNDS = 5
 
 registry = Registry("task suite")
-"""All suites by name. Register a factory of your own with `@jaxmix.data.tasks.registry.register`."""
+"""All suites by name. Register your own factory with `@jaxmix.data.tasks.registry.register`."""
 
 make = registry.make
 """`make("digits", part="train", per_arm=4000, seed=0)`: the `PromptSet` of that suite."""
@@ -93,7 +93,7 @@ def build_suite(
         alphabet: every character of questions and answers, once.
         prompt_length, completion_length: columns of the prompts, and slots of an answer with its end.
         part: "train" or "held_out".
-        per_arm: prompts per arm, all different; fewer where the arm has not so many. `None`: 4000 for training,
+        per_arm: prompts per arm, all different; fewer where the arm has fewer. `None`: 4000 for training,
             64 held out.
         seed: decides which instances are drawn, in either part.
         families: names of the families to take, in this order; `None`: all.
@@ -101,7 +101,7 @@ def build_suite(
         with_noise: whether the families that cannot be learned take part, where `families` is `None`.
 
     Returns:
-        Prompts with `exact_match` as their reward, ordered by arm. How many of an arm there are is in `arms`.
+        Prompts with `exact_match` as their reward, ordered by arm. `arms` shows how many each arm has.
 
     Raises:
         ConfigError: unknown part or family, numbers out of range.
@@ -150,7 +150,7 @@ def suite(name: str) -> tuple[Family, ...]:
 
 
 def _distinct(family: Family, rng: np.random.Generator, level: int, count: int, *, is_for_training: bool) -> list[str]:
-    """Up to `count` different questions of one part; fewer once several rounds of draws have found no more."""
+    """Up to `count` different questions of one part; fewer if repeated draws find no more."""
     found: dict[str, None] = {}
     seen: dict[str, None] = {}
     for _ in range(_ROUNDS):

@@ -38,7 +38,7 @@ def _brackets(rng: np.random.Generator, level: int, count: int) -> list[str]:
 
 
 def _close(question: str) -> str:
-    """What closes the brackets that are still open, innermost first."""
+    """The brackets that close those still open, innermost first."""
     open_now: list[str] = []
     for character in question[1:-1]:
         if character in _CLOSING:

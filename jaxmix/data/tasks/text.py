@@ -19,7 +19,7 @@ class Question(NamedTuple):
     """A question as text.
 
     Attributes:
-        prompt: what the model is given.
+        prompt: given to the model.
         answer: a reference answer, to start from by supervision; `None` where there is none.
         family: kind of task.
         level: difficulty within its family, from 0. Questions of one family and level are one arm.
@@ -46,7 +46,7 @@ def text_prompts(
 
     Args:
         questions: at least one.
-        score: `(number of the question, completion) -> number in [0, 1]`. If it raises, or gives what is no number,
+        score: `(number of the question, completion) -> number in [0, 1]`. If it raises, or returns no number,
             the completion counts as wrong.
         tokenizer: as for `prepare`.
         completion_length: slots of a completion, its end included.

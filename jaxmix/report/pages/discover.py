@@ -16,7 +16,7 @@ _MOST_CONFUSED = 10
 
 
 def write_discovery_page(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Writes report.html into the folder of a discovery; `summary` as of discovery.json."""
+    """Writes report.html into the folder of a discovery; `summary` as in discovery.json."""
     return html.write_page(folder / "report.html", discovery_page(summary, title=folder.resolve().name))
 
 
@@ -92,7 +92,7 @@ def student_table(student: Mapping[str, Any], names: Sequence[str]) -> Table:
 
 
 def discovery_page(summary: Mapping[str, Any], *, title: str) -> str:
-    """The page's HTML; `summary` as of discovery.json."""
+    """The page's HTML; `summary` as in discovery.json."""
     clusters, student = summary["taxonomy"]["clusters"], summary["student"]
     names = [c["name"] for c in clusters]
     shares = {

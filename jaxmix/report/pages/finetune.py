@@ -17,7 +17,7 @@ from jaxmix.report.tables import Table, by_variant
 from jaxmix.report.widgets import curve
 
 _TITLES = {"rollouts": "rollouts", "prompts": "prompts", "unique_prompts": "unique prompts"}
-"""What a sample may mean: completions generated, prompts drawn, unique prompts seen so far."""
+"""Currencies of cost: completions generated, prompts drawn, unique prompts seen so far."""
 
 _LARGEST_SHARE = 0.25
 _LOST = 0.03

@@ -119,7 +119,7 @@ def area(run: RunRecord, arms: Sequence[str] | None = None) -> float | None:
 
 
 def mastered_change(run: RunRecord) -> tuple[int, float] | None:
-    """How many learnable arms started above 0.9, and by how much their mean has moved since; None if none did."""
+    """The number of learnable arms that started above 0.9, and the change of their mean; None if none did."""
     names = [n for n in learnable_arms(run) if (v := run.series("eval", f"eval/solve/{n}")[1]) and v[0] > _MASTERED]
     if not names:
         return None

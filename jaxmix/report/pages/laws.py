@@ -1,4 +1,4 @@
-"""Tables and the page of a fitted law: how well it predicts, where it errs, what each domain is worth."""
+"""Tables and the page of a fitted law: its errors, and the effect of each domain's weight."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def law_page(
         chosen: name of the fitted one.
         title: heading.
         shares: [e], weights of the metrics in means.
-        origin: what the page says of where it came from.
+        origin: facts about where the result came from.
     """
     found = diagnoses[chosen]
     subtitle = (

@@ -1,4 +1,4 @@
-"""Sections of a page: what a mixer did, and how variants differ over paired seeds."""
+"""Sections of a page about a mixer's weights, and about differences over paired seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mixer_section(run: RunRecord, *, prefix: str = "mixer", level: int = 2) -> l
     """Entropy, warnings, weight lag, cost and the estimated interaction of a run whose weights moved.
 
     Args:
-        run: what to show.
+        run: to show.
         prefix: of the ids in its charts, one for each section of a page.
         level: of its heading.
     """

@@ -16,7 +16,7 @@ from jaxmix.report.widgets import curve, domain_values, domains_shown, seed_curv
 
 
 class Axes(NamedTuple):
-    """What a run cost, in every measure by which methods of selection are compared.
+    """The cost of a run in every measure by which selection methods are compared.
 
     Attributes:
         steps: optimizer steps.
@@ -97,10 +97,10 @@ def axes_section(runs: Sequence[RunRecord]) -> list[Html]:
 
 
 def selection_section(run: RunRecord, *, prefix: str = "selection", level: int = 2) -> list[Html]:
-    """What was drawn and what was trained on, by domain and over time, and the scores of both.
+    """Drawn and trained shares by domain and over time, and the scores of both.
 
     Args:
-        run: what to show; empty unless it selects.
+        run: to show; empty unless it selects.
         prefix: of the ids in its charts.
         level: of its heading.
     """

@@ -12,7 +12,7 @@ from jaxmix.mixers.base import Feedback
 
 
 class SuperBatchSums(NamedTuple):
-    """What one selection reports; small, replicated. Sums run over the rows that were drawn unless they say otherwise.
+    """The report of one selection; small, replicated. Sums are over all drawn rows unless stated otherwise.
 
     Attributes:
         feedback: `token_count` f32[m]; with a pass of the learner also `loss_sum`; with one of the reference

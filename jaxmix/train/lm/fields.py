@@ -55,7 +55,7 @@ def weight_fields(weights: np.ndarray, names: tuple[str, ...]) -> dict[str, floa
 
 
 def stream_fields(realized: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """What was drawn since the start, see `MixtureStream.realized`."""
+    """Rows and tokens drawn since the start, see `MixtureStream.realized`."""
     fields: dict[str, float] = {}
     for name, drawn in realized.items():
         fields[f"data/share/{name}"] = drawn["share"]

@@ -1,6 +1,6 @@
 """The loop of training a language model on a mixture, as `jaxmix.train.run.driver` runs it. It contains no algorithm.
 
-What a mixer needs is measured, and nothing else; the loop does not know which method it is.
+The loop measures the signals that the mixer asks for and no others; it does not know which method it runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from jaxmix.train.selection.settings import SelectionSettings, check_rows, check
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         steps: optimizer steps done, earlier sessions included.
@@ -45,7 +45,7 @@ class RunResult:
         final_weights: the mixer's weights by domain at the end.
         recommended: the mixture that the mixer recommends for another run (for many methods the average of their
             weights), by domain.
-        realized: what was drawn by domain, see `MixtureStream.realized`.
+        realized: rows and tokens drawn by domain, see `MixtureStream.realized`.
         skipped_steps: updates skipped because they were not finite.
         resumed_from: step this session continued at, None for a fresh start.
         ended_early: why the stream ended before `settings.steps`, None if it did not.
@@ -114,8 +114,8 @@ def run_training(
         mesh: all devices along "data" by default.
         programs: from `build_programs` with the same model, settings, number of domains and mesh, to share compiled
             code between runs.
-        hooks: evaluations of your own, see `Hook`.
-        trackers: besides the files.
+        hooks: your own evaluations, see `Hook`.
+        trackers: in addition to the files.
         config_hash: stored in checkpoints; a changed one is reported on resume.
         label: in front of progress lines.
         show_progress: print on process 0.
@@ -152,7 +152,7 @@ def run_training(
 
 
 class _Dispatched(NamedTuple):
-    """A step on its way: what it shows, and what the mixer's update takes of it.
+    """A dispatched step: its report, and the inputs of the mixer's update.
 
     Attributes:
         info: of the train step.
@@ -168,7 +168,7 @@ class _Dispatched(NamedTuple):
 
 
 class _Extras(NamedTuple):
-    """What is logged of a step besides `StepInfo`.
+    """Values that are logged of a step in addition to `StepInfo`.
 
     Attributes:
         drawn, weight_lag: see `_Dispatched`.
@@ -289,7 +289,7 @@ class _TrainLoop(Loop[RunResult]):
         return _Dispatched(info, info.drawn if drawn is None else drawn, signals, lag)
 
     def _selected(self, step: int, batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], SuperBatchSums | None]:
-        """What to train on out of what was drawn, with the reference's losses where something measures against it."""
+        """The rows to train on, with the reference's losses where a method needs them."""
         if self.selection is not None:
             number = jax.device_put(np.uint32(step), replicated(self.mesh))
             return self.selection(self.state.train.params, batch, number)
@@ -298,7 +298,7 @@ class _TrainLoop(Loop[RunResult]):
         return batch, None
 
     def _signals(self, step: int, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """What the mixer needs of this step besides the sums of the train step, measured before it."""
+        """The signals of this step that the mixer needs besides the train step's sums, measured before it."""
         needs, update = self.mixer.needs, self.mixer.cadence.update
         if (step + 1) % update != 0:
             return {}

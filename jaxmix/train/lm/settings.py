@@ -1,4 +1,4 @@
-"""The settings of a training run of a language model, checked before anything is touched."""
+"""The settings of a training run of a language model, checked before any file or device is touched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxmix.train.run.settings import LoopSettings
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings(LoopSettings):
-    """How long, how fast and how carefully to train. All steps are optimizer steps."""
+    """Length, optimizer and checks of a training run. All steps are optimizer steps."""
 
     warmup_steps: int = setting(-1, at_least=-1, help="linear warm-up; -1: 2 % of the run, at least 10 steps")
     schedule: Literal["constant", "cosine", "linear"] = setting("cosine", help="of the learning rate after the warm-up")
@@ -38,7 +38,7 @@ class TrainSettings(LoopSettings):
 
     @property
     def warmup(self) -> int:
-        """Steps of warm-up with the default resolved."""
+        """Steps of warm-up, the default resolved."""
         if self.warmup_steps >= 0:
             return self.warmup_steps
         return min(max(self.steps // 50, 10), self.steps - 1)

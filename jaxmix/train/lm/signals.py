@@ -79,7 +79,7 @@ def check_gradients(mixer: Mixer, model: Model) -> None:
         raise ConfigError(
             "the model does not say what its last layer is",
             where="mixer.gradients: last_layer",
-            fix="Give it `readout` and `apply_readout`, or use exact or sketch.",
+            fix="Set the model's `readout` and `apply_readout`, or use exact or sketch.",
         )
 
 
@@ -99,7 +99,7 @@ def reference_model(apply: Callable[[Any, Batch], Any], params: Any) -> Referenc
 
 
 def reference_table(losses: np.ndarray, mesh: Mesh) -> Reference:
-    """A known loss per token for every domain, f32[m], in the place of a model: costs nothing.
+    """A known loss per token for every domain, f32[m], in place of a model: costs nothing.
 
     Token-wise excess then also counts that tokens of one domain differ in difficulty; a model's does not.
     """
@@ -207,7 +207,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _rank_in_domain(domain: Array, num_domains: int) -> Array:
-    """How many earlier rows have the same domain, i32[b]."""
+    """The number of earlier rows of the same domain, i32[b]."""
     is_member = (domain[:, None] == jnp.arange(num_domains, dtype=domain.dtype)[None, :]).astype(jnp.int32)
     return jnp.sum(is_member * (jnp.cumsum(is_member, axis=0) - 1), axis=1)
 

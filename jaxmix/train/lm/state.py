@@ -96,7 +96,7 @@ def train_state_shardings(model: Any, optimizer: optax.GradientTransformation, m
 
 
 def layout(cls: type[T], **places: Any) -> T:
-    """A node of the state `cls` with shardings in the place of arrays, which its constructor would not take."""
+    """A node of the state `cls` with shardings in place of arrays, which its constructor would reject."""
     node = object.__new__(cls)
     node.__dict__.update(places)
     return node

@@ -45,7 +45,7 @@ NORMALIZATIONS: dict[str, Callable[[DomainVector, DomainVector], DomainVector]] 
 
 
 class StepInfo(NamedTuple):
-    """What one step reports; small, replicated, never donated.
+    """The report of one step; small, replicated, never donated.
 
     Attributes:
         feedback: `loss_sum` and `token_count` f32[m] over all micro-batches and devices; with reference losses in the
@@ -54,7 +54,7 @@ class StepInfo(NamedTuple):
         grad_norm: global norm before clipping.
         skipped: updates skipped so far.
         consecutive_skipped: how many of the latest steps in a row were skipped.
-        drawn: what the step chose its tokens from, with `choose`; None without.
+        drawn: sums over all tokens that `choose` chose from; None without it.
     """
 
     feedback: Feedback

@@ -2,8 +2,8 @@
 
 A folder holds `image.npy` and `text.npy` [n, d], ordinary NumPy files that are read through a memory map, and
 `cache.json`: the key (what the embeddings are of), the model's temperature and bias, and how many rows are written.
-That file is replaced as a whole after each block, so a kill at any moment leaves a folder that says how far it came,
-and the same call goes on from there. Losses are not cached: a contrastive loss depends on the companions of an
+That file is replaced as a whole after each block, so a kill at any moment leaves a folder that says how far it got,
+and the same call continues from there. Losses are not cached: a contrastive loss depends on the companions of an
 example, its embeddings do not.
 """
 
@@ -122,7 +122,7 @@ def write_embeddings(
     dtype: str = "float32",
     report: Callable[[int], None] | None = None,
 ) -> EmbeddingCache:
-    """Fills the cache in `folder`, going on where an earlier call stopped, and opens it.
+    """Fills the cache in `folder`, continuing where an earlier call stopped, and opens it.
 
     One process writes; the others of a run open the folder afterwards.
 
@@ -181,7 +181,7 @@ def open_embeddings(folder: str | Path, *, key: Mapping[str, str]) -> EmbeddingC
 
     Args:
         folder: that `write_embeddings` filled.
-        key: what the embeddings should be of, from `cache_key`.
+        key: identifies what the embeddings must be of; from `cache_key`.
 
     Raises:
         ConfigError: they are of something else; the ingredients that differ are named.

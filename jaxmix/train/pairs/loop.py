@@ -29,11 +29,11 @@ Evaluate = Callable[[Any], Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class PairResult:
-    """How a run on pairs ended.
+    """The result of a run on pairs.
 
     Attributes:
         steps: optimizer steps done, earlier sessions included.
-        evaluation: what `evaluate` returned at the end.
+        evaluation: the values that `evaluate` returned at the end.
         cost: of all steps; the four axes together.
         skipped_steps: updates skipped because they were not finite.
         resumed_from: step this session continued at, None for a fresh start.
@@ -67,18 +67,18 @@ def run_pairs(
     timing.jsonl and checkpoints/. While a step runs on the devices, the host reads the pixels of the next one.
 
     Several processes (`jaxmix.core.sharding.initialize_distributed`, programs on a mesh over all devices) each read
-    their share of every super-batch, into one folder that all of them see. Sums are rounded otherwise than in one.
+    their share of every super-batch and use one shared folder. Sums round differently than in a single process.
 
     Args:
         run_dir: of the run.
-        model: what `programs` were built from.
+        model: that `programs` were built from.
         programs: from `build_pair_programs`; the optimizer is in them.
         stream: with as many candidates as the programs expect.
-        settings: of them are used steps, seed, log_every, eval_every, checkpoint_every, keep, resume and
-            max_consecutive_skipped; the optimizer's were used by `optimizer_of`, accumulate by `build_pair_programs`.
+        settings: only steps, seed, log_every, eval_every, checkpoint_every, keep, resume and max_consecutive_skipped
+            are read here; `optimizer_of` reads those of the optimizer, `build_pair_programs` accumulate.
         evaluate: `params -> {name: value}`, at step 0, every `eval_every` steps and at the end.
         hooks: evaluations at other steps, see `Hook`.
-        trackers: besides the files.
+        trackers: in addition to the files.
         label: in front of progress lines.
         show_progress: print on process 0.
 

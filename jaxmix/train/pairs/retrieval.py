@@ -44,7 +44,7 @@ def recall(image: np.ndarray, text: np.ndarray, *, at: Sequence[int] = (1, 10), 
 
 
 def _ranks(queries: np.ndarray, others: np.ndarray, block: int) -> np.ndarray:
-    """How many are at least as similar as the partner, itself included."""
+    """The number of candidates at least as similar as the partner, which counts itself."""
     ranks = []
     for start in range(0, len(queries), block):
         similar = queries[start : start + block] @ others.T

@@ -1,4 +1,4 @@
-"""The settings of training on image–text pairs with selection, checked before anything is touched."""
+"""The settings of training on image–text pairs with selection, checked before any file or device is touched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OnlineReference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PairSettings:
-    """How candidates are scored and at which resolutions the selected ones are trained.
+    """Settings of scoring, and the resolutions at which selected examples are trained.
 
     Attributes:
         score_patch_size: patch size of the learner's image tower when it scores; None for its own. Larger patches are
@@ -34,7 +34,7 @@ class PairSettings:
         train_patch_sizes: patch sizes that equal shares of each batch are trained at, so that scoring at the larger one
             stays a faithful proxy: (16, 32) are the paper's halves, (16, 16, 16, 32) a quarter. Empty for the image
             tower's own.
-        reuse: what of the scoring forward serves training too; see `build_pair_programs`.
+        reuse: the part of the scoring forward pass that training reuses; see `build_pair_programs`.
         is_stale: score step s + 1 with the parameters before step s's update, so that neither waits for the other.
     """
 

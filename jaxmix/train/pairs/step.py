@@ -48,7 +48,7 @@ class PairState:
 
 
 class PairInfo(NamedTuple):
-    """What one step reports; small and replicated.
+    """The report of one step; small and replicated.
 
     Attributes:
         loss: of the batch trained on, before the update. Not comparable between policies: selection seeks batches of
@@ -82,7 +82,7 @@ class PairPrograms(NamedTuple):
         optimizer: inside `step`.
         num_candidates, num_select: c and b.
         is_stale: which of the two forms `step` has.
-        reuse: what of the scoring forward serves training: "none", "embeddings" or "activations".
+        reuse: the part of the scoring forward pass that training reuses: "none", "embeddings" or "activations".
         mesh: where it all runs.
         cost: `steps -> SelectionCost`; nan operations for a model that does not say its own.
     """
@@ -125,7 +125,7 @@ def build_pair_programs(
     whole effective batch, its order (which encodes the chunks) is shuffled, and the gradient is that of the loss of
     all b against each other, not of micro-batches; see `build_contrastive_gradient`.
 
-    `reuse` of the scoring forward, all of them the same gradient:
+    `reuse` of the scoring forward pass; every choice gives the same gradient:
 
     - "none": the forward runs again on the b selected rows. Costs k + 3 forwards per trained example, k = c/b, beside
       the reference.
@@ -269,7 +269,7 @@ class _Step:
         return *self._pick(learner, batch, images, key, step, frozen), learner
 
     def _augmented(self, batch: Any, key: PRNGKeyArray, step: Array) -> Array:
-        """The images as both models and the training see them."""
+        """The images as both models and training see them."""
         return augment_rows(self.augment, jax.random.fold_in(key, _AUGMENT), step, batch["images"], batch["row"])
 
     def _pick(

@@ -28,8 +28,8 @@ class PairPool(NamedTuple):
     Attributes:
         images: u8 or f32.
         tokens: captions; padding as the text tower wants it.
-        group: the same number for pairs that are no negatives of each other (the same caption), −1 for pairs
-            without such; None where all captions differ. Selectors on embeddings leave such pairs out of the score.
+        group: the same number for pairs that are not negatives of each other (the same caption), −1 for pairs without
+            such partners; None where all captions differ. Selectors on embeddings leave such pairs out of the score.
     """
 
     images: Shaped[np.ndarray, "n h w 3"]

@@ -41,7 +41,7 @@ _PARAMS, _CURSORS, _STEPS, _EVALUATION = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         steps: generated batches, earlier sessions included.
@@ -93,7 +93,7 @@ def run_finetuning(
 
     Writes metrics.jsonl (deterministic values only), timing.jsonl and checkpoints/. A checkpoint holds policy,
     optimizer, bandit, cursors, the groups that wait, the key and the sums since the last record: a run killed at any
-    moment ends bit for bit as the uninterrupted one, given rewards that depend on nothing but their arguments.
+    moment ends bit for bit as the uninterrupted one, if rewards depend only on their arguments.
 
     Several processes: all draw the same arms from the one key, each rewards its own share of the groups, rewards are
     gathered before the bandit and the buffer see them, and every process keeps the same states. Every process holds
@@ -110,8 +110,8 @@ def run_finetuning(
         initial_params: of the policy, from `warm_start` say; they are copied. None: fresh ones.
         mesh: all devices along "data" by default.
         programs: from `build_policy_programs` with the same model and settings, to share compiled code between runs.
-        hooks: evaluations of your own, see `Hook`.
-        trackers: besides the files.
+        hooks: your own evaluations, see `Hook`.
+        trackers: in addition to the files.
         provenance: plain values, kept in every checkpoint.
         label: in front of progress lines.
         show_progress: print on process 0.
@@ -187,7 +187,7 @@ def _check(
 
 
 class _Logged(NamedTuple):
-    """Values on the devices that a record holds besides the metrics, see `Bandit` and `CursorState`."""
+    """Values on the devices that a record holds in addition to the metrics, see `Bandit` and `CursorState`."""
 
     probabilities: Float[Array, " k"]
     drawn: Int[Array, " k"]
@@ -323,7 +323,7 @@ class _FinetuneLoop(Loop[FinetuneResult]):
         return info
 
     def _rewards(self, rows: np.ndarray, completions: np.ndarray) -> np.ndarray:
-        """f32[b, g]: this process asks for its share of the groups and receives the others'."""
+        """f32[b, g]: this process scores its share of the groups and gathers the rest from the other processes."""
         began = time.perf_counter()
         index, count = process_shard()
         share = slice(index * len(rows) // count, (index + 1) * len(rows) // count)
@@ -345,7 +345,7 @@ class _FinetuneLoop(Loop[FinetuneResult]):
     # ── evaluation and records ──────────────────────────────────────────────────────────────────────────────────────
 
     def _place_evaluation(self) -> list[tuple[int, Any]]:
-        """Held-out prompts in batches of one size, the last one filled up: (how many count, i32[e, p]) of each."""
+        """Held-out prompts in batches of one size, the last one padded: (number of real prompts, i32[e, p]) of each."""
         mesh, tokens = self.mesh, self.evaluation.tokens
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         size = -(-min(self.settings.eval_batch, len(tokens)) // shards) * shards
@@ -398,7 +398,7 @@ class _FinetuneLoop(Loop[FinetuneResult]):
         self.tokens += groups.tokens
 
     def record(self, step: int, info: UpdateInfo | None, groups: _Groups) -> Record:
-        """An arm that was not drawn has no solve rate, an interval without updates no loss."""
+        """Arms that were not drawn have no solve rate; an interval without updates has no loss."""
         assert groups.logged is not None
         probabilities, drawn = groups.logged
         sums = self.metrics.take()

@@ -1,4 +1,4 @@
-"""The settings of a reinforcement fine-tuning run, checked before anything is touched."""
+"""The settings of a reinforcement fine-tuning run, checked before any file or device is touched."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _OF_THE_LOOP = (
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings(LoopSettings):
-    """How prompts are rolled out, when the policy is updated, and how carefully. A step is one generated batch.
+    """Settings of rollouts, policy updates and evaluations. A step is one generated batch.
 
     Under Adam, an update after every batch hides what a curriculum saves: a step is as long with two live groups as
     with twelve. Hence `accumulate_live_groups`, `refill` (DAPO's dynamic sampling, for bandits that say which groups
     they keep: batches of 3 · `batch_size` prompts until `groups_per_update` of them are kept, at most 10, the surplus
-    dropped) and `scale_by_live_share`. The policy gradient does not know of `top_p` and `top_k`: 1 and 0 are exact.
+    dropped) and `scale_by_live_share`. The policy gradient ignores `top_p` and `top_k`: it is exact for 1 and 0.
     """
 
     batch_size: int = setting(16, at_least=1, help="prompts per generated batch")
     rollouts: int = setting(8, at_least=2, help="completions per prompt")
     temperature: float = setting(1.0, above=0, below=math.inf, help="of the rollouts and of the trained policy")
     top_p: float = setting(1.0, above=0, at_most=1, help="rollouts keep the most likely tokens only; 1: all")
-    top_k: int = setting(0, at_least=0, help="rollouts keep so many of the most likely tokens; 0: all")
+    top_k: int = setting(0, at_least=0, help="rollouts keep this many of the most likely tokens; 0: all")
     accumulate_live_groups: bool = setting(
         True, help="update once groups_per_update groups with a gradient are collected, not after every batch"
     )
     groups_per_update: int | None = setting(
         None, at_least=1, help="live groups that an update waits for; empty: batch_size"
     )
-    max_wait: int = setting(64, at_least=1, help="update after so many batches with the groups there are")
+    max_wait: int = setting(64, at_least=1, help="batches after which an update uses the groups collected so far")
     refill: bool = setting(False, help="generate until enough groups are kept, and drop the surplus")
     scale_by_live_share: bool = setting(False, help="multiply each update by the share of its groups that are live")
     updates_per_batch: int = setting(1, at_least=1, help="optimizer steps on the collected groups, all in each")
@@ -101,17 +101,17 @@ class FinetuneSettings(LoopSettings):
 
     @property
     def groups(self) -> int:
-        """Groups of an update, with the default worked out."""
+        """Groups of an update, the default resolved."""
         return self.batch_size if self.groups_per_update is None else self.groups_per_update
 
     @property
     def prompts(self) -> int:
-        """Prompts of a generated batch; refilling draws more of them."""
+        """Prompts of a generated batch; refilling draws more."""
         return OVERSAMPLING * self.batch_size if self.refill else self.batch_size
 
     @property
     def patience(self) -> int:
-        """Batches after which an update takes what there is."""
+        """Batches after which an update uses the groups collected so far."""
         return MAX_REFILLS if self.refill else self.max_wait
 
     @property

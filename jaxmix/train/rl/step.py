@@ -36,7 +36,7 @@ _ARMS, _ROLLOUTS = 0, 1
 
 @state(version=1)
 class GroupBuffer:
-    """Groups that wait for an update in the first `count` of c places, oldest first. Replicated.
+    """Groups that wait for an update in the first `count` of c slots, oldest first. Replicated.
 
     Attributes:
         prompts, tokens, mask, logp: see `Draw` and `Rollouts`.
@@ -96,7 +96,7 @@ class Draw(NamedTuple):
 
 
 class UpdateInfo(NamedTuple):
-    """What one update reports, averaged over its optimizer steps, and the counters after it.
+    """The report of one update, averaged over its optimizer steps, and the counters after it.
 
     Attributes:
         loss: of `grpo_loss`.
@@ -162,7 +162,7 @@ class PolicyPrograms(NamedTuple):
 def build_curriculum_programs(
     bandit: Bandit, cursors: PromptCursors, *, batch_size: int, mesh: Mesh
 ) -> CurriculumPrograms:
-    """Compiles the bandit's part; `cursors` are over the prompts of its arms, `batch_size` prompts are drawn."""
+    """Compiles the bandit's programs; `cursors` are over the prompts of its arms, a step draws `batch_size` prompts."""
     whole = replicated(mesh)
     placed = Draw(whole, whole, batch_sharding(mesh), whole, whole, whole)  # type: ignore[arg-type]
 
@@ -183,7 +183,7 @@ def build_curriculum_programs(
 def build_policy_programs(
     model: Model, settings: FinetuneSettings, *, completion_length: int, eos_id: int, pad_id: int, mesh: Mesh
 ) -> PolicyPrograms:
-    """Compiles the policy's part, to be shared by runs with the same model, settings and kind of prompts.
+    """Compiles the policy's programs, shared by runs with the same model, settings and kind of prompts.
 
     The update is `grpo_loss` over the first groups of the buffer (those that are there, when it is called early), its
     weights taken over all of them and its gradient summed over `micro_batches`. Rollouts run under the parameters of

@@ -1,1 +1,1 @@
-"""What all runs share: checkpoints, records, progress, interruption, the optimizer."""
+"""Shared by all runs: checkpoints, records, progress, interruption, the optimizer."""

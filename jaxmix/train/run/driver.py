@@ -1,7 +1,7 @@
 """The driver of every loop: checkpoint → next batch → step → evaluate → update → log, in this order.
 
-A `Loop` says what each of these is for one kind of training. When they happen, and what a run leaves in its folder, is
-decided here alone. While a step runs on the devices, the host reads the values of the step before.
+A `Loop` defines each of these for one kind of training. Their timing, and the files of the run folder, are decided
+here alone. While a step runs on the devices, the host reads the values of the step before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KINDS = ("train", "eval", "control", "test")
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a hook sees of a run.
+    """A run as a hook sees it.
 
     Attributes:
         step: steps done so far.
@@ -55,7 +55,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """Something to do in a run every so many steps: an evaluation of your own, say.
+    """A function called every few steps of a run, for example your own evaluation.
 
     It is called before step 0, whenever the number of steps done is a multiple of `every`, and after the last step; not
     at the step that a run is resumed from, where it was called already. What it returns is written to metrics.jsonl and
@@ -113,7 +113,7 @@ class Record(NamedTuple):
 
 
 class End(NamedTuple):
-    """How a session ended.
+    """The end of a session.
 
     Attributes:
         steps: done, earlier sessions included.
@@ -136,11 +136,11 @@ class Loop(ABC, Generic[Result]):
     Attributes:
         settings: with steps, log_every, checkpoint_every, keep, resume and max_consecutive_skipped.
         mesh: where it runs.
-        names: of what is weighed, domains or arms.
-        unit: of what it processes.
+        names: of the domains or arms.
+        unit: in which `amount` counts.
         state: all arrays of a checkpoint; `state.train` is a `TrainState`.
         metrics: all values since the last record, part of every checkpoint.
-        seconds: that the host spent, by what on, for timing.jsonl.
+        seconds: of host time by activity, for timing.jsonl.
     """
 
     settings: Any
@@ -177,7 +177,7 @@ class Loop(ABC, Generic[Result]):
         return {}
 
     def restore(self, step: int, meta: Mapping[str, Any], *, is_model_alone: bool) -> list[str]:
-        """Takes up a checkpoint's plain values, `state` and `metrics` being restored already; returns notes."""
+        """Restores a checkpoint's plain values, after `state` and `metrics`; returns notes to print."""
         return []
 
     # A step.
@@ -191,7 +191,7 @@ class Loop(ABC, Generic[Result]):
         """Dispatches step `step`."""
 
     def evaluations(self) -> Sequence[Hook]:
-        """What is evaluated after a step and before `update`."""
+        """Hooks that run after a step and before `update`."""
         return ()
 
     def update(self, step: int, output: Any) -> tuple[Any, Any]:
@@ -202,7 +202,7 @@ class Loop(ABC, Generic[Result]):
             output: of `self.step`.
 
         Returns:
-            What the step reports, to be fetched from the devices: something with `loss`, `grad_norm`, `skipped` and
+            The step's report, to be fetched from the devices: an object with `loss`, `grad_norm`, `skipped` and
             `consecutive_skipped` (None: no update was tried), and what else `measure` and `record` take.
         """
         return output
@@ -214,19 +214,19 @@ class Loop(ABC, Generic[Result]):
 
     @abstractmethod
     def record(self, step: int, info: Any, extras: Any) -> Record:
-        """The record after `step` steps, the last of which was measured just now."""
+        """The record after `step` steps; the last one was just measured."""
 
     def position(self, step: int) -> dict[str, Any]:
-        """Fields of every record of an evaluation after `step` steps: how far the run is."""
+        """Fields of every evaluation record after `step` steps: the progress of the run."""
         return {}
 
     def amount(self, step: int) -> int:
-        """What was processed in `step` steps, in `unit`."""
+        """The amount processed in `step` steps, in `unit`."""
         return 0
 
     @abstractmethod
     def result(self, end: End) -> Result:
-        """What the run returns."""
+        """The value that the run returns."""
 
     def is_logged(self, done: int) -> bool:
         """Whether a record follows `done` steps."""
@@ -239,8 +239,8 @@ class Driver(Generic[Result]):
     Args:
         loop: a new one; a loop runs once.
         run_dir: receives metrics.jsonl, timing.jsonl and checkpoints/.
-        hooks: besides the loop's own evaluations.
-        trackers: besides the files.
+        hooks: in addition to the loop's own evaluations.
+        trackers: in addition to the files.
         label: in front of progress lines.
         show_progress: print on process 0.
 
@@ -303,7 +303,7 @@ class Driver(Generic[Result]):
                     return self._train(resumed_from, interruption)
 
     def _begin(self, notes: list[str]) -> int | None:
-        """Sets the loop to its start (None), or to the newest whole checkpoint, whose step is returned."""
+        """Starts the loop afresh (returns None) or from the newest whole checkpoint (returns its step)."""
         loop = self.loop
         loop.state = loop.init()
         if self.checkpointer.begins_afresh(self.settings.resume):
@@ -395,7 +395,7 @@ class Driver(Generic[Result]):
     # ── the values of the step before ───────────────────────────────────────────────────────────────────────────────
 
     def _log_unread(self, done: int) -> None:
-        """Waits for the values of the last step not yet logged, and logs them; `done` steps were dispatched."""
+        """Waits for the values of the last unlogged step and logs them; `done` steps were dispatched."""
         if self.unread is None:
             return
         (step, shown), self.unread = self.unread, None
@@ -430,7 +430,7 @@ class Driver(Generic[Result]):
 
 
 def _guarded(hook: Hook) -> Callable[[View], None]:
-    """Calls the hook and records what it returns, with errors that name it."""
+    """Calls the hook and records its values; errors name the hook."""
 
     def run(view: View) -> None:
         try:
@@ -440,7 +440,7 @@ def _guarded(hook: Hook) -> Callable[[View], None]:
             raise RunError(
                 f"the hook {hook.name!r} failed: {type(error).__name__}: {error}",
                 where=f"step {view.step}",
-                fix="Mend the hook and start the run again: it continues from the newest checkpoint.",
+                fix="Fix the hook and start the run again: it continues from the newest checkpoint.",
             ) from error
 
     return run

@@ -1,4 +1,4 @@
-"""What a run writes and shows: metrics.jsonl, timing.jsonl, trackers and the progress line."""
+"""The output of a run: metrics.jsonl, timing.jsonl, trackers and the progress line."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RunFiles:
         run_dir: of the run.
         steps: of the whole run.
         first: step this session starts at.
-        amount: what was processed before it, in `unit`.
+        amount: processed before it, in `unit`.
         unit: of the pace, such as "tokens".
-        names: of what is weighed: domains or arms.
-        trackers: besides the files.
+        names: of the domains or arms.
+        trackers: in addition to the files.
         label: in front of progress lines.
         show_progress: print.
     """

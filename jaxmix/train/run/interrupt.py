@@ -49,7 +49,7 @@ class Interruption:
 
 
 def interrupted(step: int, run_dir: Path) -> RunError:
-    """What a loop raises once the checkpoint at `step` is whole."""
+    """The error that a loop raises once the checkpoint at `step` is complete."""
     return RunError(
         f"interrupted; saved at step {step}",
         where=str(run_dir),

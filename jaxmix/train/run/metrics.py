@@ -1,4 +1,4 @@
-"""What a run has measured, kept on the host and in every checkpoint."""
+"""Metrics of a run, kept on the host and in every checkpoint."""
 
 from __future__ import annotations
 

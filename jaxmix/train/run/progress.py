@@ -15,11 +15,11 @@ class Progress:
     Args:
         total: steps of the run.
         first: step the run starts or continues at.
-        names: of what is weighed: domains or arms.
+        names: of the domains or arms.
         label: shown in front of every line.
         unit: of the pace.
-        noun: what a step is called.
-        interval: seconds between lines when the stream is no terminal.
+        noun: the word for a step.
+        interval: seconds between lines when the stream is not a terminal.
         stream: where to write, standard error by default.
         is_enabled: False prints nothing.
     """
@@ -66,7 +66,7 @@ class Progress:
         self.show(step, status, f"  {_clock(seconds_left)} left")
 
     def show(self, step: int, status: str, left: str = "") -> None:
-        """Shows `status`; `left` where the stream is no terminal, whose bar knows the time left."""
+        """Shows `status`, and `left` unless the stream is a terminal, whose bar shows the time left."""
         if not self._is_enabled:
             return
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Append-only JSON-lines files that survive a kill: what a run measured, one object a line."""
+"""Append-only JSON-lines files that survive a kill: a run's measurements, one object a line."""
 
 from __future__ import annotations
 

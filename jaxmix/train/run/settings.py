@@ -31,7 +31,7 @@ class LoopSettings:
         "auto", place="checkpoint.resume", help="auto, must (fails without a checkpoint) or never (fails with one)"
     )
     max_consecutive_skipped: int = setting(
-        20, at_least=1, help="the run stops when so many updates in a row were not finite"
+        20, at_least=1, help="updates in a row that may be not finite before the run stops"
     )
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ TRACKERS: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {
 
 
 def make_tracker(name: str, run_dir: Path, config: dict[str, Any]) -> Tracker:
-    """The tracker of that name. metrics.jsonl is always written and is no tracker.
+    """Makes the tracker called `name`. metrics.jsonl is always written and is not a tracker.
 
     Raises:
         ConfigError: unknown name.

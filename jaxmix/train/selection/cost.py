@@ -15,7 +15,7 @@ from jaxmix.core.validate import check_choice
 from jaxmix.selection.base import Selector
 
 REFERENCES = ("online", "cached", "none")
-"""How the reference's part of a score comes about: a forward pass per candidate, read from disk, or not needed."""
+"""Sources of the reference's losses: a forward pass per candidate, read from disk, or not needed."""
 
 _FORWARD_AND_BACKWARD = 3.0
 """Of a training step, in forward passes: one forward, and a backward pass that costs two."""

@@ -1,4 +1,4 @@
-"""What selection did since the last metrics record and since the start, as fields of a record."""
+"""Fields of a record about selection, since the last record and since the start."""
 
 from __future__ import annotations
 

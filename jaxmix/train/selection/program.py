@@ -38,7 +38,7 @@ _STREAM = 0x5E1EC7
 
 
 class SelectionProgram(NamedTuple):
-    """A compiled selection and what it was made for.
+    """A compiled selection and the settings it was made for.
 
     Attributes:
         select: `(params, batch, key, step) -> (batch, SuperBatchSums)`; not called where there is a train step.
@@ -248,7 +248,7 @@ class BatchSelection:
     def __call__(self, params: Any, batch: Batch, step: Array) -> tuple[Batch, SuperBatchSums | None]:
         """The rows of step `step` (u32[], replicated) to train on, out of all that were drawn.
 
-        Where the train step chooses, the batch comes back with what it measures against, and `StepInfo` has the rest.
+        Where the train step chooses, the batch only gains the reference's losses, and `StepInfo` has the sums.
         """
         forward_passes = self.program.forward_passes
         if forward_passes.reference:
@@ -263,14 +263,14 @@ class BatchSelection:
         return chosen, drawn
 
     def feedback(self, info: StepInfo, drawn: SuperBatchSums | None) -> Feedback:
-        """What the mixer learns from the step, see `SelectionSettings.feedback`."""
+        """The feedback of the step for the mixer, see `SelectionSettings.feedback`."""
         if drawn is None or self.program.settings.feedback_from == "trained":
             return info.feedback
         return self._combined(info, drawn.feedback)
 
 
 def _combined(info: StepInfo, drawn: Feedback) -> Feedback:
-    """The sums over what was drawn in the place of the step's own; 0 if its update was skipped: it teaches nothing."""
+    """Feedback with sums over all drawn rows; 0 if the update was skipped, since a skipped step teaches nothing."""
     sums = {f.name: value for f in dataclasses.fields(drawn) if (value := getattr(drawn, f.name)) is not None}
     is_skipped = info.consecutive_skipped > 0
     return dataclasses.replace(info.feedback, **{k: jnp.where(is_skipped, 0.0, v) for k, v in sums.items()})

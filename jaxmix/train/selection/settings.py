@@ -30,7 +30,7 @@ _OF_LEVEL = {
 
 @dataclasses.dataclass(frozen=True)
 class SelectionSettings:
-    """What a step trains on, out of what the mixture draws.
+    """Selection of the rows or tokens that a step trains on, out of those that the mixture draws.
 
     At the level of sequences the stream draws `B = b / (1 − filter_ratio)` rows a step (the super-batch), shared out
     over the domains by the mixer's weights as ever, and b = batch_size of them are trained on; `data.block`, epochs and
@@ -103,7 +103,7 @@ class SelectionSettings:
 
     @property
     def relevant(self) -> dict[str, Any]:
-        """The settings that mean something at this level, by name: what a written configuration holds."""
+        """The settings that have an effect at this level, by name, as a configuration file holds them."""
         names = ("method", "level", *_OF_LEVEL[self.level], "feedback")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -204,7 +204,7 @@ def check_rows(selection: SelectionSettings | None, *, drawn: int, batch_size: i
     Args:
         selection: None for none: all that is drawn is trained on.
         drawn: rows that the stream draws.
-        batch_size: what was asked for; None for `drawn`, which a selection of tokens allows.
+        batch_size: requested rows; None for `drawn`, which a selection of tokens allows.
     """
     rows = drawn if batch_size is None else batch_size
     wanted = rows if selection is None else selection.candidates(rows)
@@ -225,7 +225,7 @@ def check_selection(
     batch_size: int,
     origin: Callable[[str], str] = str,
 ) -> None:
-    """Raises `ConfigError` for a selection that the run cannot make, or that would mean nothing.
+    """Raises `ConfigError` for a selection that the run cannot make, or that would have no effect.
 
     Args:
         settings: of the selection.

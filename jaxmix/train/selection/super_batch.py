@@ -37,7 +37,7 @@ def scoring_micro_batches(candidates: int, batch_size: int, *, accumulate: int, 
 
 
 def domain_quota(key: PRNGKeyArray, domain: Int[Array, " c"], num_select: int, num_domains: int) -> Int[Array, " m"]:
-    """How many rows of each domain to choose so that its share stays: `n_j b / c`, rounded.
+    """The number of rows to choose from each domain so that shares stay: `n_j b / c`, rounded.
 
     Systematic rounding: with C_j = Σ_{k ≤ j} n_k b / c and one u ~ U[0, 1) for all,
 

@@ -1,4 +1,4 @@
-"""The files of a swarm: which proxies form a chunk, and how each ended."""
+"""The files of a swarm: the proxies of every chunk, and their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAN, RESULT = "plan.json", "result.json"
 
 
 class ProxyResult(NamedTuple):
-    """How one proxy ended.
+    """The result of one proxy.
 
     Attributes:
         name: of the run.
@@ -45,7 +45,7 @@ class ProxyResult(NamedTuple):
 
 
 class ChunkResult(NamedTuple):
-    """How one chunk ended: its domains, its proxies, the steps of their evaluations, and the seconds it took."""
+    """The result of one chunk: its domains, its proxies, the steps of their evaluations, and the seconds it took."""
 
     domain_names: tuple[str, ...]
     proxies: tuple[ProxyResult, ...]
@@ -54,13 +54,13 @@ class ChunkResult(NamedTuple):
 
 
 class SwarmStatus(NamedTuple):
-    """How far a swarm is.
+    """The progress of a swarm.
 
     Attributes:
-        proxies: of the swarm, 0 before it was begun.
-        chunks: of it.
-        finished: chunks that are.
-        diverged: proxies of these without losses.
+        proxies: number of proxies; 0 before the swarm was begun.
+        chunks: number of chunks.
+        finished: number of finished chunks.
+        diverged: number of proxies in finished chunks that have no losses.
         latest: the last record of progress, None before the first.
     """
 
@@ -106,7 +106,7 @@ def pinned_chunks(
 
 
 def write_chunk(folder: Path, result: ChunkResult) -> None:
-    """Writes a chunk's result, and removes its checkpoints, which nothing needs any more."""
+    """Writes a chunk's result and removes its checkpoints, which are no longer needed."""
     rows = []
     for proxy in result.proxies:
         arrays = {k: plain(getattr(proxy, k)) for k in ("weights", "losses", "curve")}
@@ -143,7 +143,7 @@ def chunk_folder(run_dir: Path, number: int) -> Path:
 
 
 def read_status(run_dir: Path) -> SwarmStatus:
-    """How far the swarm in `run_dir` is; reads files only."""
+    """The progress of the swarm in `run_dir`; reads files only."""
     plan, finished = _read_plan(run_dir), finished_chunks(run_dir)
     progress = run_dir / "progress.jsonl"
     records = read_records(progress) if progress.is_file() else []

@@ -44,7 +44,7 @@ class RowTable(NamedTuple):
 
 
 def drawing_weights(weights: np.ndarray) -> np.ndarray:
-    """f32[m]: what a lone run draws by that was given `weights` as its prior and a static mixer, to the last bit."""
+    """f32[m]: the weights that a lone run with the prior `weights` and a static mixer draws by, to the last bit."""
     from jaxmix.mixers import static
 
     prior = np.asarray(weights, np.float64)
@@ -168,7 +168,7 @@ def read_rows(rows: PackedRows | WholeRows, numbers: np.ndarray, seq_len: int) -
 
 
 class _Outline:
-    """A token source that knows how long its documents are, and nothing else."""
+    """A token source that knows only the lengths of its documents."""
 
     def __init__(self, doc_lengths: np.ndarray):
         self.doc_lengths = doc_lengths

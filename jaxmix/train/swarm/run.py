@@ -55,11 +55,11 @@ _STRETCH_SECONDS = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class SwarmResult:
-    """How a swarm ended, proxies in the order they were given.
+    """The result of a swarm, proxies in the order they were given.
 
     Attributes:
         names: of the domains.
-        proxies: what became of each.
+        proxies: the result of each.
         curve_steps: steps of the evaluations.
         seconds: spent on steps and evaluations over all sessions, compilation included.
         tokens: trained on, over all proxies.
@@ -107,20 +107,20 @@ def run_swarm(
     A chunk is one program: parameters, optimizer states and losses of its proxies are batched, the rows of all
     sources lie on the devices, and a stretch of steps runs without the host (`swarm_step`). After every chunk its
     result is written; inside one, a checkpoint every `settings.checkpoint_every` steps. Killed at any moment, the
-    same call goes on from the last of these and ends with the same bits.
+    same call continues from the last of these and ends with the same bits.
 
     A proxy whose loss or gradient is not finite skips that update, as a lone run does. Where a lone run would have
     stopped (`settings.max_consecutive_skipped`), or where a held-out loss is not finite, the proxy's losses are nan
-    and `reason` says why; the others do not notice.
+    and `reason` says why; the other proxies are not affected.
 
     Args:
         run_dir: receives plan.json, progress.jsonl and a folder per chunk.
         model: of every proxy.
         proxies: mixtures and seeds; names must differ.
-        sources: token sources by name, as of `MixtureStream`.
+        sources: token sources by name, as for `MixtureStream`.
         validation: held-out rows of the same domains in the same order.
-        settings: as of a lone run; `seed` is not used, `log_every` neither.
-        batch_size, seq_len, unit, block, max_epochs: as of `MixtureStream`, for every proxy.
+        settings: as for a lone run; neither `seed` nor `log_every` is used.
+        batch_size, seq_len, unit, block, max_epochs: as for `MixtureStream`, for every proxy.
         vocab_size: token ids are below it.
         on_exhaust: "repeat" or "drop", for all or by name: proxies have equally many steps.
         chunk: proxies trained at once; all by default. A swarm that was begun keeps its chunks.

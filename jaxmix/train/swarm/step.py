@@ -41,7 +41,7 @@ _OVER_PROXIES = PartitionSpec("proxy")
 
 @state(version=1)
 class SwarmState:
-    """What a swarm carries from step to step; outside a proxy's own step all leaves have a leading axis r of proxies.
+    """The state of a swarm; outside a proxy's own step all leaves have a leading axis r of proxies.
 
     Attributes:
         train: the models' states, as a lone run's.
@@ -157,7 +157,7 @@ def build_swarm_programs(
 
 
 def micro_batches(rows: int, seq_len: int) -> int:
-    """Into how many parts a batch is cut so that one has about 1,024 tokens: a divisor of `rows`."""
+    """The number of micro-batches of about 1,024 tokens each: a divisor of `rows`."""
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and rows // n * seq_len <= _CACHED_TOKENS]
     return fitting[0] if fitting else rows
 
@@ -180,7 +180,7 @@ def _each(function: Callable[..., Any], width: int | None, *args: Any) -> Any:
 
 
 def trimmed(state: SwarmState, count: int) -> SwarmState:
-    """The first `count` proxies, on one device: what a checkpoint holds, whatever the mesh."""
+    """The first `count` proxies, on one device, as a checkpoint holds them whatever the mesh is."""
     device = jax.devices()[0]
     return jax.tree.map(lambda x: jax.device_put(np.asarray(jax.device_get(x))[:count], device), state)
 
