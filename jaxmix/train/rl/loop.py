@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import batch_sharding, build_mesh, process_shard, replicated
@@ -73,7 +74,7 @@ def run_finetuning(
     model: Model,
     prompts: PromptSet,
     bandit: Bandit,
-    kept: Any = None,
+    kept: ArrayLike | None = None,
     evaluation: PromptSet,
     settings: FinetuneSettings,
     initial_params: Any = None,
@@ -186,13 +187,6 @@ def _check(
         )
 
 
-class _Logged(NamedTuple):
-    """Values on the devices that a record holds in addition to the metrics, see `Bandit` and `CursorState`."""
-
-    probabilities: Float[Array, " k"]
-    drawn: Int[Array, " k"]
-
-
 class _Groups(NamedTuple):
     """The groups that one step generated, and the updates it made.
 
@@ -202,7 +196,7 @@ class _Groups(NamedTuple):
         is_live: whether a group has a gradient.
         tokens: completions' tokens that are not padding.
         infos: of the updates.
-        logged: with steps that a record follows.
+        probabilities, drawn: see `Bandit` and `CursorState`; None unless a record follows the step.
     """
 
     arms: Int[np.ndarray, " b"]
@@ -210,7 +204,8 @@ class _Groups(NamedTuple):
     is_live: Bool[np.ndarray, " b"]
     tokens: int
     infos: list[UpdateInfo]
-    logged: _Logged | None
+    probabilities: Float[Array, " k"] | None
+    drawn: Int[Array, " k"] | None
 
 
 @dataclasses.dataclass(eq=False)
@@ -298,11 +293,11 @@ class _FinetuneLoop(Loop[FinetuneResult]):
         infos = []
         while self.count >= settings.groups or (self.count > 0 and self.waited >= settings.patience):
             infos.append(self._update_policy())
-        logged = None
-        if self.is_logged(step + 1):
-            logged = _Logged(self.curriculum.probabilities(bandit), draw.cursors.drawn)
+        logged = (
+            (self.curriculum.probabilities(bandit), draw.cursors.drawn) if self.is_logged(step + 1) else (None, None)
+        )
         generated = int((tokens != self.prompts.pad_id).sum())
-        groups = _Groups(self.prompts.arms[rows], rewards, is_live, generated, infos, logged)
+        groups = _Groups(self.prompts.arms[rows], rewards, is_live, generated, infos, *logged)
         return infos[-1] if infos else None, groups
 
     def _kept(self, rewards: np.ndarray, is_live: np.ndarray) -> np.ndarray:
@@ -399,12 +394,11 @@ class _FinetuneLoop(Loop[FinetuneResult]):
 
     def record(self, step: int, info: UpdateInfo | None, groups: _Groups) -> Record:
         """Arms that were not drawn have no solve rate; an interval without updates has no loss."""
-        assert groups.logged is not None
-        probabilities, drawn = groups.logged
+        probabilities = np.asarray(groups.probabilities)
         sums = self.metrics.take()
         slots, solved, updates = sums["slots"], sums["solved"], float(sums["updates"])
         total = max(float(slots.sum()), 1.0)
-        fields: dict[str, Any] = self._currencies(step, drawn, self.updates)
+        fields: dict[str, Any] = self._currencies(step, groups.drawn, self.updates)
         fields |= {name: float(sums[name]) / updates for name in sums if name.startswith("train/")}
         fields |= {"reward/mean": float(solved.sum()) / total, "reward/live_share": float(sums["live"]) / total}
         for name, count, sum_of_arm in zip(self.names, slots.tolist(), solved.tolist(), strict=True):

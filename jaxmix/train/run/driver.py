@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.sharding import use_mesh
@@ -24,6 +25,7 @@ from jaxmix.train.run.checkpoint import Checkpointer, check_same_run
 from jaxmix.train.run.files import RunFiles
 from jaxmix.train.run.interrupt import Interruption, interrupted
 from jaxmix.train.run.metrics import Metrics
+from jaxmix.train.run.settings import LoopSettings
 from jaxmix.train.run.trackers import Tracker
 
 Result = TypeVar("Result")
@@ -109,7 +111,7 @@ class Record(NamedTuple):
 
     fields: dict[str, Any]
     amount: int
-    weights: Any = ()
+    weights: Float[np.ndarray, " m"] | tuple[()] = ()
 
 
 class End(NamedTuple):
@@ -134,7 +136,7 @@ class Loop(ABC, Generic[Result]):
     """One kind of training, as the `Driver` runs it.
 
     Attributes:
-        settings: with steps, log_every, checkpoint_every, keep, resume and max_consecutive_skipped.
+        settings: length, cadence and checkpoints; the optimizer's are not read here.
         mesh: where it runs.
         names: of the domains or arms.
         unit: in which `amount` counts.
@@ -143,7 +145,7 @@ class Loop(ABC, Generic[Result]):
         seconds: of host time by activity, for timing.jsonl.
     """
 
-    settings: Any
+    settings: LoopSettings
     mesh: Mesh
     names: tuple[str, ...] = ()
     unit = "tokens"
@@ -151,7 +153,7 @@ class Loop(ABC, Generic[Result]):
     metrics: Metrics
     seconds: dict[str, float]
 
-    def __init__(self, settings: Any, mesh: Mesh):
+    def __init__(self, settings: LoopSettings, mesh: Mesh):
         self.settings, self.mesh = settings, mesh
         self.metrics, self.seconds = Metrics(), {}
 
