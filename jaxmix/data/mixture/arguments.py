@@ -43,27 +43,15 @@ def checked_weights(weights: Any, names: Sequence[str], lengths: Sequence[int]) 
 
 
 def check_arguments(
-    sources: Mapping[str, Any],
-    batch_size: int,
-    seq_len: int,
-    unit: str,
-    block: int,
-    shard: tuple[int, int],
-    prefetch: int,
-    num_threads: int,
+    sources: Mapping[str, Any], unit: str, shard: tuple[int, int], *, batch_size: int, prefetch: int, **counts: int
 ) -> None:
-    """Raises `ConfigError` for what is out of range."""
+    """Raises `ConfigError` for a value that is out of range; `counts` are the other numbers, all ≥ 1."""
     if not sources:
         raise ConfigError("there are no sources", where="MixtureStream", fix="Give at least one.")
     check_choice("MixtureStream", "unit", unit, UNITS)
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("seq_len", seq_len, 1),
-        ("block", block, 1),
-        ("prefetch", prefetch, 0),
-        ("num_threads", num_threads, 1),
-    ):
-        check_count("MixtureStream", name, value, least)
+    for name, value in {"batch_size": batch_size, **counts}.items():
+        check_count("MixtureStream", name, value)
+    check_count("MixtureStream", "prefetch", prefetch, 0)
     index, count = shard
     if not 0 <= index < count:
         raise ConfigError(

@@ -105,7 +105,8 @@ class MixtureStream:
         prefetch: int = 2,
         num_threads: int = 4,
     ):
-        check_arguments(sources, batch_size, seq_len, unit, block, shard, prefetch, num_threads)
+        counts = {"seq_len": seq_len, "block": block, "num_threads": num_threads}
+        check_arguments(sources, unit, shard, batch_size=batch_size, prefetch=prefetch, **counts)
         self.names: tuple[str, ...] = tuple(sources)
         self.batch_size, self.seq_len, self.unit, self.block = batch_size, seq_len, unit, block
         self._seed, self._shuffle, self._shard, self._prefetch = seed, shuffle, shard, prefetch

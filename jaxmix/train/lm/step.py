@@ -16,7 +16,7 @@ from jaxmix.mixers.base import Feedback
 from jaxmix.models.base import token_loss
 from jaxmix.train.lm.domain_sums import SuperBatchSums, loss_sums_by_domain
 from jaxmix.train.lm.state import TrainState
-from jaxmix.train.run.micro_batches import split_rows
+from jaxmix.train.run.micro_batches import split_rows, sum_over
 from jaxmix.train.run.update import guarded_update
 
 Batch = dict[str, Array]
@@ -148,27 +148,18 @@ def build_train_step(
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
-    def accumulated(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[Array, Sums, Any]:
+    def accumulated(params: Any, batch: Batch, token_weight: DomainVector) -> tuple[tuple[Array, Sums], Any]:
         if accumulate == 1:
-            (total, sums), grads = gradient(params, batch, token_weight)
-            return total, sums, grads
-
-        def add(carry: Any, micro: Batch) -> tuple[Any, None]:
-            (total, sums), grads = gradient(params, micro, token_weight)
-            return jax.tree.map(jnp.add, carry, (total, sums, grads)), None
-
+            return gradient(params, batch, token_weight)
         micros = jax.tree.map(lambda x: split_rows(x, accumulate), batch)
-        first = jax.tree.map(lambda x: x[0], micros)
-        (total, sums), grads = jax.eval_shape(gradient, params, first, token_weight)
-        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (total, sums, grads))
-        return jax.lax.scan(add, start, micros)[0]
+        return sum_over(lambda micro: gradient(params, micro, token_weight), micros)
 
     def step(state: TrainState, batch: Batch, loss_weights: DomainVector | None = None) -> tuple[TrainState, StepInfo]:
         loss_weights = jnp.ones(num_domains, jnp.float32) if loss_weights is None else loss_weights
         drawn = None
         if choose is None:
             counts = count(batch)
-            total, sums, grads = accumulated(state.params, batch, token_weights(counts, loss_weights))
+            (total, sums), grads = accumulated(state.params, batch, token_weights(counts, loss_weights))
         else:
             choosing = jax.value_and_grad(choosing_objective, has_aux=True)
             (total, (sums, counts, drawn)), grads = choosing(state.params, batch, loss_weights)

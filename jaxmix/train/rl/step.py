@@ -7,6 +7,7 @@ different curricula share them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from jaxmix.models.lm.sampling import Sampling
 from jaxmix.train.grpo import group_advantages, token_objective, token_weights
 from jaxmix.train.lm.state import TrainState, init_train_state, train_state_shardings
 from jaxmix.train.rl.settings import FinetuneSettings
-from jaxmix.train.run.micro_batches import split_rows
+from jaxmix.train.run.micro_batches import split_rows, sum_over
 from jaxmix.train.run.optimizer import build_optimizer, learning_rate_schedule
 from jaxmix.train.run.update import guarded_update
 
@@ -276,7 +277,7 @@ def build_policy_programs(
             stepper = scaled(optimizer, count(is_live & is_present) / jnp.maximum(count(is_present), 1.0))
 
         def once(train: TrainState, _: None) -> tuple[TrainState, Array]:
-            (loss, sums), grads = gradient(train.params, micro_batches)
+            (loss, sums), grads = sum_over(partial(gradient, train.params), micro_batches)
             result = guarded_update(train, loss, grads, stepper)
             means = sums / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
             return result.state, jnp.stack([loss, result.grad_norm, *means])
@@ -285,14 +286,6 @@ def build_policy_programs(
         info = UpdateInfo._make([*jnp.mean(shown, axis=0), train.skipped, train.consecutive_skipped])
         rest = jax.tree.map(lambda x: jnp.roll(x, -groups, axis=0) if x.ndim else jnp.maximum(x - groups, 0), buffer)
         return train, rest, info
-
-    def gradient(params: Any, micro_batches: Any) -> Any:
-        """((loss, sums), gradient) over all micro-batches."""
-        of_micro_batch = jax.value_and_grad(objective, has_aux=True)
-        shapes = jax.eval_shape(of_micro_batch, params, jax.tree.map(lambda x: x[0], micro_batches))
-        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        add = lambda carry, micro: (jax.tree.map(jnp.add, carry, of_micro_batch(params, micro)), None)
-        return jax.lax.scan(add, start, micro_batches)[0]
 
     def logp_of(params: Any, micro: Any) -> Array:
         valid = is_prompt_token(micro["prompts"], pad_id)
@@ -313,6 +306,7 @@ def build_policy_programs(
         shown = (tokens.is_low, tokens.is_high, tokens.kl, tokens.drift, -logp)
         return jnp.sum(micro["weights"] * tokens.loss), jnp.stack([jnp.sum(x, dtype=jnp.float32) for x in shown])
 
+    gradient = jax.value_and_grad(objective, has_aux=True)
     train_places = train_state_shardings(model, optimizer, mesh)
     return PolicyPrograms(
         rollout=jax.jit(rollout, out_shardings=Rollouts(whole, by_row, by_row)),  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ from jaxmix.train.lm.programs import optimizer_of
 from jaxmix.train.lm.settings import TrainSettings
 from jaxmix.train.lm.state import TrainState
 from jaxmix.train.lm.step import build_train_step
+from jaxmix.train.run.micro_batches import sum_over
 from jaxmix.train.swarm.plan import RowTable
 
 _CACHED_TOKENS = 1024
@@ -128,10 +129,8 @@ def build_swarm_programs(
         return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(len(row), jnp.float32)))
 
     def evaluate(params: Any, batches: Any) -> Array:
-        def add(sums: Array, batch: dict[str, Array]) -> tuple[Array, None]:
-            return sums + loss_sums(model.apply, params, batch, num_domains=num_domains), None
-
-        return mean_losses(jax.lax.scan(add, jnp.zeros((2, num_domains), jnp.float32), batches)[0])
+        sums = partial(loss_sums, model.apply, params, num_domains=num_domains)
+        return mean_losses(sum_over(sums, batches))
 
     def local_advance(state: SwarmState, table: Any, domain: Array, row: Array, steps: Array) -> Any:
         if is_table_shared:
