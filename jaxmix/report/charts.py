@@ -216,7 +216,7 @@ def dots(groups: Mapping[str, Sequence[Dot]], *, name: str, x_label: str, column
 
 
 class Matrix(NamedTuple):
-    """A matrix to be drawn as a heat map, with one more column beside it that has a scale of its own.
+    """A matrix to be drawn as a heat map, with one more column beside it that has its own scale.
 
     Attributes:
         title: above the matrix.

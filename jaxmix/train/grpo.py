@@ -156,7 +156,7 @@ def group_advantages(
 ) -> tuple[Float[Array, "b g"], Bool[Array, " b"]]:
     """Advantages, exactly 0 in groups without a gradient; and bool[b], which groups have one."""
     is_live = live_groups(rewards)
-    # Zeros in dead groups: a reward of nan must not reach the others by way of 0 · nan.
+    # Zeros in dead groups: a reward of nan must not reach the others through 0 · nan.
     clean = jnp.where(is_live[:, None], rewards, 0.0)
     centered = clean - jnp.mean(clean, axis=1, keepdims=True)
     if standardize:
@@ -208,5 +208,5 @@ def token_weights(mask: Bool[Array, "b g t"], aggregate: str) -> Float[Array, "b
 
 
 def _k3(difference: Array) -> Array:
-    """`exp(δ) − 1 − δ`, by way of expm1: near 0 the difference of the other form is all rounding."""
+    """`exp(δ) − 1 − δ`, through expm1: near 0 the direct form would be rounding alone."""
     return jnp.maximum(jnp.expm1(difference) - difference, 0.0)

@@ -60,7 +60,7 @@ def checksum(path: Path) -> str:
 
 
 def read_store_index(folder: Path) -> dict[str, Any]:
-    """The index of a whole store. RunError: there is none, or shards are missing."""
+    """The index of a complete store. RunError: there is none, or shards are missing."""
     index = read_json(folder / INDEX)
     if index is None:
         done = len(list(folder.glob("shard-*.json"))) if folder.is_dir() else 0
@@ -68,7 +68,9 @@ def read_store_index(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"the embedding store is not whole: {done} shards are written" if is_begun else "there are no embeddings",
             where=str(folder),
-            fix="Call write_embedding_store with the same arguments to go on." if is_begun else "Embed a corpus first.",
+            fix="Call write_embedding_store with the same arguments to continue."
+            if is_begun
+            else "Embed a corpus first.",
         )
     if index.get("format") != FORMAT:
         raise RunError(

@@ -32,10 +32,10 @@ class TextEncoder(Protocol):
 
 
 def open_embedding_store(folder: str | Path) -> EmbeddingStore:
-    """Opens a whole store for reading. Sizes of all files are checked here, their content by `EmbeddingStore.verify`.
+    """Opens a complete store. Sizes of all files are checked here, their content by `EmbeddingStore.verify`.
 
     Raises:
-        RunError: there is no store, it is not whole, or a file is missing or has another size than the index says.
+        RunError: there is no store, it is incomplete, or a file is missing or has another size than the index says.
     """
     return EmbeddingStore(folder)
 
@@ -147,7 +147,7 @@ class EmbeddingStore:
             raise RunError(
                 f"the content of {', '.join(damaged)} is not what was written",
                 where=str(self.folder),
-                fix="Delete these, their .json files and index.json, and embed again: only they are made anew.",
+                fix="Delete these, their .json files and index.json, and embed again: only these are remade.",
             )
 
     def _shard_of(self, rows: np.ndarray) -> np.ndarray:

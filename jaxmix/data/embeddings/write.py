@@ -117,7 +117,7 @@ class EmbeddingWriter:
         return entry
 
     def finish(self) -> bool:
-        """Writes the index if all shards are there; whoever does so writes the same bytes. False: some are missing."""
+        """Writes the index if all shards are there, the same bytes in every process. False: some are missing."""
         entries = [self._entry(number) for number in range(len(self._sources))]
         if any(entry is None for entry in entries):
             return False

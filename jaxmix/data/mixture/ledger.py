@@ -14,8 +14,8 @@ from jaxmix.core.types import Float, Int
 @dataclasses.dataclass(frozen=True)
 class Ledger:
     """Attributes:
-    cursors: i64[m], rows drawn since the beginning; also where each source goes on.
-    carry: f64[m], rows owed (asked minus drawn, after what exhausted sources handed on); adds to 0.
+    cursors: i64[m], rows drawn since the beginning; also where each source continues.
+    carry: f64[m], rows owed (asked minus drawn, including those that exhausted sources passed on); adds to 0.
     asked: f64[m], rows asked since the beginning.
     tokens: i64[m], tokens with a target among the rows drawn.
     """

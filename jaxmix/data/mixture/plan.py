@@ -1,7 +1,7 @@
 """The domain of each row of a block: a pure function of weights, carries and cursors.
 
 Every process computes the same plan from the same replicated numbers, so processes agree without messages, and a
-restart on another number of processes goes on exactly.
+restart on another number of processes continues exactly.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def plan_block(
 def _without_used_up(
     weights: np.ndarray, carry: np.ndarray, cursors: np.ndarray, limits: np.ndarray, policies: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, int] | None]:
-    """Shares without the sources that have nothing left, their carry handed on, or the reason to end."""
+    """Shares without the exhausted sources, whose carry is passed on, or the reason to end."""
     used_up = np.flatnonzero((cursors >= limits) & (weights > 0))
     for j in used_up.tolist():
         if policies[j] in ("stop", "error"):

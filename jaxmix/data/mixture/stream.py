@@ -66,7 +66,7 @@ class MixtureStream:
             tokens (one more gives the last target), padded.
         block: batches drawn by the same weights, ≥ 1.
         on_exhaust: what happens when a source has been read `max_epochs` times (once, without `max_epochs`), for all
-            or by name. "repeat": it goes on, and with `max_epochs` it drops out after them; "drop": it drops out and
+            or by name. "repeat": it continues, and with `max_epochs` it drops out after them; "drop": it drops out and
             the others share its weight; "stop": the stream ends before the first batch it could not fill; "error":
             likewise, with a `RunError`.
         max_epochs: > 0, for all or by name; None for no bound.

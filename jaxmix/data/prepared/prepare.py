@@ -74,7 +74,7 @@ def prepare_corpus(
     """Tokenizes `sources` into `out`, continuing what a killed run left there.
 
     A record is a document with the end-of-document token behind it; documents of more than `max_record_tokens`
-    tokens become several records. Every record goes to the split that a hash of its tokens says, whatever its place:
+    tokens become several records. A hash of its tokens, not its place, decides the split of every record:
     equal records meet in the same split, and adding documents moves none. A domain of two or more records has at
     least one in each split.
 

@@ -57,7 +57,7 @@ class PreparedSource:
     Attributes:
         name: of the domain.
         doc_lengths: i64[n], tokens of each record.
-        is_continued: bool[n], the record goes on with the document before it (maybe in the other split).
+        is_continued: bool[n], the record continues the document before it (maybe in the other split).
         num_tokens, num_bytes, num_documents: of the split; bytes are on disk.
     """
 

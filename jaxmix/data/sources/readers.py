@@ -58,7 +58,7 @@ class Unit:
 
 
 def detect_format(path: Path) -> str | None:
-    """The format that a file's ending stands for; None if it is unknown."""
+    """The format of a file by its ending; None if it is unknown."""
     name = path.name.lower()
     return next((kind for kind, endings in FORMATS.items() if name.endswith(endings)), None)
 
@@ -135,7 +135,7 @@ def _jsonl(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tup
 
 
 def _lines(file: Any) -> Iterator[tuple[str, bytes]]:
-    """Lines of a stream that has no lines of its own, each with its number."""
+    """Lines of a stream that cannot read lines, each with its number."""
     rest, number = b"", 0
     while chunk := bytes(file.read(1 << 20)):
         *whole, rest = (rest + chunk).split(b"\n")

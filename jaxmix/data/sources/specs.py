@@ -204,7 +204,7 @@ def _open_tfds(spec: SourceSpec) -> Any:
 
     try:
         return tfds.data_source(spec.tfds, split=spec.split)
-    except Exception as error:  # tfds has many kinds of its own
+    except Exception as error:  # tfds raises many kinds
         raise ConfigError(
             f"tensorflow-datasets cannot open {spec.tfds!r}: {str(error).strip().splitlines()[0]}",
             where=f"sources.{spec.name}.tfds",

@@ -13,7 +13,7 @@ _LONGEST = 10_000
 """Characters of a completion that are looked at, from its end."""
 _LONGEST_NUMBER = 400
 _BOXES = 20
-"""So many `\\boxed` are tried, last first, until one is whole."""
+"""The number of `\\boxed` that are tried, last first, until one is complete."""
 _LARGEST_EXPONENT = 400
 
 _HASHES = re.compile(r"####[^\S\n]*([^\n]*)")

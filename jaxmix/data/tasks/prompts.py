@@ -123,7 +123,7 @@ class PromptSet:
         )
 
     def take(self, rows: ArrayLike) -> PromptSet:
-        """The prompts of these rows as a set of their own, with all arms."""
+        """A set of the prompts of these rows, with all arms."""
         chosen = np.asarray(rows)
         reward = self.reward
         return replace(

@@ -2,7 +2,7 @@
 
 It serves to confirm findings from the digit suite. Its families share no rule with that suite's, and its levels
 follow from one rule that was fixed before anything was trained on it: level i asks about 2 + i symbols (3 + i for
-counting and brackets, whose answers to two symbols are nearly always the same), five levels, whatever comes out.
+counting and brackets, whose answers to two symbols are nearly always the same), five levels, whatever the results.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def run_training(
     Raises:
         ConfigError: before any file or device is touched.
         RunError: too many updates in a row were not finite, the run was interrupted, a hook failed, or no checkpoint
-            can be read. The newest checkpoint is whole in each case.
+            can be read. The newest checkpoint is complete in each case.
     """
     names = tuple(stream.names)
     check_mixer(mixer, has_reference=reference is not None, loss_normalization=settings.loss_normalization)
@@ -359,7 +359,7 @@ class _TrainLoop(Loop[RunResult]):
 
     def _is_controlled(self, step: int) -> bool:
         cadence = self.mixer.cadence
-        # Without evaluations of its own the mixer takes what the report measures, at the report's times.
+        # Without its own evaluations the mixer uses the report's, at the report's times.
         is_shared = cadence.validate == 0 and step % self.settings.eval_every == 0
         return cadence.is_validation_due(step, len(self.names)) or is_shared
 

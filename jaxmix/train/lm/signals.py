@@ -192,7 +192,7 @@ def build_gradient_signals(
             assert held_out is not None
             targets, _, _ = _grouped(loss, theta, _sharded(held_out, mesh), reduce)
             signals["validation_alignment"] = _inner(gradients, targets)
-        # A step whose gradients broke teaches nothing: its domains count as not drawn.
+        # A step whose gradients are not finite is ignored: its domains count as not drawn.
         return {name: jnp.where(jnp.isfinite(signals[name]), signals[name], 0.0) for name in sorted(signals)}
 
     return jax.jit(measure, out_shardings=replicated(mesh))

@@ -76,7 +76,7 @@ def init_train_state(key: jax.Array, model: Any, optimizer: optax.GradientTransf
 
 
 def train_state_shardings(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A `TrainState` of shardings: moments are laid out as their parameters, scalars are replicated."""
+    """A `TrainState` of shardings: moments are sharded like their parameters, scalars are replicated."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     specs = fit_partition(model.partition, params, mesh.shape)
     if specs is None:

@@ -50,7 +50,7 @@ class StepInfo(NamedTuple):
     Attributes:
         feedback: `loss_sum` and `token_count` f32[m] over all micro-batches and devices; with reference losses in the
             batch also `reference_loss_sum` and `clipped_excess_sum`. Zero if the step was skipped.
-        loss: mean loss per token of the step's batch, whatever the normalization trained on.
+        loss: mean loss per token of the step's batch, for every normalization.
         grad_norm: global norm before clipping.
         skipped: updates skipped so far.
         consecutive_skipped: how many of the latest steps in a row were skipped.

@@ -74,7 +74,7 @@ def fingerprint(value: Any) -> str:
     Mappings are hashed in the order of their keys, arrays by dtype, shape and content, dataclasses by field.
 
     Raises:
-        ConfigError: `value` holds something without a content of its own, such as a function.
+        ConfigError: `value` holds something without content, such as a function.
     """
     digest = hashlib.blake2b(digest_size=16)
     _absorb(digest, value)
@@ -177,7 +177,7 @@ def write_embeddings(
 
 
 def open_embeddings(folder: str | Path, *, key: Mapping[str, str]) -> EmbeddingCache:
-    """Opens a whole cache for reading.
+    """Opens a complete cache for reading.
 
     Args:
         folder: that `write_embeddings` filled.
@@ -185,7 +185,7 @@ def open_embeddings(folder: str | Path, *, key: Mapping[str, str]) -> EmbeddingC
 
     Raises:
         ConfigError: they are of something else; the ingredients that differ are named.
-        RunError: there is no cache, it is not whole, or a file is damaged.
+        RunError: there is no cache, it is incomplete, or a file is damaged.
     """
     folder = Path(folder)
     index = _read_index(folder)
@@ -194,9 +194,9 @@ def open_embeddings(folder: str | Path, *, key: Mapping[str, str]) -> EmbeddingC
     _check_key(folder, index, key)
     if index["done"] < index["rows"]:
         raise RunError(
-            f"the embedding cache is not whole: {index['done']:,} of {index['rows']:,} rows are written",
+            f"the embedding cache is incomplete: {index['done']:,} of {index['rows']:,} rows are written",
             where=str(folder),
-            fix="Call write_embeddings with the same key to go on.",
+            fix="Call write_embeddings with the same key to continue.",
         )
     image, text = _open_files(folder, index, mode="r")
     return EmbeddingCache(image, text, index["temperature"], index["bias"])
@@ -209,7 +209,7 @@ def _check_block(arrays: list[np.ndarray], start: int, stop: int, width: int | N
         raise RunError(f"embed({start}, {stop}) returned shapes {shapes}, expected two of {expected}")
     if not all(np.isfinite(array).all() for array in arrays):
         raise RunError(
-            f"embeddings of rows {start} to {stop - 1} are not finite", fix="Is the reference's checkpoint whole?"
+            f"embeddings of rows {start} to {stop - 1} are not finite", fix="Check the reference's checkpoint."
         )
 
 

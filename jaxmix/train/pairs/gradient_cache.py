@@ -1,7 +1,7 @@
 """The gradient of a contrastive loss over a whole batch, computed micro-batch by micro-batch.
 
-Summing the losses of micro-batches is not the loss of the batch: every example has only the companions of its own
-micro-batch for negatives. What is exact is the chain rule cut at the embeddings.
+Summing the losses of micro-batches is not the loss of the batch: the negatives of an example would come
+from its own micro-batch only. Exact is the chain rule, cut at the embeddings.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def build_pair_programs(
     Shapes:
         batch: images [c, h, w, 3], tokens i32[c, t], row i32[c], valid bool[c]; with a cached reference also
             reference_image, reference_text f32[c, d]; with captions that occur more than once group i32[c], which the
-            selector then gets. From `PairStream.batch` by way of `global_batch`.
+            selector then gets. From `PairStream.batch` through `global_batch`.
 
     Differs from the paper: there the scoring forward counts as the training forward (see `relative_step_cost`).
 
@@ -309,7 +309,7 @@ class _Step:
         return gradient(state.train.params, self._augmented(batch, state.key, state.train.step), batch["tokens"], first)
 
     def _gradient_through_scores(self, state: PairState, batch: Any, frozen: Any) -> tuple[Array, Any, Array, Any]:
-        """Loss and gradient of the chosen rows by way of the scoring forward; also the rows and the selector's info."""
+        """Loss and gradient of the chosen rows through the scoring forward pass; the rows; the selector's info."""
         images = self._augmented(batch, state.key, state.train.step)
 
         def objective(params: Any) -> Any:
@@ -374,7 +374,7 @@ def init_pair_state(key: Any, model: Any, programs: PairPrograms) -> PairState:
 
 
 def shuffled(key: Any, indices: Int[Array, " b"]) -> Int[Array, " b"]:
-    """The indices in random order: their own tells the chunk, and early chunks differ from late ones."""
+    """The indices in random order: the selector's order reveals the chunk, and early chunks differ from late ones."""
     return indices[jnp.argsort(jax.random.bits(key, indices.shape))]
 
 

@@ -1,7 +1,7 @@
-"""Image–text pairs for training with selection: which rows make a super-batch, and how an image is augmented.
+"""Image–text pairs for training with selection: the rows of a super-batch, and augmentation.
 
-Both are pure functions of a key and the step, so that nothing of them has to be checkpointed, scoring and training see
-the same pixels, and a resumed run sees what the uninterrupted one would have.
+Both are pure functions of a key and the step: neither needs a checkpoint, scoring and training see the same pixels, and
+a resumed run sees the same data as an uninterrupted one.
 """
 
 from __future__ import annotations

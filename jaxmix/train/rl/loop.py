@@ -89,7 +89,7 @@ def run_finetuning(
     """Fine-tunes `model` on verifiable prompts by GRPO under a curriculum, continuing a run found in `run_dir`.
 
     A step draws an arm for every slot, the next prompt of each arm, rolls all of them out, asks `prompts.reward`, and
-    tells the bandit, which therefore knows of every step before the next. The policy is updated when enough groups
+    updates the bandit, which has therefore seen every step before the next. The policy is updated when enough groups
     have been collected; see `FinetuneSettings`.
 
     Writes metrics.jsonl (deterministic values only), timing.jsonl and checkpoints/. A checkpoint holds policy,
@@ -106,7 +106,7 @@ def run_finetuning(
         prompts: to train on, with their verifier.
         bandit: over the arms of `prompts`.
         kept: i32[k, l], which prompts of each arm may be drawn, padded with −1; None: all.
-        evaluation: held-out prompts, with arms of their own or the same ones; same end, padding and completion length.
+        evaluation: held-out prompts; their arms may differ, but not eos_id, pad_id and completion_length.
         settings: see `FinetuneSettings`.
         initial_params: of the policy, from `warm_start` say; they are copied. None: fresh ones.
         mesh: all devices along "data" by default.

@@ -1,6 +1,6 @@
 """The compiled programs of reinforcement fine-tuning: draw prompts, roll out, collect groups, update, evaluate.
 
-One program per phase, each compiled once in a run. Those of the policy know nothing of the bandit, so that runs under
+One program per phase, each compiled once in a run. Those of the policy do not depend on the bandit, so that runs under
 different curricula share them.
 """
 
@@ -321,7 +321,7 @@ def build_policy_programs(
 
 
 def scaled(optimizer: optax.GradientTransformation, share: Array) -> optax.GradientTransformation:
-    """The optimizer with its updates multiplied by `share`, whatever it normalizes inside."""
+    """The optimizer with its updates multiplied by `share`, outside any normalization of its own."""
 
     def update(grads: Any, opt_state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(grads, opt_state, params)

@@ -2,7 +2,7 @@
 
 One step folder holds the arrays of a state (a `RunState`, or that of a swarm) and a JSON object with what is not an
 array: the stream's cursors, domain names, state versions, configuration hash. Orbax writes to a temporary folder and
-renames it, so a kill leaves either a whole step or none.
+renames it, so a kill leaves either a complete step or none.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Checkpointer:
         return not steps
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> float:
-        """Starts a save and returns the seconds it blocked; writing goes on in the background."""
+        """Starts a save and returns the seconds it blocked; writing continues in the background."""
         started = time.perf_counter()
         nested = to_nested(state)
         record = {
@@ -111,7 +111,7 @@ class Checkpointer:
         return None
 
     def restore(self, template: Any, *, only_train: bool = False) -> Restored | None:
-        """Reads the newest checkpoint that is whole.
+        """Reads the newest complete checkpoint.
 
         A checkpoint that cannot be read, or whose arrays do not have the checksums they were saved with, is reported,
         set aside under another name, and the one before it is tried.
@@ -124,7 +124,7 @@ class Checkpointer:
             None when there is no checkpoint at all.
 
         Raises:
-            RunError: there are checkpoints and none is whole, or they belong to another model.
+            RunError: there are checkpoints but none is complete, or they belong to another model.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -160,7 +160,7 @@ class Checkpointer:
             layout = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
             target = ocp.args.StandardRestore(layout)
         else:
-            target = ocp.args.StandardRestore()  # read as it lies, laid out afterwards
+            target = ocp.args.StandardRestore()  # read as stored, sharded afterwards
         nested = self._manager.restore(step, args=ocp.args.Composite(state=target))["state"]
         found = jax.device_get(checksums(jax.tree.map(jnp.asarray, nested)))
         wrong = sorted(name for name, value in found.items() if int(value) != meta["checksums"].get(name))

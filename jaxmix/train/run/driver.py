@@ -236,7 +236,7 @@ class Loop(ABC, Generic[Result]):
 
 
 class Driver(Generic[Result]):
-    """Runs a loop in `run_dir`, from its start or its newest whole checkpoint.
+    """Runs a loop in `run_dir`, from its start or its newest complete checkpoint.
 
     Args:
         loop: a new one; a loop runs once.
@@ -263,7 +263,7 @@ class Driver(Generic[Result]):
         names = [*_KINDS, *(hook.name for hook in hooks)]
         if twice := [hook.name for hook in hooks if names.count(hook.name) > 1]:
             raise ConfigError(
-                f"the name {twice[0]!r} of a hook is taken", where="hooks", fix="Give every hook a name of its own."
+                f"the name {twice[0]!r} of a hook is taken", where="hooks", fix="Give every hook its own name."
             )
         self.loop, self.run_dir, self.settings = loop, Path(run_dir), loop.settings
         self.hooks = [*loop.evaluations(), *(dataclasses.replace(hook, run=_guarded(hook)) for hook in hooks)]
@@ -279,7 +279,7 @@ class Driver(Generic[Result]):
         Raises:
             ConfigError: `settings.resume` and the folder do not fit, or it holds another run.
             RunError: interrupted (SIGINT, SIGTERM; saved first), too many updates in a row were not finite, a hook
-                failed, or no checkpoint can be read. The newest checkpoint is whole in each case.
+                failed, or no checkpoint can be read. The newest checkpoint is complete in each case.
         """
         loop = self.loop
         notes: list[str] = []
@@ -305,7 +305,7 @@ class Driver(Generic[Result]):
                     return self._train(resumed_from, interruption)
 
     def _begin(self, notes: list[str]) -> int | None:
-        """Starts the loop afresh (returns None) or from the newest whole checkpoint (returns its step)."""
+        """Starts the loop afresh (returns None) or from the newest complete checkpoint (returns its step)."""
         loop = self.loop
         loop.state = loop.init()
         if self.checkpointer.begins_afresh(self.settings.resume):

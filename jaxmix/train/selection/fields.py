@@ -18,7 +18,7 @@ def add_selection(metrics: Metrics, drawn: SuperBatchSums) -> None:
     metrics.add_total({f"select/{name}": getattr(drawn, name) for name in names})
     found = {name: getattr(drawn.feedback, name) for name in _SUMS}
     sums = {name: np.asarray(value, np.float64) for name, value in found.items() if value is not None}
-    # A domain one of whose rows had a loss that is not finite: this step says nothing of it.
+    # A step does not count for a domain with a loss that is not finite.
     is_sound = np.all([np.isfinite(value) for value in sums.values()], axis=0)
     metrics.add({f"select/{name}": np.where(is_sound, value, 0.0) for name, value in sums.items()})
     metrics.add({"select/trained_tokens": drawn.trained_tokens, "select/score": drawn.score, "select/steps": 1})

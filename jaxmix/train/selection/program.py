@@ -85,9 +85,9 @@ def build_selection(
 ) -> SelectionProgram:
     """Builds `select(params, batch, key, step) -> (batch, drawn)`, jitted.
 
-    The chosen rows come back in the order they were drawn in, which says nothing of their scores, so that micro-batches
-    are cut from them at random; the choice is made once for the whole step. The draw depends on `(key, step)` and the
-    scores alone: there is nothing to checkpoint. No gradient passes: selection is a program of its own, and at the
+    The chosen rows keep the order in which they were drawn, which is independent of their scores, so that micro-batches
+    are random parts of them; the choice is made once for the whole step. The draw depends on `(key, step)` and the
+    scores alone: there is nothing to checkpoint. No gradient passes: selection is a separate program, and at the
     level of tokens the mask reaches the train step as targets of −1.
 
     Cost, in forward passes of one row (a third of a step each): B by the learner where `forward_passes.learner`, B by

@@ -46,7 +46,7 @@ class SelectionSettings:
     level of tokens there is no super-batch: the best `keep` of the batch's tokens enter the loss, the others remain as
     context only. `learnability` is then Rho-1; `hard_learner`, which needs no reference, is ESLM's rule on losses. The
     mask is made over the whole batch, by the losses of the training pass itself; with micro-batches (accumulate above
-    1) no one pass sees them all, and it takes a forward pass of its own.
+    1) no single pass sees them all, and the choice needs its own forward pass.
 
     Gain is per nat of a row's mean loss: JEST's 1 is meant for sums over the pairs of a batch; mean losses of rows
     differ by tenths of a nat, so that a gain of 1 selects weakly. With `diversity` above 0 rows are drawn in chunks,
@@ -165,7 +165,7 @@ class ForwardPasses(NamedTuple):
         learner: the learner scores all rows that were drawn.
         reference: the reference scores them.
         trained_reference: the reference's losses of the chosen rows go into the step's own sums; where `reference` is
-            False that is a pass of its own over the chosen rows.
+            False that is a separate pass over the chosen rows.
     """
 
     learner: bool

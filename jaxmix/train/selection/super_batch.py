@@ -56,7 +56,7 @@ def domain_quota(key: PRNGKeyArray, domain: Int[Array, " c"], num_select: int, n
     """
     counts = jnp.cumsum(sum_by_domain(jnp.ones(domain.shape, jnp.float32), domain, num_domains))
     steps = jnp.floor(counts * jnp.float32(num_select / domain.shape[0]) + jax.random.uniform(key))
-    # The last is b whatever the product was rounded to.
+    # The last is b, whatever the rounding of the product.
     steps = steps.at[-1].set(num_select)
     return jnp.diff(steps, prepend=jnp.zeros(1, steps.dtype)).astype(jnp.int32)
 

@@ -134,7 +134,7 @@ def run_swarm(
 
     Raises:
         ConfigError: before any file or device is touched; also when `run_dir` holds another swarm.
-        RunError: interrupted, or the sources of a proxy are used up. Checkpoints are whole.
+        RunError: interrupted, or the sources of a proxy are used up. Checkpoints are complete.
     """
     _check(proxies, sources, validation, settings, on_exhaust)
     run_dir = Path(run_dir)
@@ -262,7 +262,7 @@ class _Chunk:
         write_chunk(self.folder, self._result())
 
     def _begin(self, checkpointer: Checkpointer) -> None:
-        """Starts afresh, or from the newest whole checkpoint."""
+        """Starts afresh, or from the newest complete checkpoint."""
         keys = [jax.random.split(jax.random.key(proxy.seed))[0] for proxy in self.proxies]
         keys += keys[-1:] * (self.size - len(keys))
         self.state = self.programs.init(self.programs.place(jax.numpy.stack(keys)))
@@ -381,7 +381,7 @@ def _check(
         raise ConfigError(
             f"a swarm runs in one process, there are {jax.process_count()}",
             where="run_swarm",
-            fix="Give each process a part of the proxies and a folder of its own.",
+            fix="Give each process its own part of the proxies and its own folder.",
         )
     if not proxies:
         raise ConfigError("there are no proxies", where="run_swarm(proxies)")
