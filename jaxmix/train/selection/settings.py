@@ -12,20 +12,8 @@ from jaxmix.core.settings import check_fields, setting
 from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer
 from jaxmix.train.lm.signals import GRADIENT_SIGNALS
 
-_OF_LEVEL = {
-    "sequence": (
-        "filter_ratio",
-        "gain",
-        "greedy",
-        "reduce",
-        "top",
-        "diversity",
-        "kernel",
-        "num_chunks",
-        "hold_shares",
-    ),
-    "token": ("keep",),
-}
+_OF_BOTH_LEVELS, _OF_TOKENS = ("method", "level", "feedback"), ("keep",)
+"""Settings that have an effect at both levels, and those at the level of tokens alone; the others are of sequences."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +69,16 @@ class SelectionSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, "selection")
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        for level, names in _OF_LEVEL.items():
-            for name in names:
-                if level != self.level and getattr(self, name) != defaults[name]:
-                    raise ConfigError(
-                        f"{name} has no effect at the level of a {self.level}",
-                        where=f"selection.{name}",
-                        fix="Leave it out, or change selection.level.",
-                    )
+        for f in dataclasses.fields(self):
+            if not self._has_effect(f.name) and getattr(self, f.name) != f.default:
+                raise ConfigError(
+                    f"{f.name} has no effect at the level of a {self.level}",
+                    where=f"selection.{f.name}",
+                    fix="Leave it out, or change selection.level.",
+                )
+
+    def _has_effect(self, name: str) -> bool:
+        return name in _OF_BOTH_LEVELS or (name in _OF_TOKENS) == (self.level == "token")
 
     @property
     def feedback_from(self) -> str:
@@ -104,7 +93,7 @@ class SelectionSettings:
     @property
     def relevant(self) -> dict[str, Any]:
         """The settings that have an effect at this level, by name, as a configuration file holds them."""
-        names = ("method", "level", *_OF_LEVEL[self.level], "feedback")
+        names = [f.name for f in dataclasses.fields(self) if self._has_effect(f.name)]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def candidates(self, batch_size: int, *, multiple: int = 1, where: str = "selection.filter_ratio") -> int:
