@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from jaxmix.report.numbers import mean_of_known, number, percent, perplexity
@@ -115,34 +116,32 @@ def comparison_table(runs: Sequence[RunRecord]) -> Table:
     rows: list[tuple[str, ...]] = []
     best: set[tuple[int, int]] = set()
 
-    def add(
-        label: str,
-        values: list[float | None],
-        beside: Sequence[tuple[str, str]] = (),
-        *,
-        rank: bool = True,
-    ) -> None:
-        known = [v for v in values if v is not None]
-        if rank and len(known) > 1:
-            best.update((len(rows), 1 + 3 * i) for i, v in enumerate(values) if v is not None and v <= min(known))
-        pairs = zip(values, beside or [("", "")] * len(values), strict=True)
-        rows.append((label, *(cell for value, others in pairs for cell in (number(value, 4 if rank else 0), *others))))
+    def means(metric: Callable[[RunRecord], float | None]) -> list[float | None]:
+        return [mean_of_known(map(metric, group)) for group in groups.values()]
 
-    members = list(groups.values())
+    def add(label: str, losses: list[float | None], beside: Sequence[tuple[str, str]] = ()) -> None:
+        known = [loss for loss in losses if loss is not None]
+        if len(known) > 1:
+            best.update((len(rows), 1 + 3 * i) for i, v in enumerate(losses) if v is not None and v <= min(known))
+        pairs = zip(losses, beside or [("", "")] * len(losses), strict=True)
+        rows.append((label, *(cell for loss, others in pairs for cell in (number(loss, 4), *others))))
+
     for name in domains:
-        shares = [percent(mean_of_known(r.final("train", f"data/share/{name}") for r in g)) for g in members]
-        epochs = [number(mean_of_known(r.final("train", f"data/epochs/{name}") for r in g), 2) for g in members]
-        losses = [mean_of_known(r.final_losses().get(name) for r in g) for g in members]
+        shares = map(percent, means(partial(RunRecord.final, kind="train", key=f"data/share/{name}")))
+        epochs = [number(x, 2) for x in means(partial(RunRecord.final, kind="train", key=f"data/epochs/{name}"))]
+        losses = [mean_of_known(r.final_losses().get(name) for r in group) for group in groups.values()]
         add(name, losses, list(zip(shares, epochs, strict=True)))
-    add("mean over domains", [mean_of_known(map(mean_loss, g)) for g in members])
-    seeds = sorted({r.seed for g in members for r in g})
+    add("mean over domains", means(mean_loss))
+    finished = [run for group in groups.values() for run in group]
+    seeds = sorted({run.seed for run in finished})
     for seed in seeds if len(seeds) > 1 else ():
-        add(f"  seed {seed}", [mean_of_known(mean_loss(r) for r in g if r.seed == seed) for g in members])
-    natural = next((natural_shares(r) for g in members for r in g if natural_shares(r)), None)
+        of_seed = [[run for run in group if run.seed == seed] for group in groups.values()]
+        add(f"  seed {seed}", [mean_of_known(map(mean_loss, group)) for group in of_seed])
+    natural = next(filter(None, map(natural_shares, finished)), None)
     if natural:
-        add("mean, weighted by size", [mean_of_known(mean_loss(r, natural) for r in g) for g in members])
-    add("worst domain", [mean_of_known(max(r.final_losses().values()) for r in g) for g in members])
-    add("tokens/s", [mean_of_known(map(median_rate, g)) for g in members], rank=False)
+        add("mean, weighted by size", means(partial(mean_loss, weights=natural)))
+    add("worst domain", means(lambda run: max(run.final_losses().values())))
+    rows.append(("tokens/s", *(cell for rate in means(median_rate) for cell in (number(rate, 0), "", ""))))
     return Table(columns, tuple(rows), frozenset(best), first_total=len(domains))
 
 

@@ -85,13 +85,13 @@ class EmbeddingStore:
         if not 0 <= start <= stop <= len(self):
             raise ConfigError(f"rows {start} to {stop} of a store of {len(self)}", where="read")
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        pieces = []
+        parts = []
         while start < stop:
             begin, end = int(self._starts[first]), int(self._starts[first + 1])
             if start < end:
-                pieces.append(np.asarray(self._map(first)[start - begin : min(stop, end) - begin], np.float32))
+                parts.append(np.asarray(self._map(first)[start - begin : min(stop, end) - begin], np.float32))
             start, first = max(start, end), first + 1
-        return _unit(np.concatenate(pieces) if pieces else np.zeros((0, self.dim), np.float32))
+        return _unit(np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32))
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         """All rows in order, `rows` at a time, across the borders of shards; the last block may be shorter.

@@ -60,7 +60,7 @@ class RowSource(ABC):
         items = self._source.read(indices) if hasattr(self._source, "read") else [self._source[i] for i in indices]
         return [document_tokens(item, where=self._where) for item in items]
 
-    def _measured(self) -> np.ndarray:
+    def _document_lengths(self) -> np.ndarray:
         """i64[n], tokens of every document; reads them all where the source does not say."""
         if hasattr(self._source, "doc_lengths"):
             return np.asarray(self._source.doc_lengths, np.int64)
@@ -93,7 +93,7 @@ class PackedRows(RowSource):
             self._flat = np.concatenate(documents) if documents else np.zeros(0, np.int32)
             lengths = np.asarray([len(d) for d in documents], np.int64)
         else:
-            lengths = self._measured()
+            lengths = self._document_lengths()
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.num_tokens = int(self._offsets[-1])
 
@@ -146,7 +146,7 @@ class WholeRows(RowSource):
             self._source = np.asarray(source)  # slices of a memory map are slow
             self._lengths = np.full(len(source), source.shape[1], np.int64)
         else:
-            self._lengths = self._measured()
+            self._lengths = self._document_lengths()
         too_long = np.flatnonzero(self._lengths > seq_len + 1)
         if len(too_long):
             raise ConfigError(

@@ -3,8 +3,8 @@
 The folder holds, during the work and afterwards:
 
     plan.json                        the settings, and the hash of every source
-    DOMAIN/unit-00000.json           one finished piece of work: counts, troubles
-    DOMAIN/train-00000.array_record  its documents, one record each (long ones in pieces)
+    DOMAIN/unit-00000.json           one finished unit of work: counts, troubles
+    DOMAIN/train-00000.array_record  its documents, one record each (several for a long one)
     DOMAIN/train-00000.npy           tokens of every record, negative where a record continues a document
     index.json                       the sums; written last
 

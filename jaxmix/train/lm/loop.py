@@ -366,19 +366,19 @@ class _TrainLoop(Loop[RunResult]):
     def _evaluate(self, view: View) -> dict[str, float]:
         # One made only because the run ends is for the report alone: a longer run would not have made it.
         is_for_mixer = self.control is None and self._is_evaluated(view.step)
-        self.losses = self._measured(view, self.validation_batches, is_for_mixer=is_for_mixer)
+        self.losses = self._held_out_losses(view, self.validation_batches, is_for_mixer=is_for_mixer)
         return held_out_fields(self.losses, self.names, self.prior)
 
     def _measure_control(self, view: View) -> dict[str, float]:
-        losses = self._measured(view, self.control_batches, is_for_mixer=True)
+        losses = self._held_out_losses(view, self.control_batches, is_for_mixer=True)
         return held_out_fields(losses, self.names, self.prior)
 
     def _measure_test(self, view: View) -> dict[str, float]:
         assert self.test is not None
-        self.test_losses = self._measured(view, self._placed(self.test), is_for_mixer=False)
+        self.test_losses = self._held_out_losses(view, self._placed(self.test), is_for_mixer=False)
         return held_out_fields(self.test_losses, self.names, self.prior)
 
-    def _measured(self, view: View, batches: Any, *, is_for_mixer: bool) -> np.ndarray:
+    def _held_out_losses(self, view: View, batches: Any, *, is_for_mixer: bool) -> np.ndarray:
         losses = self.programs.evaluate(view.params, batches)
         if is_for_mixer:
             self.state = dataclasses.replace(self.state, validation_loss=losses)

@@ -1,4 +1,4 @@
-"""The training step on image–text pairs that picks its batch: score the super-batch, select, gather, train."""
+"""The training step on image–text pairs that selects its batch: score the super-batch, select, gather, train."""
 
 from __future__ import annotations
 

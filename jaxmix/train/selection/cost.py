@@ -1,6 +1,6 @@
 """The cost of training with selection: steps, examples trained, examples scanned and operations, always together.
 
-A method that picks its batches looks good on the axis that its author chose. JEST takes fewer steps than uniform
+A method that selects its batches looks good on the axis that its author shows. JEST takes fewer steps than uniform
 sampling and scans more examples; whether it takes fewer operations depends on the reference being cached, on the
 resolution of scoring and on what is counted. So no function here returns one axis alone.
 """
