@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from numpy.typing import ArrayLike, NDArray
 
 from jaxmix.core.errors import ConfigError
@@ -18,11 +18,10 @@ class PromptSet:
     """Prompts grouped into arms, with the function that scores their completions; all arrays live on the host.
 
     Attributes:
-        tokens: prompts padded on the left with `pad_id`, so that the last column is a prompt's last token. Any whole
-            numbers will do for it, `targets` and `arms`; they become i32.
-        targets: reference answers, each with `eos_id` at its end and then `pad_id`; `None` where there are none (then
-            no supervised start).
-        arms: of the prompts, in [0, k).
+        tokens: i32[n, p], prompts padded on the left with `pad_id`, so that the last column is a prompt's last token.
+        targets: i32[n, t], reference answers, each with `eos_id` at its end and then `pad_id`; `None` where there are
+            none (then no supervised start).
+        arms: i32[n] in [0, k), of the prompts.
         arm_names: one name per arm, all different.
         families: the family (kind of task) of each arm.
         levels: the difficulty level of each arm within its family, from 0.
@@ -46,9 +45,9 @@ class PromptSet:
         array([[1., 0.]], dtype=float32)
     """
 
-    tokens: Int[np.ndarray, "n p"]
-    targets: Int[np.ndarray, "n t"] | None
-    arms: Int[np.ndarray, " n"]
+    tokens: Any
+    targets: Any
+    arms: Any
     arm_names: tuple[str, ...]
     families: tuple[str, ...]
     levels: tuple[int, ...]
