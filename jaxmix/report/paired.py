@@ -181,7 +181,7 @@ def paired_sentences(runs: Sequence[RunRecord]) -> list[str]:
         elif gap.half_width is None:
             sentences.append(f"{p.variant} minus {first}: {gap.mean:+.4f} with one paired seed.")
         else:
-            verdict = "lower" if gap.high < 0 else "higher" if gap.low > 0 else "not told apart"
+            verdict = ("lower" if gap.mean < 0 else "higher") if gap.excludes_zero else "not told apart"
             sentences.append(f"{p.variant} minus {first}: {gap.mean:+.4f} {_span(gap)}, {verdict}.")
     if any(p.difference.half_width is not None for p in pairs):
         sentences.append(

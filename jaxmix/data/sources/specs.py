@@ -91,15 +91,8 @@ class SourceSpec:
                 Unit(kind, (), start, min(start + _GROUP_RECORDS, count)) for start in range(0, count, _GROUP_RECORDS)
             ] or [Unit(kind, (), 0, 0)]
         units: list[Unit] = []
-        group: list[Path] = []
+        group: list[Path] = []  # text files of one unit
         size = 0
-
-        def flush() -> None:
-            nonlocal group, size
-            if group:
-                units.append(Unit("text", tuple(group)))
-            group, size = [], 0
-
         for path in self.files():
             ending = self.format if self.format != "auto" else detect_format(path)
             if ending is None:
@@ -108,16 +101,15 @@ class SourceSpec:
                     where=f"sources.{self.name}.format",
                     fix=f"Set format to one of {', '.join(FORMATS)}.",
                 )
-            if ending != "text":
-                flush()
-                units.extend(split_file(path, ending))
-                continue
-            group.append(path)
-            size += _size(path)
-            if size >= _GROUP_BYTES or len(group) >= _GROUP_FILES:
-                flush()
-        flush()
-        return units
+            if group and (ending != "text" or size >= _GROUP_BYTES or len(group) >= _GROUP_FILES):
+                units.append(Unit("text", tuple(group)))
+                group, size = [], 0
+            if ending == "text":
+                group.append(path)
+                size += _size(path)
+            else:
+                units += split_file(path, ending)
+        return [*units, Unit("text", tuple(group))] if group else units
 
     def read(self, unit: Unit, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
         """Yields (place, UTF-8 bytes as found) of every document of a unit."""
