@@ -141,9 +141,7 @@ def run_training(
             )
     mesh = programs.mesh if programs is not None else mesh if mesh is not None else build_mesh()
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
-    programs = with_selection(
-        programs, model, settings, selection, mixer=mixer, batch_size=batch_size, num_domains=len(names)
-    )
+    programs = with_selection(programs, selection, mixer=mixer, batch_size=batch_size)
     prior = np.full(len(names), 1.0 / len(names)) if prior is None else np.asarray(prior, np.float64)
     prior = (prior / prior.sum()).astype(np.float32)
     held_out = (validation, control, test)

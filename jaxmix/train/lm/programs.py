@@ -31,19 +31,25 @@ class Programs(NamedTuple):
 
     Attributes:
         train_step: see `build_train_step`.
+        build_step: `(choose=None) -> train_step`.
         evaluate: see `build_evaluate`.
         learning_rate: step → rate, jitted.
         optimizer: the transformation inside `train_step`.
         mesh: where it all runs.
+        model, settings, num_domains: they were built from.
         selection: chooses what the train step trains on, see `with_selection`; None: all that is drawn.
         known_selections: all that were compiled for runs with these programs.
     """
 
     train_step: Callable[..., Any]
+    build_step: Callable[..., Any]
     evaluate: Callable[..., jax.Array]
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     mesh: Mesh
+    model: Model
+    settings: TrainSettings
+    num_domains: int
     selection: SelectionProgram | None = None
     known_selections: tuple[SelectionProgram, ...] = ()
 
@@ -51,52 +57,31 @@ class Programs(NamedTuple):
 def build_programs(model: Model, settings: TrainSettings, *, num_domains: int, mesh: Mesh) -> Programs:
     """Builds the train step, the evaluation and the optimizer for one model, mesh and number of domains."""
     optimizer, schedule = optimizer_of(settings)
-    train_step = _train_step(model, settings, optimizer, num_domains=num_domains, mesh=mesh)
-    return Programs(
-        train_step, build_evaluate(model.apply, num_domains=num_domains, mesh=mesh), jax.jit(schedule), optimizer, mesh
-    )
-
-
-def _train_step(
-    model: Model,
-    settings: TrainSettings,
-    optimizer: optax.GradientTransformation,
-    *,
-    num_domains: int,
-    mesh: Mesh,
-    choose: Callable[..., Any] | None = None,
-) -> Callable[..., Any]:
-    return build_train_step(
+    build_step = partial(
+        build_train_step,
         model.apply,
         optimizer,
         num_domains=num_domains,
         normalization=settings.loss_normalization,
         accumulate=settings.accumulate,
-        choose=choose,
         out_shardings=(train_state_shardings(model, optimizer, mesh), replicated(mesh)),
+    )
+    evaluate = build_evaluate(model.apply, num_domains=num_domains, mesh=mesh)
+    return Programs(
+        build_step(), build_step, evaluate, jax.jit(schedule), optimizer, mesh, model, settings, num_domains
     )
 
 
 def with_selection(
-    programs: Programs,
-    model: Model,
-    settings: TrainSettings,
-    selection: SelectionSettings | None,
-    *,
-    mixer: Mixer,
-    batch_size: int,
-    num_domains: int,
+    programs: Programs, selection: SelectionSettings | None, *, mixer: Mixer, batch_size: int
 ) -> Programs:
     """`programs` with the selection that a run asks for; one made for an earlier run is used again.
 
     Args:
-        programs: from `build_programs` with the same model, settings and number of domains.
-        model: scores the candidates.
-        settings: of the loop.
+        programs: from `build_programs`.
         selection: None for none.
         mixer: decides which losses the selection has to measure.
         batch_size: rows trained on in a step.
-        num_domains: m.
     """
     if selection is None:
         return programs._replace(selection=None)
@@ -104,23 +89,12 @@ def with_selection(
     for known in programs.known_selections:
         if (known.settings, known.forward_passes, known.batch_size) == (selection, forward_passes, batch_size):
             return programs._replace(selection=known)
-    program = build_selection(
-        model.apply,
-        selection,
-        forward_passes=forward_passes,
-        batch_size=batch_size,
-        num_domains=num_domains,
-        mesh=programs.mesh,
-        accumulate=settings.accumulate,
-    )
-    if chooses_in_step(selection, forward_passes, accumulate=settings.accumulate):
-        choose = build_token_choice(
-            selection, forward_passes=forward_passes, num_domains=num_domains, mesh=programs.mesh
-        )
-        step = _train_step(
-            model, settings, programs.optimizer, num_domains=num_domains, mesh=programs.mesh, choose=choose
-        )
-        program = program._replace(train_step=step)
+    apply, accumulate = programs.model.apply, programs.settings.accumulate
+    shared: Any = {"forward_passes": forward_passes, "num_domains": programs.num_domains, "mesh": programs.mesh}
+    program = build_selection(apply, selection, batch_size=batch_size, accumulate=accumulate, **shared)
+    if chooses_in_step(selection, forward_passes, accumulate=accumulate):
+        choose = build_token_choice(selection, **shared)
+        program = program._replace(train_step=programs.build_step(choose=choose))
     return programs._replace(selection=program, known_selections=(*programs.known_selections, program))
 
 

@@ -122,10 +122,8 @@ def run_train(
     is_main, plain = jax.process_index() == 0, to_plain(config)
     provenance = begin_run(config, command=command, content={**_about(run, data), **(extra or {})})
     programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
-    selection, rows = config.selection, config.data.batch_size
-    programs = with_selection(
-        programs, model, settings, selection, mixer=run.mixer, batch_size=rows, num_domains=len(names)
-    )
+    rows = config.data.batch_size
+    programs = with_selection(programs, config.selection, mixer=run.mixer, batch_size=rows)
     pieces = 1
     if programs.selection is not None and programs.selection.forward_passes.reference:
         pieces = scoring_micro_batches(drawn, rows, accumulate=settings.accumulate, mesh=mesh)

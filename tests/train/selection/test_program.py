@@ -207,7 +207,7 @@ def programs_for(mixer, selection):
     """Compiled once for all runs of eight devices: their length shows nowhere in the programs."""
     settings = TrainSettings(steps=14, learning_rate=0.05, warmup_steps=2, schedule="constant")
     programs = build_programs(bigram(), settings, num_domains=3, mesh=build_mesh())
-    return with_selection(programs, bigram(), settings, selection, mixer=mixer, batch_size=8, num_domains=3)
+    return with_selection(programs, selection, mixer=mixer, batch_size=8)
 
 
 STATIC, ODM = jaxmix.mixers.make("static"), jaxmix.mixers.make("odm")
