@@ -54,9 +54,7 @@ def main():
     settings = TrainSettings(steps=1000)
     programs = build_programs(model, settings, num_domains=DOMAINS, mesh=mesh)
     mixer = jaxmix.mixers.make("odm")
-    mixer_programs = build_mixer_programs(
-        mixer, mesh, model=model, num_domains=DOMAINS, rows_per_domain=1, sketch_size=1024
-    )
+    mixer_programs = build_mixer_programs(mixer, programs, settings)
     train = init_train_state(jax.random.key(0), model, programs.optimizer, mesh)
     prior = jax.device_put(np.full(DOMAINS, 1 / DOMAINS, np.float32), replicated(mesh))
     state = init_run_state(jax.random.key(1), train, mixer, prior, mesh)

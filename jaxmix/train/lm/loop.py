@@ -145,7 +145,7 @@ def run_training(
     prior = np.full(len(names), 1.0 / len(names)) if prior is None else np.asarray(prior, np.float64)
     prior = (prior / prior.sum()).astype(np.float32)
     held_out = (validation, control, test)
-    loop = _TrainLoop(model, mixer, stream, *held_out, reference, settings, prior, programs, config_hash)
+    loop = _TrainLoop(mixer, stream, *held_out, reference, settings, prior, programs, config_hash)
     return Driver(loop, run_dir, hooks=hooks, trackers=trackers, label=label, show_progress=show_progress).run()
 
 
@@ -184,7 +184,6 @@ class _Extras(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class _TrainLoop(Loop[RunResult]):
-    model: Model
     mixer: Mixer
     stream: Any
     validation: ValidationSet
@@ -200,14 +199,7 @@ class _TrainLoop(Loop[RunResult]):
         mixer, stream, settings, programs = self.mixer, self.stream, self.settings, self.programs
         super().__init__(settings, programs.mesh)
         self.names = tuple(stream.names)
-        self.mixer_programs = build_mixer_programs(
-            mixer,
-            self.mesh,
-            model=self.model,
-            num_domains=len(self.names),
-            rows_per_domain=settings.gradient_rows,
-            sketch_size=settings.sketch_size,
-        )
+        self.mixer_programs = build_mixer_programs(mixer, programs, settings)
         self.batch_size: int = stream.batch_size
         self.selection: BatchSelection | None = None
         self.train_step = programs.train_step
@@ -230,7 +222,7 @@ class _TrainLoop(Loop[RunResult]):
         self.validation_batches = self._placed(self.validation)
         self.control_batches = None if self.control is None else self._placed(self.control)
         init_key, mixer_key = jax.random.split(jax.random.key(self.settings.seed))
-        train = init_train_state(init_key, self.model, self.programs.optimizer, self.mesh)
+        train = init_train_state(init_key, self.programs.model, self.programs.optimizer, self.mesh)
         prior = jax.device_put(self.prior, replicated(self.mesh))
         return init_run_state(mixer_key, train, self.mixer, prior, self.mesh)
 

@@ -127,11 +127,12 @@ class MixerPrograms(NamedTuple):
     gradients: Callable[..., dict[str, jax.Array]] | None
 
 
-def build_mixer_programs(
-    mixer: Mixer, mesh: Mesh, *, model: Model, num_domains: int, rows_per_domain: int, sketch_size: int
-) -> MixerPrograms:
-    """Jits a mixer for the loop. Each program compiles once; a mixer that updates at every step has two."""
-    everywhere = replicated(mesh)
+def build_mixer_programs(mixer: Mixer, programs: Programs, settings: TrainSettings) -> MixerPrograms:
+    """Jits a mixer for a run of `programs`. Each program compiles once; a mixer that updates at every step has two.
+
+    Of `settings`, only those of sketched gradients are read.
+    """
+    everywhere = replicated(programs.mesh)
 
     @partial(jax.jit, out_shardings=everywhere)
     def add(pending: Feedback, feedback: Feedback) -> Feedback:
@@ -158,13 +159,13 @@ def build_mixer_programs(
     gradients = None
     if mixer.needs & GRADIENT_SIGNALS:
         measure = build_gradient_signals(
-            model,
+            programs.model,
             needs=mixer.needs & GRADIENT_SIGNALS,
-            num_domains=num_domains,
+            num_domains=programs.num_domains,
             estimator=mixer.gradients,
-            rows_per_domain=rows_per_domain,
-            sketch_size=sketch_size,
-            mesh=mesh,
+            rows_per_domain=settings.gradient_rows,
+            sketch_size=settings.sketch_size,
+            mesh=programs.mesh,
         )
 
         @partial(jax.jit, out_shardings=everywhere)
