@@ -141,7 +141,7 @@ def split_words(texts: Sequence[str], *, max_words: int | None = None) -> Words:
     kind = kinds[index]
     text = np.where(points < _TABLE_SIZE - 1, lower[index], points).astype(np.uint32)
     is_word = kind > 0
-    joins = np.zeros(len(points), bool)  # this character goes on with the word of the one before
+    joins = np.zeros(len(points), bool)  # whether a character continues the word of the one before
     joins[1:] = (kind[1:] == 1) & (kind[:-1] == 1)
     starts = np.flatnonzero(is_word & ~joins)
     ends_here = is_word.copy()

@@ -125,7 +125,7 @@ def build_swarm_programs(
             stopped = jnp.where(is_stop, train.step, state.stopped)
             return SwarmState(train, stopped), losses.at[index].set(info.loss)
 
-        # A loop of a length known at run time: stretches of any length share one compiled program.
+        # The length is known only at run time, so stretches of any length share one compiled program.
         return jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(len(row), jnp.float32)))
 
     def evaluate(params: Any, batches: Any) -> Array:
@@ -140,7 +140,7 @@ def build_swarm_programs(
     def local_evaluate(params: Any, batches: Any) -> Array:
         return _each(lambda p: evaluate(p, batches), width, params)
 
-    # Cores side by side must not also share out the operations of each.
+    # Every core runs its own program; operations must not be split over cores as well.
     options = {"xla_cpu_multi_thread_eigen": False} if is_cpu and mesh.devices.size > 1 else None
     over = partial(shard_map, mesh=mesh, is_checked=False)
     p, whole = _OVER_PROXIES, PartitionSpec()
