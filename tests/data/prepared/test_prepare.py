@@ -323,7 +323,7 @@ def test_a_tokenizer_file(tmp_path):
     with pytest.raises(ConfigError, match="none of the tokens"):
         load_tokenizer(str(tmp_path / "bare.json"))
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ConfigError, match="no tokenizer file"):
+    with pytest.raises(ConfigError, match="is not a tokenizer file"):
         load_tokenizer(str(tmp_path / "broken.json"))
     with pytest.raises(ConfigError, match="there is no tokenizer file"):
         load_tokenizer(str(tmp_path / "none.json"))
