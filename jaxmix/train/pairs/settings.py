@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from jaxmix.core.errors import ConfigError
+from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.settings import check_fields, setting
 from jaxmix.selection.base import Selector
+
+REUSES = ("auto", "none", "embeddings", "activations")
 
 
 class OnlineReference(NamedTuple):
@@ -40,11 +42,13 @@ class PairSettings:
 
     score_patch_size: int | None = setting(None, at_least=1)
     train_patch_sizes: tuple[int, ...] = ()
-    reuse: Literal["auto", "none", "embeddings", "activations"] = "auto"
+    reuse: str = "auto"
     is_stale: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "selection")
+        if self.reuse not in REUSES:
+            raise ConfigError(f"unknown reuse {self.reuse!r}", where="selection.reuse", fix=nearest(self.reuse, REUSES))
         if any(size < 1 for size in self.train_patch_sizes):
             raise ConfigError(
                 f"train_patch_sizes must be at least 1, got {list(self.train_patch_sizes)}",
