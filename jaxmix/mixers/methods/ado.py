@@ -140,22 +140,9 @@ def ado(
 ) -> Mixer:
     r"""Adaptive Data Optimization: fits a power law to each domain's training loss and draws what falls fastest.
 
-    Every `refit_every` updates, for each domain j:
-
-        L̂_j(n) = e^{ε_j} + e^{β_j} n^{−α_j},     fitted to the smoothed losses by `fit_power_law`
-
-    and after every update t (from 0), once all domains have a law:
-
-        speed_j = max(α_j, min_exponent) (L̂_j(n) − e^{ε_j}) / n
-        r_j ∝ μ_j h_j^credit speed_j;     r ∝ max(r, min_weight)
-        p = (1 − momentum) r̄ + momentum r;     r̄ ← r̄ + (r − r̄) / (t + 1)
-
-    with n the examples drawn of all domains together, h ← credit_decay h + (1 − credit_decay) · (share of the tokens
-    drawn), μ = natural (the prior by default), and p = h = r̄ = prior until there are laws.
-
-    Losses are smoothed by a Savitzky–Golay filter over `window` steps (cubic; its own polynomial at the newest
-    edge), and every `subsample`-th step from step `ignore` on is a point. A full buffer drops every second point and
-    doubles the distance and the weight of the others, so that a fit always sees the whole curve.
+    The preference r_j is in proportion to μ_j h_j^credit and the law's present slope, h being the average share of the
+    tokens drawn; the weights mix it with its mean r̄ over time, and are the prior until there are laws. `docs/mixers.md`
+    has the formulas, the smoothing of the losses and the fit.
 
     Args:
         variant: "paper", or "repository" for the credit `(h (1 − h))^credit` that the released code has at present
@@ -174,7 +161,7 @@ def ado(
         min_weight: in [0, 1], least preference before it is normalized.
         min_exponent: ≥ 0, exponents below it count as this.
         min_irreducible: least log of the irreducible loss that costs nothing. The paper's 0.5 means 1.65 nats per
-            token: lower it (−2, say) for byte or character models and for code, whose losses fall below that.
+            token: lower it (−2, say) for bytes, characters and code.
         tokens_per_example: tokens > 0 that count as one example. The unit of n matters only through the fit's
             `β ≤ 6.5`; the released code counts sequences of 1024 tokens.
 

@@ -110,35 +110,25 @@ def aioli(
 ) -> Mixer:
     r"""Aioli: the interaction matrix from probe intervals, then an exponentiated-gradient step.
 
-    A round has U steps. It begins with `sweeps` passes over the domains in random order; each domain j is trained on
-    for `interval` steps with its probe mixture `P_j = (1 − ε) e_j + ε/m`, between two evaluations. With β_ij the mean
-    drop of validation loss i over the intervals of domain j, once all are done:
-
-        P A_i = β_i for every i,     Ā = (A − min(A, 0)) / Σ (A − min(A, 0)),     M = γ M + (1 − γ) Ā,
-        p_j ∝ p_j^ρ exp(η Σ_i M_ij)
-
-    and the rest of the round trains on p. Nothing is rolled back: probing is ordinary training.
-
-    U = round_length, ε = smoothing, γ = ema, ρ = memory, η = step_size, m the number of domains.
+    A round begins with `sweeps` passes over the m domains in random order; each is trained on for `interval` steps with
+    its probe mixture `(1 − ε) e_j + ε/m`, between two evaluations. The drops of the losses give A, its average M moves
+    the weights, `p_j ∝ p_j^ρ exp(η Σ_i M_ij)`, and the rest of the round trains on p. Nothing is rolled back: probing
+    is ordinary training. `docs/mixers.md` has the formulas and how to choose.
 
     Args:
-        variant: defaults of `memory` and `ema`. "paper" accumulates (ρ = 1, γ = 0). "released" is what the scripts
-            of the released code run: γ = 0.1 and weights from uniform in every round (ρ = 0), by which the ratio of
-            two weights never exceeds e^η.
+        variant: defaults of `memory` and `ema`: "paper" (ρ = 1, γ = 0) or "released", what the scripts of the released
+            code run (ρ = 0, γ = 0.1).
         round_length: in steps; `m · sweeps · interval` must be below it.
         sweeps: ≥ 1; more of them average noise, and a trend of the losses, out.
-        interval: steps of one probe, ≥ 2. A step of an optimizer with momentum 0.9 acts on the next ten: at 4 steps
-            the losses show 11 % of the contrast between domains, at 20 steps 48 %. `estimator="filtered"` allows
-            for it.
-        smoothing: ε in [0, 1). The error of A grows with 1/(1 − ε). The released "one_hot_factor" f is
-            ε = (1 − f) m/(m − 1).
+        interval: steps of one probe, ≥ 2.
+        smoothing: ε in [0, 1).
         step_size: η ≥ 0.
         memory: ρ in [0, 1].
         ema: γ in [0, 1), weight of the old average. The first round replaces it.
-        estimator: "realized" solves with the shares that were really drawn (what both paper and code mean by P),
-            "nominal" with P itself, "diagonal" with A_jj = β_jj / P_jj alone (the paper's ablation), "filtered"
-            regresses all drops on shares that are passed through the optimizer's momentum.
-        normalize: use Ā (the default of paper and code) or A as it is.
+        estimator: solve with the shares that were drawn ("realized"), with the probe mixtures ("nominal"), with the
+            diagonal alone ("diagonal", the paper's ablation), or regress on shares passed through the optimizer's
+            momentum ("filtered").
+        normalize: shift and scale A to entries ≥ 0 that add to 1 (the default of paper and code), or use A as it is.
         momentum: of "filtered", first-moment decay of the optimizer, in [0, 1).
         initial_steps: train on the prior for so many steps first ("restricted setting").
         after_initial: then go on from "uniform" (released code) or from the "prior". Without initial steps the

@@ -84,6 +84,7 @@ def chameleon_weights(
 
     References:
         arXiv 2505.24844; github.com/LIONS-EPFL/Chameleon.
+        `docs/mixers.md` has the formulas beside the other methods\'.
     """
     check_choice("chameleon_weights", "mode", mode, MODES)
     check_number("chameleon_weights", "regularization", regularization, 0.0, is_open=True)

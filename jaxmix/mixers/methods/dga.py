@@ -106,6 +106,7 @@ def dga(
 
     References:
         arXiv 2410.02498.
+        `docs/mixers.md` has the formulas beside the other methods\'.
     """
     check_choice("dga", "target", target, TARGETS)
     check_gradients("dga", gradients)

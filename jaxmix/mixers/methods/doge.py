@@ -56,8 +56,7 @@ def doge(
     Args:
         target: "universal" (generalize to all domains) or "validation" (out of domain: lower the mean held-out
             loss).
-        regularization: μ > 0. With a peak learning rate of 5e-4 and 0.01, a logarithm of a weight moves by at most
-            0.25 per update.
+        regularization: μ > 0; see `docs/mixers.md` for published values.
         max_score: > 0, where normalized alignments are cut.
         smoothing: c in [0, 1].
         every: ≥ 1, optimizer steps between updates.
@@ -78,8 +77,7 @@ def doge(
     Differs from the paper: new weights act from the next step on, not on the batch they were measured on. The
     gradients are clipped by the run's own rule (per domain to a norm of 5 in the original code, 1 in Aioli's).
     "validation" takes the mean over held-out domains like Aioli's re-implementation, where the paper sums over its
-    targets. Aioli uses μ = 0.1 for 7 domains; DoGE's argument default is 0.05, its shipped configurations say 0.01.
-    Negative alignment counts as 0, as in the code: nothing is pushed down, the others only overtake.
+    targets. Negative alignment counts as 0, as in the code: nothing is pushed down, the others only overtake.
 
     Example:
         >>> import jax

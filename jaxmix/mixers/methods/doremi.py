@@ -47,11 +47,8 @@ def doremi(
 
     With α the domain weights, η = step_size, c = smoothing. A domain that a step did not draw keeps its λ. The
     method has two parts: a proxy run finds α, and the mean of α over its steps (`final`) is the mixture of the
-    real run. In mode "proxy" the draws stay at the prior r and α weights the training loss, through
-    `loss_weights(state)`:
-
-        normalizer "token":   w_j = α_j / r_j,   loss = Σ_tokens w l / Σ_tokens w    (`token_mean`)
-        normalizer "domain":  w_j = m α_j,       loss = mean over domains of w_j · (mean loss of j)    (`domain_mean`)
+    real run. In mode "proxy" the draws stay at the prior and α weights the training loss, through
+    `loss_weights(state)`; `docs/mixers.md` has both normalizers.
 
     Args:
         step_size: η ≥ 0.
@@ -59,9 +56,9 @@ def doremi(
         clip: "token" (the paper and its code: excess is clipped token by token) or "domain" (other
             implementations: the mean over the domain's tokens is clipped, which lets tokens cancel).
         mode: "proxy" (the paper: draw by the prior, weight the loss) or "sample" (draw by α, one run, loss as it is).
-        normalizer: what the weighted loss is divided by in mode "proxy", see above: "token" is the released code,
-            "domain" the paper. They agree when every domain has the same number of tokens in the batch. The run's
-            `loss_normalization` must be the one named.
+        normalizer: what the weighted loss is divided by in mode "proxy": "token" (`token_mean`, the released code) or
+            "domain" (`domain_mean`, the paper). They agree when every domain has the same number of tokens in the
+            batch. The run's `loss_normalization` must be the one named.
         initial_score: λ before a domain is first drawn, ≥ 0 nats per token. The released code has the logarithm
             of its vocabulary's size, which pulls hard toward what the first batches lack.
 
@@ -78,9 +75,8 @@ def doremi(
     without any token leaves α as it is.
 
     Differs from the paper: α weights the next step's batch and not the one that it was computed from, since
-    feedback arrives after a step. The released code's mean also counts the weights before the first step. Worth
-    knowing: a gap that stays takes everything (0.1 nats at η = 1 and m = 4: 0.99 after 73 steps); the other
-    domains then hold (c / m) / (1 − exp(−η gap)) each, not c / m. A smaller step size is the usual remedy.
+    feedback arrives after a step. The released code's mean also counts the weights before the first step. A gap
+    that stays takes everything (0.1 nats at η = 1 and m = 4: 0.99 after 73 steps): use a smaller step size.
 
     Example:
         >>> import jax

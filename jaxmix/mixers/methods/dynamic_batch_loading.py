@@ -75,6 +75,7 @@ def dynamic_batch_loading(
 
     References:
         arXiv 2310.06694, section 2.2 and Algorithm 1; github.com/princeton-nlp/LLM-Shearing.
+        `docs/mixers.md` has the formulas beside the other methods\'.
     """
     targets = check_values(_NAME, "target_losses", target_losses)
     check_count(_NAME, "every", every)

@@ -158,16 +158,9 @@ def foresight(
 ) -> Mixer:
     r"""Foresight: plans the rest of the budget by a law of every domain's loss curve.
 
-    With E_i the exposure of domain i in tokens (its own, and `transfer` of everybody else's), three steps:
-
-    1. Slopes `u_i = −dL_i / d log E_i` from a weighted regression of the losses on log E_i, in windows that forget
-       as E^−h; shrunk toward each other by what noise explains (`shrunk_slopes`).
-    2. The law: losses go on falling as a power of exposure, `dL_i = −u_i (E_i'/E_i)^−α d log E_i'`.
-    3. The mixture for all tokens that are left which minimizes the sum of final losses (`planned_weights`).
-
-    This is done again at every update, so that the plan follows what is measured. Compared with greedy steps on
-    slopes it knows how much budget is left: a domain that is behind catches up early, and one that is exhausted is
-    left early. In the linear view its A is diagonal, or diagonal plus constant.
+    At every update, from the slopes u of the losses against the logarithm of each domain's exposure, and the law that
+    losses go on falling as a power of it: the mixture for all tokens that are left which minimizes the sum of final
+    losses. `docs/mixers.md` derives the three steps.
 
     Args:
         total_steps: length of the run in optimizer steps. Runs from a configuration fill it in.
@@ -182,9 +175,7 @@ def foresight(
         exponent: α > 0 of the law.
         smoothing: in [0, 1], share that is always spread evenly.
         least_horizon: ≥ 0; the plan looks at least so many times as far ahead as the run has come. With 0 the last
-            updates give all that is left to one domain, which is right under the law and wrong for a model that
-            forgets: on text it cost 0.018 of 2.1 nats per byte, with 1 nothing. The simulated problems, which forget
-            less, lose 2.5 of 20 % by 1.
+            updates give all that is left to one domain, which a model that forgets pays for.
         objective: weight of each domain's loss in what is minimized, one number or m numbers ≥ 0.
 
     Returns:

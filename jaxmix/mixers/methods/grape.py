@@ -69,10 +69,8 @@ def grape(
         variant: "paper" (the learning rate is inside both exponents) or "repository" (the released code leaves
             it out).
         score: "log" (progress in log-loss), "gap" (progress in loss) or "ema".
-        step_size: κ_p ≥ 0. By default 1000 for "paper" (the older code's learning rate / 1e-3), 1.5 for
-            "repository".
-        task_step_size: κ_z ≥ 0. By default 10 000 (the older code's learning rate / 1e-4; its scripts use 1e-5 to
-            2e-4) and 5 (the scripts use 5 and 10).
+        step_size: κ_p ≥ 0. By default 1000 for "paper", 1.5 for "repository".
+        task_step_size: κ_z ≥ 0. By default 10 000 for "paper", 5 for "repository".
         task_smoothing: c in [0, 1].
         loss_decay: in [0, 1) per update, for "ema": how much of the old average stays; 0.7 for "paper", 0.9 for
             "repository".
@@ -110,6 +108,7 @@ def grape(
     References:
         arXiv 2505.20380; github.com/Olivia-fsm/GRAPE_data_mixture_with_multi_target, and the older
         github.com/Olivia-fsm/multi-target-data-mixing.
+        `docs/mixers.md` has the formulas beside the other methods\'.
     """
     check_choice("grape", "variant", variant, VARIANTS)
     check_choice("grape", "score", score, KINDS)

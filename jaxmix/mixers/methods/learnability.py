@@ -77,6 +77,7 @@ def learnability(
 
     References:
         arXiv 2406.17711, section 3 (learnability); arXiv 2305.10429, Algorithm 1 (the same feedback, clipped).
+        `docs/mixers.md` has the formulas beside the other methods\'.
     """
     check_number("learnability", "averaging", averaging, 0.0, below=1.0)
 

@@ -86,10 +86,8 @@ def odm(variant: str = "paper", *, discount: float = 0.9, warmup_updates: int = 
     Numerics: float32 and in log space: finite for losses from 0 to 1e30. A p_j below 1e-6 counts as 1e-6 in
     l_j / p_j. Losses that are not finite count as "not drawn".
 
-    Differs from the paper: nothing in the formulas. Worth knowing: the inverse temperature of the paper's rule is
-    ε_{t−1}, so the weights flatten with time (with m = 22 and l/p at uniform p, softmax gives a 3-nat domain 2.29
-    times a 2-nat domain's share at t = 100, 1.30 times at 1000, 1.09 times at 10 000). The repository's rule does
-    not flatten: it tends to sampling in proportion to perplexity. When a wrapper changes the weights after this
+    Differs from the paper: nothing in the formulas. The paper's rule flattens with time, the repository's does not:
+    see `docs/mixers.md`. When a wrapper changes the weights after this
     mixer, p_j is still this mixer's own.
 
     Example:

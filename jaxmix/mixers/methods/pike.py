@@ -91,6 +91,7 @@ def pike(
 
     References:
         arXiv 2502.06244, Algorithm 1.
+        `docs/mixers.md` has the formulas beside the other methods\'.
     """
     check_gradients("pike", gradients)
     check_number("pike", "batch_size", batch_size, 0.0, is_open=True)

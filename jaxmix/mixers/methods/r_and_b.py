@@ -82,9 +82,8 @@ def r_and_b(
     Numerics: finite for inner products from 0 to 1e30. While v is 0 the weights stay as they are.
 
     Differs from the paper: G averages the updates' inner products, where the paper takes the inner products of the
-    gradients summed over the round. Products within one update carry its gradient noise: the diagonal is larger by
-    the trace of the noise's covariance over the number of a domain's rows. The published λ was not recovered;
-    1 and 3 worked on toy problems, 3 better. Regrouping (k-means on embeddings) is not part of this mixer.
+    gradients summed over the round. The published λ was not recovered. Regrouping (k-means on embeddings) is
+    not part of this mixer.
 
     Example:
         >>> import jax

@@ -86,7 +86,7 @@ def skillit(
     Args:
         graph: m rows of m finite numbers ≥ 0, see `skill_graph`; or one number for all entries off a diagonal of 1
             (0.5 is the released code's value for the edges of a hand-made graph).
-        step_size: η ≥ 0. Published: 0.2 (language data), 0.5 (LEGO), 0.1 (addition), 0.8 (fine-tuning).
+        step_size: η ≥ 0; see `docs/mixers.md` for published values.
         window: w ≥ 1, in evaluations.
         reduce: "sum" (the paper) or "mean" (one fine-tuning variant of the code) of the window's losses. With "sum"
             the effective step grows while the window fills.
@@ -113,8 +113,7 @@ def skillit(
     Differs from the paper: `start="prior"`, so that a run that is given a prior begins with it; the released code
     always begins from the graph, and takes a prior only as an anchor. The window's newest evaluation is the one after
     the last step, where the code's is `evaluate_every` steps older; it holds equally many. "First" losses are of the
-    first evaluation that the mixer sees, after `evaluate_every` steps, which is also the code's. An empty graph
-    gives uniform weights, and so does a complete one with equal entries (authors' README).
+    first evaluation that the mixer sees, after `evaluate_every` steps, which is also the code's.
 
     Example:
         >>> mixer = skillit([[0.758, 0.522], [0.668, 0.719]], evaluate_every=1, update_every=1)

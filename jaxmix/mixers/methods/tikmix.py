@@ -92,6 +92,7 @@ def tikmix_weights(
 
     References:
         arXiv 2508.17677, TiKMiX-D.
+        `docs/mixers.md` has the formulas beside the other methods\'.
     """
     for name, value in (("balance", balance), ("gain", gain), ("diversity", diversity)):
         check_number("tikmix_weights", name, value, 0.0)

@@ -89,6 +89,7 @@ def velocitune(
 
     References:
         arXiv 2411.14318, section 3.
+        `docs/mixers.md` has the formulas beside the other methods\'.
     """
     targets = check_values("velocitune", "target_losses", target_losses)
     given = None if initial_losses is None else check_values("velocitune", "initial_losses", initial_losses)
