@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import Decay, checked
 
 
 class Gradients(NamedTuple):
@@ -85,12 +85,13 @@ class LinearState(NamedTuple):
     momentum: DomainVector
 
 
+@checked
 def linear_world(
     interaction: ArrayLike | Interaction,
     *,
     num_domains: int | None = None,
     start_losses: ArrayLike = 5.0,
-    momentum: float = 0.0,
+    momentum: Decay = 0.0,
     noise: ArrayLike = 0.0,
     train_noise: ArrayLike = 0.0,
 ) -> World:
@@ -122,7 +123,6 @@ def linear_world(
         m = constant.shape[0]
         check_shape("linear_world(interaction)", constant, (m, m))
         at = lambda step: constant
-    check_number("linear_world", "momentum", momentum, 0.0, below=1.0)
     start = per_domain("linear_world(start_losses)", start_losses, m)
 
     def step(key: PRNGKeyArray, state: LinearState, shares: Weights) -> LinearState:
@@ -153,11 +153,27 @@ class Exposure(NamedTuple):
     excess: DomainVector
 
 
-def _expose(exposure: Exposure, amount: Array) -> Exposure:
-    """Compensated summation (Kahan)."""
-    rest = amount - exposure.excess
-    total = exposure.total + rest
-    return Exposure(total, (total - exposure.total) - rest)
+def _exposure_world(
+    losses: Callable[[Exposure], DomainVector], irreducible: DomainVector, noise: ArrayLike, train_noise: ArrayLike
+) -> World:
+    """A world whose losses depend on the summed shares alone."""
+    zeros = jnp.zeros_like(irreducible)
+
+    def step(key: PRNGKeyArray, exposure: Exposure, shares: Weights) -> Exposure:
+        del key
+        rest = shares.astype(zeros.dtype) - exposure.excess
+        total = exposure.total + rest
+        return Exposure(total, (total - exposure.total) - rest)
+
+    return World(
+        init=lambda key: Exposure(zeros, zeros),
+        step=step,
+        losses=losses,
+        num_domains=len(zeros),
+        irreducible=irreducible,
+        noise=noise,
+        train_noise=train_noise,
+    )
 
 
 def log_linear_world(
@@ -189,15 +205,8 @@ def log_linear_world(
     check_shape("log_linear_world(interaction)", a, (m, m))
     c = per_domain("log_linear_world(irreducible)", irreducible, m)
     b = per_domain("log_linear_world(reducible)", reducible, m)
-    return World(
-        init=lambda key: Exposure(jnp.zeros_like(c), jnp.zeros_like(c)),
-        step=lambda key, exposure, shares: _expose(exposure, shares.astype(c.dtype)),
-        losses=lambda exposure: c + b * jnp.exp(-(a @ (exposure.total / num_steps))),
-        num_domains=m,
-        irreducible=c,
-        noise=noise,
-        train_noise=train_noise,
-    )
+    losses = lambda exposure: c + b * jnp.exp(-(a @ (exposure.total / num_steps)))
+    return _exposure_world(losses, c, noise, train_noise)
 
 
 def power_law_world(
@@ -231,15 +240,8 @@ def power_law_world(
     b = per_domain("power_law_world(scale)", scale, m)
     alpha = per_domain("power_law_world(exponent)", exponent, m)
     n0 = per_domain("power_law_world(start)", start, m)
-    return World(
-        init=lambda key: Exposure(jnp.zeros_like(c), jnp.zeros_like(c)),
-        step=lambda key, exposure, shares: _expose(exposure, shares.astype(c.dtype)),
-        losses=lambda exposure: c + b * (n0 + tokens_per_step * (t @ exposure.total)) ** -alpha,
-        num_domains=m,
-        irreducible=c,
-        noise=noise,
-        train_noise=train_noise,
-    )
+    losses = lambda exposure: c + b * (n0 + tokens_per_step * (t @ exposure.total)) ** -alpha
+    return _exposure_world(losses, c, noise, train_noise)
 
 
 class QuadraticState(NamedTuple):
