@@ -5,13 +5,19 @@ They need no JAX, so that a configuration is checked before anything is loaded.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from jaxmix.core.errors import ConfigError, nearest
 
+F = TypeVar("F", bound=Callable[..., Any])
 MESH_AXES = ("data", "fsdp", "tensor")
 _SUM_TOLERANCE = 0.01
 
@@ -20,17 +26,16 @@ def check_number(
     name: str,
     argument: str,
     value: float,
-    least: float,
-    most: float = math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
     *,
-    is_open: bool = False,
+    above: float = -math.inf,
     below: float = math.inf,
 ) -> None:
-    """Raises `ConfigError` unless `value` is finite, in [least, most] (above `least` if `is_open`) and < `below`."""
-    is_low = value <= least if is_open else value < least
-    if not math.isfinite(value) or is_low or value > most or value >= below:
-        span = f"{'above' if is_open else 'at least'} {least:g}"
-        span += f" and at most {most:g}" if most < math.inf else ""
+    """Raises `ConfigError` unless `value` is finite, ≥ `at_least`, ≤ `at_most`, > `above` and < `below`."""
+    if not (math.isfinite(value) and at_least <= value <= at_most and above < value < below):
+        span = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}"
+        span += f" and at most {at_most:g}" if at_most < math.inf else ""
         span += f" and below {below}" if below < math.inf else ""
         raise ConfigError(f"{argument} must be finite and {span}, got {value}", where=f"{name}({argument})")
 
@@ -39,6 +44,44 @@ def check_count(name: str, argument: str, value: int, least: int = 1) -> None:
     """Raises `ConfigError` unless `value` is a whole number ≥ `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{argument} must be a whole number ≥ {least}, got {value!r}", where=f"{name}({argument})")
+
+
+def at_least(least: float) -> Callable[..., None]:
+    """A range for `Annotated`: finite and at least `least`."""
+    return partial(check_number, at_least=least)
+
+
+NonNegative = Annotated[float, at_least(0.0)]
+Positive = Annotated[float, partial(check_number, above=0.0)]
+Share = Annotated[float, partial(check_number, at_least=0.0, at_most=1.0)]
+Decay = Annotated[float, partial(check_number, at_least=0.0, below=1.0)]
+Rate = Annotated[float, partial(check_number, at_most=1.0, above=0.0)]
+Count = Annotated[int, check_count]
+"""Ranges as annotations of arguments, for functions that are `checked`: ≥ 0, > 0, [0, 1], [0, 1), (0, 1], whole ≥ 1."""
+
+
+def checked(function: F) -> F:
+    """Decorator: checks the arguments of a call by the ranges in the function's annotations, such as `decay: Share`."""
+
+    @functools.cache
+    def ranges() -> list[tuple[str, Callable[..., None], bool]]:
+        found = []
+        for argument, hint in typing.get_type_hints(function, include_extras=True).items():
+            members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+            for member in members:
+                if typing.get_origin(member) is Annotated and callable(check := member.__metadata__[0]):
+                    found.append((argument, check, type(None) in members))
+        return found
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        for argument, check, is_optional in ranges():
+            if argument in given and not (is_optional and given[argument] is None):
+                check(function.__name__, argument, given[argument])
+        return function(*args, **kwargs)
+
+    return typing.cast(F, call)
 
 
 def check_choice(name: str, argument: str, value: str, known: Sequence[str]) -> None:

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int
-from jaxmix.core.validate import check_choice, check_count, check_number
+from jaxmix.core.validate import Count, Positive, Rate, check_choice, checked
 from jaxmix.curricula.base import (
     Bandit,
     Counts,
     arm_sums,
-    check_arms,
     independent_slots,
     initial_counts,
     registry,
@@ -59,7 +58,8 @@ def advantages(rewards: Float[Array, "b g"]) -> Float[Array, "b g"]:
 
 
 @registry.register
-def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandit:
+@checked
+def dump(num_arms: Count, *, window: Count = 300, temperature: Positive = 0.1) -> Bandit:
     """DUMP: an upper confidence bound on the size of an arm's advantages.
 
         U_k = L_k + sqrt(2 ln(Σ n + 1) / (n_k + 1)),   P = softmax(U / 0.1), slots independent
@@ -87,9 +87,6 @@ def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandi
     References:
         Wang et al., arXiv 2504.09710; github.com/ZhentingWang/DUMP.
     """
-    check_arms("dump", num_arms)
-    check_count("dump", "window", window)
-    check_number("dump", "temperature", temperature, 0.0, is_open=True)
 
     def init() -> DumpState:
         return DumpState(
@@ -129,11 +126,12 @@ def dump(num_arms: int, *, window: int = 300, temperature: float = 0.1) -> Bandi
 
 
 @registry.register
+@checked
 def sec(
-    num_arms: int,
+    num_arms: Count,
     *,
-    step_size: float = 0.5,
-    temperature: float = 0.4,
+    step_size: Rate = 0.5,
+    temperature: Positive = 0.4,
     objective: str = "advantage",
     variant: str = "paper",
 ) -> Bandit:
@@ -166,9 +164,6 @@ def sec(
     References:
         Chen et al., arXiv 2505.14970; github.com/Vincent-La/cofa, folder sec.
     """
-    check_arms("sec", num_arms)
-    check_number("sec", "step_size", step_size, 0.0, 1.0, is_open=True)
-    check_number("sec", "temperature", temperature, 0.0, is_open=True)
     check_choice("sec", "objective", objective, ("advantage", "reward_change"))
     check_choice("sec", "variant", variant, ("paper", "repository"))
 

@@ -13,7 +13,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector, Float, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, Rate, check_number, checked
 from jaxmix.curricula.base import Bandit, first_visit_average, make, registry
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, is_present, require
 from jaxmix.mixers.base import registry as mixers
@@ -69,12 +69,13 @@ def improvement_rewards(first: DomainVector, fast: DomainVector, slow: DomainVec
     return jnp.stack([low, jnp.minimum(low + gain, 1.0)], axis=1)
 
 
+@checked
 def as_mixer(
     bandit: Bandit | Callable[[int], Bandit],
     *,
     fast_rate: float = 0.3,
-    slow_rate: float = 0.08,
-    update_every: int = 1,
+    slow_rate: Rate = 0.08,
+    update_every: Count = 1,
 ) -> Mixer:
     """A bandit as a mixer: its arms are the domains, and the weights `prior · P / Σ prior · P`.
 
@@ -108,9 +109,7 @@ def as_mixer(
         >>> bool(mixer.weights(state)[0] > 0.9)
         True
     """
-    check_number("as_mixer", "slow_rate", slow_rate, 0.0, 1.0, is_open=True)
-    check_number("as_mixer", "fast_rate", fast_rate, slow_rate, 1.0, is_open=True)
-    check_count("as_mixer", "update_every", update_every)
+    check_number("as_mixer", "fast_rate", fast_rate, at_most=1.0, above=slow_rate)
     needs = frozenset({"loss_sum", "token_count"})
 
     @functools.cache

@@ -195,7 +195,7 @@ def rescale_rewards(rewards: Float[Array, "b g"], low: float, high: float) -> Fl
     Those outside the range stay outside [0, 1], and their slots are then left out by `update`.
     """
     check_number("rescale_rewards", "low", low, -math.inf)
-    check_number("rescale_rewards", "high", high, low, is_open=True)
+    check_number("rescale_rewards", "high", high, above=low)
     return (rewards - low) / (high - low)
 
 

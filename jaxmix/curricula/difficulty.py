@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, check_number, checked
 from jaxmix.curricula.base import (
     Bandit,
     Counts,
     arm_sums,
-    check_arms,
     check_per_arm,
     first_visit_average,
     initial_counts,
@@ -65,13 +64,14 @@ class DotsState(Counts):
 
 
 @registry.register
+@checked
 def staged(
-    num_arms: int,
+    num_arms: Count,
     *,
     order: Sequence[int] | None = None,
-    threshold: float = 0.8,
-    averaging: float = 0.3,
-    updates_per_stage: int | None = None,
+    threshold: Share = 0.8,
+    averaging: Rate = 0.3,
+    updates_per_stage: Count | None = None,
 ) -> Bandit:
     """Easy-to-hard in stages: all slots on one arm until it is solved well enough, then on the next.
 
@@ -95,11 +95,6 @@ def staged(
         >>> bandit.sample(jax.random.key(0), state, 2).tolist()
         [0, 0]
     """
-    check_arms("staged", num_arms)
-    check_number("staged", "threshold", threshold, 0.0, 1.0)
-    check_number("staged", "averaging", averaging, 0.0, 1.0, is_open=True)
-    if updates_per_stage is not None:
-        check_count("staged", "updates_per_stage", updates_per_stage)
     places = tuple(range(num_arms)) if order is None else tuple(order)
     if sorted(places) != list(range(num_arms)):
         raise ConfigError(
@@ -144,15 +139,16 @@ def staged(
 
 
 @registry.register
+@checked
 def adarft(
-    num_arms: int,
+    num_arms: Count,
     *,
     difficulty: Sequence[float] | None = None,
-    prompts_per_arm: int = 1,
+    prompts_per_arm: Count = 1,
     initial_target: float = 0.0,
-    step_size: float = 50.0,
-    sensitivity: float = 2.0,
-    target_reward: float = 0.5,
+    step_size: NonNegative = 50.0,
+    sensitivity: NonNegative = 2.0,
+    target_reward: Share = 0.5,
 ) -> Bandit:
     """AdaRFT: the prompts whose label is nearest to a difficulty that follows the reward.
 
@@ -182,12 +178,7 @@ def adarft(
     References:
         Shi et al., arXiv 2504.05520; github.com/limenlp/verl.
     """
-    check_arms("adarft", num_arms)
-    check_count("adarft", "prompts_per_arm", prompts_per_arm)
-    for argument, value in (("step_size", step_size), ("sensitivity", sensitivity)):
-        check_number("adarft", argument, value, 0.0)
     check_number("adarft", "initial_target", initial_target, 0.0, 100.0)
-    check_number("adarft", "target_reward", target_reward, 0.0, 1.0)
     labels = _labels("adarft", difficulty, num_arms, 100.0)
 
     def init() -> AdarftState:
@@ -217,12 +208,13 @@ def adarft(
 
 
 @registry.register
+@checked
 def dots(
-    num_arms: int,
+    num_arms: Count,
     *,
     difficulty: Sequence[float] | None = None,
-    temperature: float = 0.001,
-    target: float = 0.5,
+    temperature: Positive = 0.001,
+    target: Share = 0.5,
     distinct: bool = True,
 ) -> Bandit:
     """DOTS' rule: prompts whose predicted failure rate is near one half.
@@ -251,9 +243,6 @@ def dots(
     References:
         Sun et al., arXiv 2506.05316; github.com/ASTRAL-Group/data-efficient-llm-rl.
     """
-    check_arms("dots", num_arms)
-    check_number("dots", "temperature", temperature, 0.0, is_open=True)
-    check_number("dots", "target", target, 0.0, 1.0)
     labels = (0.5,) * num_arms if difficulty is None else _labels("dots", difficulty, num_arms, 1.0)
 
     def init() -> DotsState:

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, Positive, Share, checked
 from jaxmix.curricula.base import (
     ArmSums,
     Bandit,
     Counts,
     arm_sums,
-    check_arms,
     check_per_arm,
     independent_slots,
     initial_counts,
@@ -42,13 +41,14 @@ class BetaState(Counts):
 
 
 @registry.register
+@checked
 def mopps(
-    num_arms: int,
+    num_arms: Count,
     *,
-    kept: float = 1.0,
-    prior: float = 1.0,
-    target: float = 0.5,
-    candidates: int | None = None,
+    kept: Share = 1.0,
+    prior: Positive = 1.0,
+    target: Share = 0.5,
+    candidates: Count | None = None,
 ) -> Bandit:
     """MoPPS: posterior draws of the solve rate, and the arms whose draw is nearest to one half.
 
@@ -83,8 +83,6 @@ def mopps(
     References:
         Qu et al., arXiv 2507.04632; github.com/thu-rllab/MoPPS.
     """
-    check_arms("mopps", num_arms)
-    _check_posterior("mopps", kept, prior, target, candidates, num_arms)
 
     def learn(state: BetaState, sums: ArmSums, rollouts: int) -> tuple[Array, Array]:
         solved = kept * state.solved + (1.0 - kept) * prior + sums.solve * rollouts
@@ -95,16 +93,17 @@ def mopps(
 
 
 @registry.register
+@checked
 def bots(
-    num_arms: int,
+    num_arms: Count,
     *,
-    kept: float = 0.9,
-    interpolated: float = 0.1,
+    kept: Share = 0.9,
+    interpolated: Share = 0.1,
     difficulty: Sequence[float] | None = None,
-    bandwidth: float = 0.1,
-    prior: float = 1.0,
-    target: float = 0.5,
-    candidates: int | None = None,
+    bandwidth: Positive = 0.1,
+    prior: Positive = 1.0,
+    target: Share = 0.5,
+    candidates: Count | None = None,
 ) -> Bandit:
     """BOTS: as MoPPS, with evidence for arms that were not drawn interpolated from those that were.
 
@@ -137,10 +136,6 @@ def bots(
     References:
         arXiv 2510.26374.
     """
-    check_arms("bots", num_arms)
-    _check_posterior("bots", kept, prior, target, candidates, num_arms)
-    check_number("bots", "interpolated", interpolated, 0.0, 1.0)
-    check_number("bots", "bandwidth", bandwidth, 0.0, is_open=True)
     labels = (0.0,) * num_arms if difficulty is None else check_per_arm("bots", "difficulty", difficulty, num_arms, 0.0)
 
     def learn(state: BetaState, sums: ArmSums, rollouts: int) -> tuple[Array, Array]:
@@ -162,7 +157,8 @@ def bots(
 
 
 @registry.register
-def lilo(num_arms: int, *, kept: float = 0.5, prior: float = 1.0) -> Bandit:
+@checked
+def lilo(num_arms: Count, *, kept: Share = 0.5, prior: Positive = 1.0) -> Bandit:
     """LILO's learnability: arms in proportion to p (1 − p), the expected improvement under the current policy.
 
         p = α / (α + β),   P ∝ p (1 − p), slots independent;   α, β as in `mopps`
@@ -186,7 +182,6 @@ def lilo(num_arms: int, *, kept: float = 0.5, prior: float = 1.0) -> Bandit:
     References:
         Foster et al., arXiv 2502.12272.
     """
-    check_arms("lilo", num_arms)
     base = mopps(num_arms, kept=kept, prior=prior)
 
     def scores(state: BetaState) -> dict[str, Array]:
@@ -205,18 +200,6 @@ def lilo(num_arms: int, *, kept: float = 0.5, prior: float = 1.0) -> Bandit:
     )
 
 
-def _check_posterior(
-    name: str, kept: float, prior: float, target: float, candidates: int | None, num_arms: int
-) -> None:
-    check_number(name, "kept", kept, 0.0, 1.0)
-    check_number(name, "prior", prior, 0.0, is_open=True)
-    check_number(name, "target", target, 0.0, 1.0)
-    if candidates is not None:
-        check_count(name, "candidates", candidates)
-        if candidates > num_arms:
-            raise ConfigError(f"{candidates} candidates of {num_arms} arms", where=f"{name}(candidates)")
-
-
 def _solve_rate(state: BetaState) -> Float[Array, " k"]:
     return state.solved / (state.solved + state.failed)
 
@@ -230,6 +213,8 @@ def _nearest_draw(
     learn: Callable[[BetaState, ArmSums, int], tuple[Array, Array]],
 ) -> Bandit:
     """A bandit that draws solve rates from its posterior and takes the arms nearest to the target."""
+    if candidates is not None and candidates > num_arms:
+        raise ConfigError(f"{candidates} candidates of {num_arms} arms", where=f"{name}(candidates)")
 
     def init() -> BetaState:
         return BetaState(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxmix.clustering import KMeansFit, fit_kmeans
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, check_count, checked
 
 _SAME = 1e-9  # squared distance below which two rows are copies; features have mean squares near 1
 
@@ -39,17 +39,18 @@ class Reduction(NamedTuple):
     inertia: Float[Array, ""]
 
 
+@checked
 def reduce(
     embeddings: Any,
     difficulty: Any,
     *,
-    num_clusters: int = 10,
-    per_cluster: int = 10,
+    num_clusters: Count = 10,
+    per_cluster: Count = 10,
     key: PRNGKeyArray,
     num_components: int | None = None,
-    difficulty_weight: float = 1.0,
-    num_iters: int = 50,
-    restarts: int = 4,
+    difficulty_weight: NonNegative = 1.0,
+    num_iters: Count = 50,
+    restarts: Count = 4,
     texts: Sequence[str] | None = None,
 ) -> Reduction:
     r"""Clusters prompts by topic and difficulty and keeps in each cluster the ones farthest from one another.
@@ -108,10 +109,6 @@ def reduce(
         bad = np.flatnonzero(~np.isfinite(values.reshape(len(x), -1)).all(axis=1))
         if len(bad):
             raise ConfigError(f"row {bad[0]} of {argument} is not finite", where=f"reduce({argument})")
-    for argument, size in (("per_cluster", per_cluster), ("num_iters", num_iters), ("restarts", restarts)):
-        check_count("reduce", argument, size)
-    check_count("reduce", "num_clusters", num_clusters)
-    check_number("reduce", "difficulty_weight", difficulty_weight, 0.0)
     components = min(16, *x.shape) if num_components is None else num_components
     check_count("reduce", "num_components", components)
     if components > min(x.shape):

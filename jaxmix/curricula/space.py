@@ -11,12 +11,11 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import check_choice, check_number
+from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, check_choice, checked
 from jaxmix.curricula.base import (
     Bandit,
     Counts,
     arm_sums,
-    check_arms,
     first_visit_average,
     initial_counts,
     race,
@@ -77,22 +76,23 @@ def gaussian_argmax(mean: Float[Array, " k"], deviation: Float[Array, " k"]) -> 
 
 
 @registry.register
+@checked
 def space(
-    num_arms: int,
+    num_arms: Count,
     *,
     rule: str = "proportional",
-    signal_power: float | None = None,
-    hardness_power: float | None = None,
-    progress_weight: float | None = None,
-    memory: float = 32.0,
-    floor: float = 0.15,
-    sharpness: float = 2.0,
-    noise: float = 0.2,
-    prior_strength: float = 1.0,
-    prior_signal: float = 0.9,
-    fast_rate: float = 0.3,
-    slow_rate: float = 0.08,
-    progress_scale: float = 0.1,
+    signal_power: NonNegative | None = None,
+    hardness_power: NonNegative | None = None,
+    progress_weight: Share | None = None,
+    memory: Positive = 32.0,
+    floor: Share = 0.15,
+    sharpness: Positive = 2.0,
+    noise: Positive = 0.2,
+    prior_strength: Positive = 1.0,
+    prior_signal: Share = 0.9,
+    fast_rate: Rate = 0.3,
+    slow_rate: Rate = 0.08,
+    progress_scale: Positive = 0.1,
 ) -> Bandit:
     r"""SPaCe: draws arms by how much signal their groups carry, with a preference for the hard ones.
 
@@ -155,20 +155,9 @@ def space(
     References:
         arXiv 2508.05015; ACL 2026 Findings 171.
     """
-    check_arms("space", num_arms)
     check_choice("space", "rule", rule, tuple(RULES))
     given = {"signal_power": signal_power, "hardness_power": hardness_power, "progress_weight": progress_weight}
     alpha, beta, progress_share = (RULES[rule][name] if value is None else value for name, value in given.items())
-    check_number("space", "signal_power", alpha, 0.0)
-    check_number("space", "hardness_power", beta, 0.0)
-    for argument, value in (("progress_weight", progress_share), ("floor", floor), ("prior_signal", prior_signal)):
-        check_number("space", argument, value, 0.0, 1.0)
-    for argument, value in (("fast_rate", fast_rate), ("slow_rate", slow_rate)):
-        check_number("space", argument, value, 0.0, 1.0, is_open=True)
-    positive = {"memory": memory, "sharpness": sharpness, "noise": noise}
-    positive |= {"prior_strength": prior_strength, "progress_scale": progress_scale}
-    for argument, value in positive.items():
-        check_number("space", argument, value, 0.0, is_open=True)
     largest = _largest_value(alpha, beta)
 
     def init() -> SpaceState:
@@ -225,7 +214,8 @@ def space(
 
 
 @registry.register
-def sparft_v1(num_arms: int) -> Bandit:
+@checked
+def sparft_v1(num_arms: Count) -> Bandit:
     """SPaRFT, the paper's first version: Thompson sampling that prefers the arm solved least.
 
         θ_k ~ Normal(−μ_k, 1 / (n_k + 1)) per slot,   its arm argmax θ
@@ -252,7 +242,6 @@ def sparft_v1(num_arms: int) -> Bandit:
     References:
         arXiv 2508.05015v1, equations 3 and 4 as quoted by its reviews.
     """
-    check_arms("sparft_v1", num_arms)
 
     def init() -> SparftState:
         return SparftState(mean=jnp.zeros((num_arms,), jnp.float32), **initial_counts(num_arms))

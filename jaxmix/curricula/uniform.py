@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import Share, check_number, checked
 from jaxmix.curricula.base import (
     Bandit,
     Counts,
@@ -52,7 +52,8 @@ def uniform(num_arms: int, *, sizes: Sequence[float] | None = None) -> Bandit:
 
 
 @registry.register
-def dapo(num_arms: int, *, sizes: Sequence[float] | None = None, low: float = 0.0, high: float = 1.0) -> Bandit:
+@checked
+def dapo(num_arms: int, *, sizes: Sequence[float] | None = None, low: Share = 0.0, high: float = 1.0) -> Bandit:
     """DAPO's dynamic sampling: draws uniformly and trains on the groups that are neither all solved nor all failed.
 
     `keep` is `std(r_b) > 0`, and `low < q_b < high` for a narrower band around one half (online difficulty filtering).
@@ -71,8 +72,7 @@ def dapo(num_arms: int, *, sizes: Sequence[float] | None = None, low: float = 0.
     References:
         Yu et al., arXiv 2503.14476, section 3.2; online difficulty filtering: arXiv 2504.03380.
     """
-    check_number("dapo", "low", low, 0.0, 1.0)
-    check_number("dapo", "high", high, low, 1.0, is_open=True)
+    check_number("dapo", "high", high, at_most=1.0, above=low)
 
     def keep(rewards: Float[Array, "b g"], valid: Bool[Array, " b"] | None = None) -> Bool[Array, " b"]:
         solve_rate = jnp.mean(rewards, axis=1)

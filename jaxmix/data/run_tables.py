@@ -155,8 +155,8 @@ def read_regmix(
     order = [position[name] for name in names]
     weights = _weights(mixtures, weight_columns, is_rounded=renormalize)
     metric = lambda column: column.removeprefix("metric/").removesuffix("_val_loss").removeprefix(prefix)
-    check_number("read_regmix", "model_size", model_size, 0.0, is_open=True)
-    check_number("read_regmix", "tokens", tokens, 0.0, is_open=True)
+    check_number("read_regmix", "model_size", model_size, above=0.0)
+    check_number("read_regmix", "tokens", tokens, above=0.0)
     return RunTable(
         weights,
         _losses(losses, loss_columns)[order],

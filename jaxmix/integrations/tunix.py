@@ -71,7 +71,7 @@ class SpaceDataset:
     ):
         check_count("SpaceDataset", "batch_size", batch_size)
         check_count("SpaceDataset", "seed", seed, 0)
-        check_number("SpaceDataset", "reward_range", reward_range[1], reward_range[0], is_open=True)
+        check_number("SpaceDataset", "reward_range", reward_range[1], above=reward_range[0])
         self._bandit, self._batch_size, self._range = bandit, batch_size, reward_range
         self._columns = {"prompts": _column("prompts", prompts, len(prompts))}
         for name, values in (columns or {}).items():

@@ -29,4 +29,4 @@ def on_simplex(values: Any, size: int, where: str) -> np.ndarray:
 def check_positive(function: str, **numbers: float) -> None:
     """Raises `ConfigError` for a number that is not finite and > 0."""
     for name, value in numbers.items():
-        check_number(function, name, value, 0.0, is_open=True)
+        check_number(function, name, value, above=0.0)

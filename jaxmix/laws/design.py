@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_count
+from jaxmix.core.validate import Count, checked
 from jaxmix.laws.checks import check_positive, on_simplex
 from jaxmix.laws.fit import LawFit, compiled, on_host
 
@@ -22,10 +22,11 @@ _MAX_ROUNDS = 200
 _SOBOL_BITS = 32
 
 
+@checked
 def dirichlet_designs(
     key: Any,
     prior: Any,
-    num_runs: int,
+    num_runs: Count,
     *,
     temperature: float = 0.5,
     concentration: tuple[float, float] = (0.1, 5.0),
@@ -66,7 +67,6 @@ def dirichlet_designs(
     m = np.size(prior)
     prior = on_simplex(prior, m, "dirichlet_designs(prior)")
     check_positive("dirichlet_designs", temperature=temperature)
-    check_count("dirichlet_designs", "num_runs", num_runs)
     if not 0 <= min_weight < 1 / m:
         raise ConfigError(f"min_weight must be in [0, 1/{m}), got {min_weight}", where="dirichlet_designs(min_weight)")
     caps = np.broadcast_to(np.asarray(1.0 if max_weights is None else max_weights, np.float64), (m,))
@@ -88,8 +88,9 @@ def dirichlet_designs(
     )
 
 
+@checked
 def sobol_designs(
-    key: Any, num_domains: int, num_runs: int, *, min_weights: Any = 0.0, max_weights: Any = None
+    key: Any, num_domains: int, num_runs: Count, *, min_weights: Any = 0.0, max_weights: Any = None
 ) -> np.ndarray:
     """Returns mixtures spread evenly over the whole simplex, float64[r, m].
 
@@ -121,7 +122,6 @@ def sobol_designs(
         raise ConfigError(
             f"floors must be >= 0 and add up to less than 1, got {floors.tolist()}", where="sobol_designs(min_weights)"
         )
-    check_count("sobol_designs", "num_runs", num_runs)
     rng = np.random.default_rng(int(_rng(key).integers(2**63)))
     shift = rng.integers(0, 2**_SOBOL_BITS, num_domains - 1, dtype=np.uint64)
     count = num_runs

@@ -239,8 +239,8 @@ def _check(options: FitOptions) -> None:
     check_choice("fit", "loss", options.loss, LOSSES)
     for name, least in (("num_starts", 1), ("restarts", 0), ("max_steps", 1)):
         check_count("fit", name, getattr(options, name), least)
-    check_number("fit", "huber_delta", options.huber_delta, 0.0, is_open=True)
-    check_number("fit", "tolerance", options.tolerance, 0.0, is_open=True, below=1.0)
+    check_number("fit", "huber_delta", options.huber_delta, above=0.0)
+    check_number("fit", "tolerance", options.tolerance, above=0.0, below=1.0)
 
 
 def _checked_row_weights(row_weights: Any, table: RunTable) -> np.ndarray:

@@ -153,7 +153,7 @@ def greats(
     References:
         GREATS, NeurIPS 2024, section 4.
     """
-    check_number("greats", "step_size", step_size, 0, is_open=True)
+    check_number("greats", "step_size", step_size, above=0)
     inner = _selector(
         "greats",
         GibbsConfig(num_select, num_chunks, greedy=greedy),
@@ -203,7 +203,7 @@ def _selector(
     check_sizes(name, least=0, sweeps=config.sweeps)
     check_sizes(name, num_domains=config.num_domains, row_block=row_block)
     check_number(name, "strength", strength, 0)
-    check_number(name, "width", width, 0, is_open=True)
+    check_number(name, "width", width, above=0)
     check_number(name, "gain", gain, 0)
     check_choice(name, "kernel", kernel, KERNELS)
     check_choice(name, "first_chunk", config.first_chunk, FIRST_CHUNKS)

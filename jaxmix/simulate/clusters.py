@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from jaxmix.clustering.base import GemState
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Decay, NonNegative, check_count, checked
 
 
 class Planted(NamedTuple):
@@ -52,6 +52,7 @@ def sample_vmf(rng: np.random.Generator, mean_direction: np.ndarray, concentrati
     return np.asarray(cosine * mean_direction[None, :] + np.sqrt(np.maximum(0, 1 - cosine**2)) * across)
 
 
+@checked
 def planted_mixture(
     seed: int,
     num_rows: int,
@@ -59,8 +60,8 @@ def planted_mixture(
     dim: int,
     *,
     concentrations: Sequence[float],
-    exponent: float = 0.0,
-    cone: float = 0.0,
+    exponent: NonNegative = 0.0,
+    cone: Decay = 0.0,
 ) -> Planted:
     """A mixture of von Mises–Fisher densities with known labels.
 
@@ -77,8 +78,6 @@ def planted_mixture(
     check_count("planted_mixture", "seed", seed, 0)
     for argument, value, least in (("num_rows", num_rows, 1), ("num_clusters", num_clusters, 1), ("dim", dim, 2)):
         check_count("planted_mixture", argument, value, least)
-    check_number("planted_mixture", "exponent", exponent, 0.0)
-    check_number("planted_mixture", "cone", cone, 0.0, below=1.0)
     low, high = concentrations
     rng = np.random.default_rng(seed)
     axis = rng.normal(size=dim)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, check_count, checked
 from jaxmix.curricula.base import Bandit
 
 LEVELS = (1.0, -0.5, -2.0, -3.5, -5.0)
@@ -41,17 +41,18 @@ class SkillWorld(NamedTuple):
     forgetting: Float[Array, ""]
 
 
+@checked
 def chains(
-    num_chains: int,
+    num_chains: Count,
     *,
     levels: tuple[float, ...] = LEVELS,
     ceiling: tuple[float, ...] | None = None,
     following: float = 0.5,
     previous: float = 0.3,
     others: float = 0.02,
-    spread: float = 0.0,
+    spread: NonNegative = 0.0,
     gated: bool = False,
-    forgetting: float = 0.0,
+    forgetting: Share = 0.0,
 ) -> SkillWorld:
     """Chains of skills from easy to hard; arm `c · levels + i` is level i of chain c.
 
@@ -64,9 +65,6 @@ def chains(
         spread, forgetting: see `SkillWorld`.
         gated: a level learns at the rate at which the one before is solved.
     """
-    check_count("chains", "num_chains", num_chains)
-    check_number("chains", "spread", spread, 0.0)
-    check_number("chains", "forgetting", forgetting, 0.0, 1.0)
     length = len(levels)
     k = num_chains * length
     transfer, gates = np.full((k, k), others), np.zeros((k, k))
@@ -102,16 +100,17 @@ def skill_worlds() -> dict[str, SkillWorld]:
     }
 
 
+@checked
 def prompts_to_target(
     bandit: Bandit,
     world: SkillWorld,
     key: PRNGKeyArray,
     *,
-    batch: int = 16,
-    rollouts: int = 8,
+    batch: Count = 16,
+    rollouts: Count = 8,
     most_prompts: int = 64_000,
-    share: float = 0.9,
-    step_size: float = 0.06,
+    share: Rate = 0.9,
+    step_size: Positive = 0.06,
     lag: int = 0,
 ) -> tuple[Int[Array, ""], Float[Array, " k"]]:
     """Prompts until the mean of p over arms reaches `share` of the mean ceiling, and each arm's share of the slots.
@@ -132,10 +131,6 @@ def prompts_to_target(
         lag: ≥ 0 steps by which the rewards reach the bandit late, as with rollouts made ahead; what is learned from
             them is not late.
     """
-    check_number("prompts_to_target", "share", share, 0.0, 1.0, is_open=True)
-    check_number("prompts_to_target", "step_size", step_size, 0.0, is_open=True)
-    check_count("prompts_to_target", "batch", batch)
-    check_count("prompts_to_target", "rollouts", rollouts)
     check_count("prompts_to_target", "lag", lag, least=0)
     num_arms = world.start.shape[0]
     rate_key, run_key = jax.random.split(key)

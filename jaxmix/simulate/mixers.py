@@ -31,7 +31,7 @@ from jaxtyping import Key
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_count
+from jaxmix.core.validate import Count, check_count, checked
 from jaxmix.mixers.base import Feedback, Mixer, initial_weights
 from jaxmix.simulate.worlds import Gradients, World
 
@@ -230,11 +230,12 @@ class StaticSearch(NamedTuple):
     candidate_losses: Float[Array, "c m"]
 
 
+@checked
 def best_static(
     world: World,
     keys: Key[Array, " s"],
     *,
-    num_candidates: int,
+    num_candidates: Count,
     num_steps: int,
     batch_size: int | None = None,
     concentration: float = 1.0,
@@ -251,7 +252,6 @@ def best_static(
         weights: f[m], of the domains in the objective, the weighted sum of final losses; all 1 if `None`. Losses of
             nan (not measured) do not count.
     """
-    check_count("best_static", "num_candidates", num_candidates)
     m = world.num_domains
     uniform = initial_weights(m, None)
     draw = jax.random.dirichlet(

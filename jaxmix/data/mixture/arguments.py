@@ -71,7 +71,7 @@ def check_policies(names: Sequence[str], policies: Sequence[Any], epochs: Sequen
         place = f"source {name!r}: MixtureStream"
         check_choice(place, "on_exhaust", policy, POLICIES)
         if bound is not None:
-            check_number(place, "max_epochs", bound, 0, is_open=True)
+            check_number(place, "max_epochs", bound, above=0)
 
 
 def one_per_source(value: Any, names: Sequence[str], argument: str, default: Any) -> list[Any]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import NonNegative, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import safe_power, scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
 
 @register_law
-def additive(*, ridge: float = 1e-5) -> Law:
+@checked
+def additive(*, ridge: NonNegative = 1e-5) -> Law:
     r"""The additive law: one over a sum of powers of the weights, beside terms in size and tokens.
 
     For metric i at mixture h, model size N (unit N₀) and tokens D (unit D₀):
@@ -49,12 +50,12 @@ def additive(*, ridge: float = 1e-5) -> Law:
     References:
         arXiv 2507.09404, additive law.
     """
-    check_number("additive", "ridge", ridge, 0.0)
     return Law("additive", least_squares, lambda shape: _build(shape, ridge, is_joint=False))
 
 
 @register_law
-def joint(*, ridge: float = 1e-5) -> Law:
+@checked
+def joint(*, ridge: NonNegative = 1e-5) -> Law:
     r"""The joint law: the additive law whose terms in size and tokens depend on the mixture too.
 
         L_i = E_i + 1 / Σ_j C_ij h_j^{γ_ij} + (Σ_j P_ij h_j)^{p_i} (N/N₀)^{−α_i} + (Σ_j Q_ij h_j)^{q_i} (D/D₀)^{−β_i}
@@ -80,7 +81,6 @@ def joint(*, ridge: float = 1e-5) -> Law:
     References:
         arXiv 2507.09404, joint law (form and count from secondary sources).
     """
-    check_number("joint", "ridge", ridge, 0.0)
     return Law("joint", least_squares, lambda shape: _build(shape, ridge, is_joint=True))
 
 

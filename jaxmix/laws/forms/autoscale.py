@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import Positive, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.solve.least_squares import least_squares
 
 
 @register_law
-def autoscale(unit: float = 1e-3) -> Law:
+@checked
+def autoscale(unit: Positive = 1e-3) -> Law:
     r"""AutoScale: every domain lowers every loss by a power law in its own tokens, beside what others are worth.
 
     For metric i at mixture h and tokens D (unit u D₀, with D₀ the table's mean tokens):
@@ -42,7 +43,6 @@ def autoscale(unit: float = 1e-3) -> Law:
     References:
         arXiv 2407.20177; github.com/feiyang-k/AutoScale.
     """
-    check_number("autoscale", "unit", unit, 0.0, is_open=True)
 
     def build(shape: Shape) -> Form:
         e, m = shape.num_metrics, shape.num_domains

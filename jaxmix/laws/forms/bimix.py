@@ -41,7 +41,7 @@ def bimix(floor: float = 1e-4) -> Law:
     References:
         arXiv 2405.14908 (form from secondary sources).
     """
-    check_number("bimix", "floor", floor, 0.0, is_open=True, below=1.0)
+    check_number("bimix", "floor", floor, above=0.0, below=1.0)
 
     def build(shape: Shape) -> Form:
         require_own_domains(shape, "bimix")

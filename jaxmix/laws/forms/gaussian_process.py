@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_count
+from jaxmix.core.validate import Count, checked
 from jaxmix.laws.base import Law, RunTable, registry
 from jaxmix.laws.fit import on_host, regressor
 from jaxmix.laws.forms.terms import with_log_scales
@@ -22,7 +22,8 @@ _BLOCK = 8192
 
 
 @registry.register
-def gaussian_process(max_steps: int = 50) -> Law:
+@checked
+def gaussian_process(max_steps: Count = 50) -> Law:
     r"""Gaussian-process regression of the logarithm of each loss, with a squared-exponential kernel and white noise.
 
     With z = √h, and ln N and ln D (in units of their deviation) where they vary:
@@ -57,7 +58,6 @@ def gaussian_process(max_steps: int = 50) -> Law:
     References:
         Rasmussen, Williams: Gaussian Processes for Machine Learning, sections 2.2 and 5.4.
     """
-    check_count("gaussian_process", "max_steps", max_steps)
 
     def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
         shape, m = table.shape, table.shape.num_domains

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_choice, check_number
+from jaxmix.core.validate import NonNegative, check_choice, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
@@ -17,7 +17,8 @@ VARIANTS = ("olmix", "ye", "aioli")
 
 
 @register_law
-def loglinear(variant: str = "olmix", *, ridge: float = 0.0) -> Law:
+@checked
+def loglinear(variant: str = "olmix", *, ridge: NonNegative = 0.0) -> Law:
     r"""The exponential law: losses fall log-linearly in the mixture down to an irreducible part.
 
     For metric i at mixture h, model size N (unit N₀) and tokens D (unit D₀):
@@ -57,7 +58,6 @@ def loglinear(variant: str = "olmix", *, ridge: float = 0.0) -> Law:
         law); arXiv 2602.12237 and github.com/allenai/olmix.
     """
     check_choice("loglinear", "variant", variant, VARIANTS)
-    check_number("loglinear", "ridge", ridge, 0.0)
     sign = -1.0 if variant == "aioli" else 1.0
 
     def build(shape: Shape) -> Form:

@@ -38,7 +38,7 @@ def power(floor: float = 1e-4) -> Law:
     References:
         arXiv 2606.08167, Equation 3 with x = N.
     """
-    check_number("power", "floor", floor, 0.0, is_open=True, below=1.0)
+    check_number("power", "floor", floor, above=0.0, below=1.0)
 
     def build(shape: Shape) -> Form:
         require_own_domains(shape, "power")

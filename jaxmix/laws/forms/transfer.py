@@ -5,14 +5,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import NonNegative, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
 
 @register_law
-def transfer(*, ridge: float = 0.0) -> Law:
+@checked
+def transfer(*, ridge: NonNegative = 0.0) -> Law:
     r"""Each metric's loss is a power law in the effective data it is given: all domains, each at a rate of exchange.
 
     For metric i at mixture h, tokens D (unit D₀) and model size N (unit N₀):
@@ -44,7 +45,6 @@ def transfer(*, ridge: float = 0.0) -> Law:
     References:
         The capacity term replaced by N, and the offset of arXiv 2606.08167's noise term by a full matrix of rates.
     """
-    check_number("transfer", "ridge", ridge, 0.0)
 
     def build(shape: Shape) -> Form:
         e, m = shape.num_metrics, shape.num_domains

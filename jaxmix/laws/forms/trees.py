@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 
 from jaxmix.core.errors import EnvironmentProblem
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, Positive, check_count, checked
 from jaxmix.laws.base import Law, RunTable, registry
 from jaxmix.laws.fit import regressor
 from jaxmix.laws.forms.terms import with_log_scales
 
 
 @registry.register
+@checked
 def lightgbm(
-    rounds: int = 1000,
+    rounds: Count = 1000,
     *,
-    learning_rate: float = 0.01,
+    learning_rate: Positive = 0.01,
     leaves: int = 31,
-    min_per_leaf: int | None = None,
+    min_per_leaf: Count | None = None,
     seed: int = 42,
 ) -> Law:
     r"""RegMix's regression: boosted trees of each loss on the mixture, with N and D as features where they vary.
@@ -51,11 +52,7 @@ def lightgbm(
     References:
         arXiv 2407.01492; github.com/sail-sg/regmix, regression_fitting/regression.ipynb.
     """
-    check_count("lightgbm", "rounds", rounds)
-    check_number("lightgbm", "learning_rate", learning_rate, 0.0, is_open=True)
     check_count("lightgbm", "leaves", leaves, 2)
-    if min_per_leaf is not None:
-        check_count("lightgbm", "min_per_leaf", min_per_leaf)
 
     def regress(table: RunTable) -> tuple[Callable[..., np.ndarray], int]:
         package = _package()

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.simplex import kl_divergence, kl_project_capped_simplex
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_count
+from jaxmix.core.validate import Count, checked
 from jaxmix.laws.base import Law, Shape
 from jaxmix.laws.checks import check_positive
 from jaxmix.laws.design import sample_mixtures
@@ -70,6 +70,7 @@ class _Found(NamedTuple):
     values: Float64[np.ndarray, " s"]
 
 
+@checked
 def propose(
     fit: LawFit,
     *,
@@ -82,8 +83,8 @@ def propose(
     min_weights: Any = 0.0,
     available_tokens: Any = None,
     repeat_decay: float = REPEAT_DECAY,
-    num_starts: int = 8,
-    max_steps: int = 3000,
+    num_starts: Count = 8,
+    max_steps: Count = 3000,
     tolerance: float = 1e-8,
     num_candidates: int = 100_000,
     key: Any = None,
@@ -139,8 +140,6 @@ def propose(
     """
     m = fit.shape.num_domains
     check_positive("propose", model_size=model_size, tokens=tokens, repeat_decay=repeat_decay, tolerance=tolerance)
-    check_count("propose", "num_starts", num_starts)
-    check_count("propose", "max_steps", max_steps)
     given: dict[str, Any] = {
         "metric_weights": metric_weights,
         "prior": prior,

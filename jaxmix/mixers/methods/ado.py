@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,18 @@ from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.simplex import mix_with, normalize
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_number, check_one_per_domain, check_simplex
+from jaxmix.core.validate import (
+    Decay,
+    NonNegative,
+    Positive,
+    Share,
+    at_least,
+    check_choice,
+    check_number,
+    check_one_per_domain,
+    check_simplex,
+    checked,
+)
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 from jaxmix.mixers.power_law import PowerLaw, fit_power_laws, predict
 
@@ -119,24 +131,25 @@ def ado_weights(
 
 
 @registry.register
+@checked
 def ado(
     variant: str = "paper",
     *,
-    refit_every: int = 1000,
-    ignore: int = 1000,
-    start: int = 1000,
-    min_points: int = 50,
-    subsample: int = 10,
-    window: int = 101,
+    refit_every: Annotated[int, at_least(1)] = 1000,
+    ignore: Annotated[int, at_least(0)] = 1000,
+    start: Annotated[int, at_least(0)] = 1000,
+    min_points: Annotated[int, at_least(4)] = 50,
+    subsample: Annotated[int, at_least(1)] = 10,
+    window: Annotated[int, at_least(1)] = 101,
     buffer: int = 1024,
     natural: Sequence[float] | None = None,
-    credit: float = 0.5,
-    credit_decay: float = 0.9,
-    momentum: float = 0.1,
-    min_weight: float = 0.01,
-    min_exponent: float = 0.05,
+    credit: NonNegative = 0.5,
+    credit_decay: Decay = 0.9,
+    momentum: Share = 0.1,
+    min_weight: Share = 0.01,
+    min_exponent: NonNegative = 0.05,
     min_irreducible: float = 0.5,
-    tokens_per_example: float = 1024.0,
+    tokens_per_example: Positive = 1024.0,
 ) -> Mixer:
     r"""Adaptive Data Optimization: fits a power law to each domain's training loss and draws what falls fastest.
 
@@ -197,23 +210,11 @@ def ado(
         arXiv 2410.11820, section 3 and Algorithm 1; github.com/yidingjiang/ado.
     """
     check_choice("ado", "variant", variant, VARIANTS)
-    whole = {"refit_every": 1, "ignore": 0, "start": 0, "min_points": 4, "subsample": 1, "window": 1}
-    for name, value in zip(whole, (refit_every, ignore, start, min_points, subsample, window), strict=True):
-        check_number("ado", name, value, whole[name])
     check_number("ado", "buffer", buffer, 2 * min_points)
-    if window % 2 == 0 or buffer % 2:
-        wrong = "window" if window % 2 == 0 else "buffer"
-        odd = "odd" if wrong == "window" else "even"
-        raise ConfigError(
-            f"{wrong} must be {odd}, got {window if wrong == 'window' else buffer}", where=f"ado({wrong})"
-        )
-    check_number("ado", "credit", credit, 0.0)
-    check_number("ado", "credit_decay", credit_decay, 0.0, below=1.0)
-    check_number("ado", "momentum", momentum, 0.0, 1.0)
-    check_number("ado", "min_weight", min_weight, 0.0, 1.0)
-    check_number("ado", "min_exponent", min_exponent, 0.0)
+    for name, value, kind in (("window", window, "odd"), ("buffer", buffer, "even")):
+        if value % 2 != (kind == "odd"):
+            raise ConfigError(f"{name} must be {kind}, got {value}", where=f"ado({name})")
     check_number("ado", "min_irreducible", min_irreducible, -math.inf)
-    check_number("ado", "tokens_per_example", tokens_per_example, 0.0, is_open=True)
     if natural is not None:
         check_simplex([float(share) for share in natural], "ado(natural)")
     needs = frozenset({"loss_sum", "token_count"})

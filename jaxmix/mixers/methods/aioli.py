@@ -6,6 +6,8 @@ arXiv 2411.05735.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
@@ -13,7 +15,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_number
+from jaxmix.core.validate import NonNegative, Share, at_least, check_choice, check_number, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.lmo import normalized_interaction
 
@@ -90,23 +92,24 @@ def estimate_interaction(
 
 
 @registry.register
+@checked
 def aioli(
     *,
     variant: str = "paper",
-    round_length: int = 250,
-    sweeps: int = 4,
-    interval: int = 4,
+    round_length: Annotated[int, at_least(1)] = 250,
+    sweeps: Annotated[int, at_least(1)] = 4,
+    interval: Annotated[int, at_least(2)] = 4,
     smoothing: float = 0.75,
-    step_size: float = 0.2,
-    memory: float | None = None,
+    step_size: NonNegative = 0.2,
+    memory: Share | None = None,
     ema: float | None = None,
     estimator: str = "realized",
     normalize: bool = True,
     momentum: float = 0.9,
-    initial_steps: int = 0,
+    initial_steps: Annotated[int, at_least(0)] = 0,
     after_initial: str = "uniform",
     total_steps: int | None = None,
-    lead: int = 1,
+    lead: Annotated[int, at_least(0)] = 1,
 ) -> Mixer:
     r"""Aioli: the interaction matrix from probe intervals, then an exponentiated-gradient step.
 
@@ -167,16 +170,6 @@ def aioli(
     check_choice("aioli", "after_initial", after_initial, STARTS)
     memory = memory if memory is not None else 1.0 if variant == "paper" else 0.0
     ema = ema if ema is not None else 0.0 if variant == "paper" else 0.1
-    for argument, value, least in (
-        ("round_length", round_length, 1),
-        ("sweeps", sweeps, 1),
-        ("interval", interval, 2),
-        ("initial_steps", initial_steps, 0),
-        ("lead", lead, 0),
-        ("step_size", step_size, 0.0),
-    ):
-        check_number("aioli", argument, value, least)
-    check_number("aioli", "memory", memory, 0.0, 1.0)
     for argument, value in (("smoothing", smoothing), ("ema", ema), ("momentum", momentum)):
         check_number("aioli", argument, value, 0.0, 1.0 - 1e-6)
     starts_over = initial_steps > 0 and after_initial == "uniform"

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.core.validate import check_choice, check_number
+from jaxmix.core.validate import Positive, check_choice, checked
 
 MODES = ("pretraining", "finetuning")
 _TEMPERATURE = {"pretraining": 5.0, "finetuning": 0.2}
@@ -38,12 +38,13 @@ def leverage_scores(embeddings: Float[Array, "m d"], regularization: float, *, c
     return jnp.sum(left * left * (square / (square + regularization * x.shape[0]))[None, :], axis=1)
 
 
+@checked
 def chameleon_weights(
     embeddings: Any,
     *,
     mode: str = "pretraining",
-    regularization: float = 10.0,
-    temperature: float | None = None,
+    regularization: Positive = 10.0,
+    temperature: Positive | None = None,
     center: bool = True,
     normalize: bool = True,
 ) -> Weights:
@@ -84,12 +85,10 @@ def chameleon_weights(
 
     References:
         arXiv 2505.24844; github.com/LIONS-EPFL/Chameleon.
-        `docs/mixers.md` has the formulas beside the other methods\'.
+        `docs/mixers.md` has the formulas beside the other methods'.
     """
     check_choice("chameleon_weights", "mode", mode, MODES)
-    check_number("chameleon_weights", "regularization", regularization, 0.0, is_open=True)
     temperature = _TEMPERATURE[mode] if temperature is None else temperature
-    check_number("chameleon_weights", "temperature", temperature, 0.0, is_open=True)
     rows = np.asarray(embeddings, np.float64)
     if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
         raise ConfigError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.core.validate import check_choice, check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, Share, check_choice, checked
 from jaxmix.mixers.alignment import (
     bounded,
     check_gradients,
@@ -44,15 +44,16 @@ class DgaState:
 
 
 @registry.register
+@checked
 def dga(
     *,
-    step_size: float = 1.0,
+    step_size: NonNegative = 1.0,
     target: str = "validation",
     target_weights: Sequence[float] | None = None,
     decay: float = 0.0,
     normalize: bool = False,
-    scale_decay: float = 0.9,
-    every: int = 100,
+    scale_decay: Share = 0.9,
+    every: Count = 100,
     gradients: str = "exact",
 ) -> Mixer:
     r"""Dynamic Gradient Alignment: weights grow with the inner product of a domain's and the target's gradient.
@@ -106,13 +107,10 @@ def dga(
 
     References:
         arXiv 2410.02498.
-        `docs/mixers.md` has the formulas beside the other methods\'.
+        `docs/mixers.md` has the formulas beside the other methods'.
     """
     check_choice("dga", "target", target, TARGETS)
     check_gradients("dga", gradients)
-    check_number("dga", "step_size", step_size, 0.0)
-    check_number("dga", "scale_decay", scale_decay, 0.0, 1.0)
-    check_count("dga", "every", every)
     signal = "validation_alignment" if target == "validation" else "gradient_alignment"
 
     def start(weights: Weights) -> DgaState:

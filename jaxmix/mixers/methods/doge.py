@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, Weights
-from jaxmix.core.validate import check_choice, check_count, check_number
+from jaxmix.core.validate import Count, Positive, Share, check_choice, checked
 from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms, target_row, weigh_targets
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
@@ -31,13 +31,14 @@ class DogeState:
 
 
 @registry.register
+@checked
 def doge(
     *,
     target: str = "universal",
-    regularization: float = 0.01,
-    max_score: float = 5.0,
-    smoothing: float = 0.0,
-    every: int = 1,
+    regularization: Positive = 0.01,
+    max_score: Positive = 5.0,
+    smoothing: Share = 0.0,
+    every: Count = 1,
     mode: str = "sample",
     gradients: str = "exact",
 ) -> Mixer:
@@ -97,10 +98,6 @@ def doge(
     check_choice("doge", "target", target, TARGETS)
     check_choice("doge", "mode", mode, MODES)
     check_gradients("doge", gradients)
-    check_number("doge", "regularization", regularization, 0.0, is_open=True)
-    check_number("doge", "max_score", max_score, 0.0, is_open=True)
-    check_number("doge", "smoothing", smoothing, 0.0, 1.0)
-    check_count("doge", "every", every)
     has_target = target == "validation"
 
     def start(weights: Weights) -> DogeState:

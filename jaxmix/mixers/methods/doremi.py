@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_number
+from jaxmix.core.validate import NonNegative, check_choice, checked
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 from jaxmix.mixers.missing import fresh_mean
@@ -31,6 +31,7 @@ class DoremiEstimate:
 
 
 @registry.register
+@checked
 def doremi(
     *,
     step_size: float = 1.0,
@@ -38,7 +39,7 @@ def doremi(
     clip: str = "token",
     mode: str = "sample",
     normalizer: str = "token",
-    initial_score: float = 0.0,
+    initial_score: NonNegative = 0.0,
 ) -> Mixer:
     """DoReMi: more weight for what the model learns worse than a reference model did.
 
@@ -94,7 +95,6 @@ def doremi(
     check_choice("doremi", "clip", clip, CLIPS)
     check_choice("doremi", "mode", mode, MODES)
     check_choice("doremi", "normalizer", normalizer, NORMALIZERS)
-    check_number("doremi", "initial_score", initial_score, 0.0)
     sums = {"clipped_excess_sum"} if clip == "token" else {"loss_sum", "reference_loss_sum"}
 
     def start(weights: Weights) -> DoremiEstimate:

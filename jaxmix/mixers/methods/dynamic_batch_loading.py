@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from jaxmix.core.types import DomainVector, Weights
-from jaxmix.core.validate import check_choice, check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, check_choice, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import finite_or_nan, keep_last, mean_for_unknown
@@ -22,12 +22,13 @@ _NAME = "dynamic_batch_loading"
 
 
 @registry.register
+@checked
 def dynamic_batch_loading(
     target_losses: float | Sequence[float],
     *,
-    step_size: float = 1.0,
+    step_size: NonNegative = 1.0,
     smoothing: float = 1e-4,
-    every: int = 400,
+    every: Count = 400,
     clip: bool = True,
     variant: str = "exponentiated",
 ) -> Mixer:
@@ -75,12 +76,10 @@ def dynamic_batch_loading(
 
     References:
         arXiv 2310.06694, section 2.2 and Algorithm 1; github.com/princeton-nlp/LLM-Shearing.
-        `docs/mixers.md` has the formulas beside the other methods\'.
+        `docs/mixers.md` has the formulas beside the other methods'.
     """
     targets = check_values(_NAME, "target_losses", target_losses)
-    check_count(_NAME, "every", every)
     check_choice(_NAME, "variant", variant, VARIANTS)
-    check_number(_NAME, "step_size", step_size, 0.0)
     is_bandit = variant == "bandit"
 
     def start(weights: Weights) -> DomainVector:

@@ -16,7 +16,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import mix_with
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, Positive, Share, check_choice, check_number, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.missing import finite_or_nan, fresh_mean
 from jaxmix.mixers.per_domain import check_values, domain_values
@@ -142,18 +142,19 @@ def _spread(x: DomainVector, transfer: float) -> DomainVector:
 
 
 @registry.register
+@checked
 def foresight(
-    total_steps: int,
+    total_steps: Count,
     *,
     signal: str = "train",
-    every: int = 10,
+    every: Count = 10,
     ignore: float = 0.05,
     start: float = 0.1,
     windows: Sequence[float] = (1.0, 3.0, 9.0),
     transfer: float = 0.0,
-    exponent: float = 0.5,
-    smoothing: float = 0.01,
-    least_horizon: float = 1.0,
+    exponent: Positive = 0.5,
+    smoothing: Share = 0.01,
+    least_horizon: NonNegative = 1.0,
     objective: float | Sequence[float] = 1.0,
 ) -> Mixer:
     r"""Foresight: plans the rest of the budget by a law of every domain's loss curve.
@@ -193,15 +194,10 @@ def foresight(
         >>> mixer.weights(mixer.init(jax.random.key(0), 4)).tolist()
         [0.25, 0.25, 0.25, 0.25]
     """
-    check_count("foresight", "total_steps", total_steps)
-    check_count("foresight", "every", every)
     check_choice("foresight", "signal", signal, SIGNALS)
     check_number("foresight", "ignore", ignore, 0.0, 0.999)
     check_number("foresight", "start", start, ignore, 0.999)
     check_number("foresight", "transfer", transfer, 0.0, 0.999)
-    check_number("foresight", "exponent", exponent, 0.0, is_open=True)
-    check_number("foresight", "smoothing", smoothing, 0.0, 1.0)
-    check_number("foresight", "least_horizon", least_horizon, 0.0)
     objectives = check_values("foresight", "objective", objective)
     if min(objectives if isinstance(objectives, tuple) else (objectives,)) < 0:
         raise ConfigError(f"objective must be ≥ 0, got {objective}", where="foresight(objective)")

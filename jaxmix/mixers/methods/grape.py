@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.core.validate import check_choice, check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, Share, check_choice, checked
 from jaxmix.mixers.alignment import bounded, check_gradients, is_measured, weigh_targets
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
@@ -40,15 +40,16 @@ class GrapeState:
 
 
 @registry.register
+@checked
 def grape(
     variant: str = "paper",
     *,
     score: str = "log",
     step_size: float | None = None,
-    task_step_size: float | None = None,
-    task_smoothing: float = 0.001,
-    loss_decay: float | None = None,
-    every: int = 100,
+    task_step_size: NonNegative | None = None,
+    task_smoothing: Share = 0.001,
+    loss_decay: Share | None = None,
+    every: Count = 100,
     gradients: str = "exact",
 ) -> Mixer:
     r"""GRAPE: a game of two weights, over training domains (p) and over target tasks (z).
@@ -108,7 +109,7 @@ def grape(
     References:
         arXiv 2505.20380; github.com/Olivia-fsm/GRAPE_data_mixture_with_multi_target, and the older
         github.com/Olivia-fsm/multi-target-data-mixing.
-        `docs/mixers.md` has the formulas beside the other methods\'.
+        `docs/mixers.md` has the formulas beside the other methods'.
     """
     check_choice("grape", "variant", variant, VARIANTS)
     check_choice("grape", "score", score, KINDS)
@@ -116,10 +117,6 @@ def grape(
     usual, usual_task, usual_decay = _DEFAULTS[variant]
     task_step_size = usual_task if task_step_size is None else task_step_size
     loss_decay = usual_decay if loss_decay is None else loss_decay
-    check_number("grape", "task_step_size", task_step_size, 0.0)
-    check_number("grape", "task_smoothing", task_smoothing, 0.0, 1.0)
-    check_number("grape", "loss_decay", loss_decay, 0.0, 1.0)
-    check_count("grape", "every", every)
     has_loss, has_rate = score != "gap", variant == "paper"
     needs = {"validation_alignment"}
     needs |= {"validation_loss"} if has_loss else set()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, DomainVector, Int, Weights
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import Decay, checked
 from jaxmix.mixers.base import Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import fresh_mean
@@ -28,12 +28,13 @@ class LearnabilityEstimate:
 
 
 @registry.register
+@checked
 def learnability(
     *,
     step_size: float = 1.0,
     memory: float = 1.0,
     smoothing: float = 1e-3,
-    averaging: float = 0.0,
+    averaging: Decay = 0.0,
     clip: bool = False,
 ) -> Mixer:
     """Draws more of what the reference model shows to be learnable and the learner has not learned yet.
@@ -77,9 +78,8 @@ def learnability(
 
     References:
         arXiv 2406.17711, section 3 (learnability); arXiv 2305.10429, Algorithm 1 (the same feedback, clipped).
-        `docs/mixers.md` has the formulas beside the other methods\'.
+        `docs/mixers.md` has the formulas beside the other methods'.
     """
-    check_number("learnability", "averaging", averaging, 0.0, below=1.0)
 
     def start(weights: Weights) -> LearnabilityEstimate:
         return LearnabilityEstimate(score=jnp.zeros_like(weights), seen=jnp.zeros(weights.shape, jnp.int32))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxmix.core.types import DomainVector, Weights
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, check_number, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import finite_or_nan, keep_last, mean_for_unknown
 
 
 @registry.register
-def loss_proportional(*, temperature: float = 1.0, every: int = 500, smoothing: float = 0.0) -> Mixer:
+@checked
+def loss_proportional(*, temperature: float = 1.0, every: Count = 500, smoothing: float = 0.0) -> Mixer:
     """A softmax of the validation losses: draws more of what has a high loss.
 
         p = (1 − c) softmax(L / τ) + c / m
@@ -47,7 +48,6 @@ def loss_proportional(*, temperature: float = 1.0, every: int = 500, smoothing: 
         True
     """
     check_number("loss_proportional", "temperature", temperature, 1e-30)
-    check_count("loss_proportional", "every", every)
 
     def start(weights: Weights) -> DomainVector:
         return jnp.full_like(weights, jnp.nan)

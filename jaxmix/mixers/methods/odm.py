@@ -6,6 +6,7 @@ Albalak, Pan, Raffel, Wang: "Efficient Online Data Mixing For Language Model Pre
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_number
+from jaxmix.core.validate import Decay, at_least, check_choice, checked
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 
 VARIANTS = ("paper", "repository")
@@ -55,7 +56,8 @@ def odm_weights(estimate: DomainVector, count: Int[Array, ""], variant: str) -> 
 
 
 @registry.register
-def odm(variant: str = "paper", *, discount: float = 0.9, warmup_updates: int = 0) -> Mixer:
+@checked
+def odm(variant: str = "paper", *, discount: Decay = 0.9, warmup_updates: Annotated[int, at_least(0)] = 0) -> Mixer:
     r"""Online Data Mixing: draws more of what has a high training loss.
 
     With l_j the mean loss of domain j in the step (nats per token), p the weights, a = discount, for the domains
@@ -104,8 +106,6 @@ def odm(variant: str = "paper", *, discount: float = 0.9, warmup_updates: int = 
         arXiv 2312.02406, section 3 and Algorithm 1; github.com/alon-albalak/online-data-mixing.
     """
     check_choice("odm", "variant", variant, VARIANTS)
-    check_number("odm", "discount", discount, 0.0, below=1.0)
-    check_number("odm", "warmup_updates", warmup_updates, 0)
     needs = frozenset({"loss_sum", "token_count"})
     learn = _paper_estimate if variant == "paper" else _repository_estimate
 

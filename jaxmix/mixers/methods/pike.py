@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, Positive, Share, checked
 from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, running_scale, squared_norms
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
@@ -30,15 +30,16 @@ class PikeState:
 
 
 @registry.register
+@checked
 def pike(
-    batch_size: float,
+    batch_size: Positive,
     *,
-    norm_gain: float = 0.05,
-    noise_gain: float = 0.05,
+    norm_gain: NonNegative = 0.05,
+    noise_gain: NonNegative = 0.05,
     normalize: bool = True,
-    scale_decay: float = 0.9,
+    scale_decay: Share = 0.9,
     smoothing: float = 0.0,
-    every: int = 100,
+    every: Count = 100,
     gradients: str = "exact",
 ) -> Mixer:
     r"""PiKE: weights grow with a domain's squared gradient norm and shrink with its gradient noise.
@@ -91,14 +92,9 @@ def pike(
 
     References:
         arXiv 2502.06244, Algorithm 1.
-        `docs/mixers.md` has the formulas beside the other methods\'.
+        `docs/mixers.md` has the formulas beside the other methods'.
     """
     check_gradients("pike", gradients)
-    check_number("pike", "batch_size", batch_size, 0.0, is_open=True)
-    check_number("pike", "norm_gain", norm_gain, 0.0)
-    check_number("pike", "noise_gain", noise_gain, 0.0)
-    check_number("pike", "scale_decay", scale_decay, 0.0, 1.0)
-    check_count("pike", "every", every)
 
     def start(weights: Weights) -> PikeState:
         return PikeState(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, NonNegative, checked
 from jaxmix.mixers.alignment import bounded, check_gradients, squared_norms, target_row
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
@@ -41,13 +41,14 @@ def unit_norm(vector: DomainVector) -> DomainVector:
 
 
 @registry.register
+@checked
 def r_and_b(
     *,
-    sharpness: float = 3.0,
+    sharpness: NonNegative = 3.0,
     evaluation_weights: Sequence[float] | None = None,
-    round_updates: int = 100,
+    round_updates: Count = 100,
     smoothing: float = 0.0,
-    every: int = 1,
+    every: Count = 1,
     gradients: str = "last_layer",
 ) -> Mixer:
     r"""R&B: once a round, weights become a softmax of the domains' agreement with the evaluation mixture.
@@ -98,9 +99,6 @@ def r_and_b(
         arXiv 2505.00358, section 3.
     """
     check_gradients("r_and_b", gradients)
-    check_number("r_and_b", "sharpness", sharpness, 0.0)
-    check_count("r_and_b", "round_updates", round_updates)
-    check_count("r_and_b", "every", every)
 
     def start(weights: Weights) -> RAndBState:
         m = weights.shape[0]

@@ -18,7 +18,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import TINY
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import check_choice, check_count, check_number, check_one_per_domain
+from jaxmix.core.validate import Count, NonNegative, check_choice, check_one_per_domain, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import LARGEST, finite_or_nan, keep_last
@@ -62,19 +62,20 @@ def skill_graph(start_losses: DomainVector, end_losses: Float[Array, "m m"]) -> 
 
 
 @registry.register
+@checked
 def skillit(
     graph: float | Sequence[Sequence[float]],
     *,
-    step_size: float = 0.2,
-    window: int = 3,
+    step_size: NonNegative = 0.2,
+    window: Count = 3,
     reduce: str = "sum",
     relative: bool = False,
     schedule: str = "constant",
     start: str = "prior",
     anchored: bool = False,
     orientation: str = "source_to_target",
-    evaluate_every: int = 250,
-    update_every: int = 500,
+    evaluate_every: Count = 250,
+    update_every: Count = 500,
 ) -> Mixer:
     """Skill-It: draws more of what helps the domains whose losses are high.
 
@@ -127,16 +128,10 @@ def skillit(
         arXiv 2307.14430, section 3.2 and Algorithm 1; github.com/HazyResearch/skill-it (trainer/mw_trainer.py).
     """
     entries = _check_graph(graph)
-    check_number("skillit", "step_size", step_size, 0.0)
-    for name, value in (("window", window), ("evaluate_every", evaluate_every), ("update_every", update_every)):
-        check_count("skillit", name, value)
-    for name, word, known in (
-        ("reduce", reduce, REDUCES),
-        ("schedule", schedule, SCHEDULES),
-        ("start", start, STARTS),
-        ("orientation", orientation, ORIENTATIONS),
-    ):
-        check_choice("skillit", name, word, known)
+    check_choice("skillit", "reduce", reduce, REDUCES)
+    check_choice("skillit", "schedule", schedule, SCHEDULES)
+    check_choice("skillit", "start", start, STARTS)
+    check_choice("skillit", "orientation", orientation, ORIENTATIONS)
     if update_every % evaluate_every != 0:
         raise ConfigError(
             f"update_every must be a multiple of evaluate_every, got {update_every} and {evaluate_every}",

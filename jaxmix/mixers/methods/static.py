@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import normalize
 from jaxmix.core.types import PRNGKeyArray, Weights
-from jaxmix.core.validate import check_number, check_one_per_domain, check_simplex
+from jaxmix.core.validate import Positive, check_one_per_domain, check_simplex, checked
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, registry
 from jaxmix.mixers.wrappers.bounds import tempered
 
@@ -24,7 +24,8 @@ class StaticState:
 
 
 @registry.register
-def static(weights: Sequence[float] | None = None, *, temperature: float = 1.0) -> Mixer:
+@checked
+def static(weights: Sequence[float] | None = None, *, temperature: Positive = 1.0) -> Mixer:
     """A mixer whose weights stay as they are: `p ∝ q^(1/temperature)`.
 
     Args:
@@ -46,7 +47,6 @@ def static(weights: Sequence[float] | None = None, *, temperature: float = 1.0) 
         [0.75, 0.25]
     """
     fixed = None if weights is None else check_simplex(weights, "static(weights)")
-    check_number("static", "temperature", temperature, 0.0, is_open=True)
 
     def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> StaticState:
         del key

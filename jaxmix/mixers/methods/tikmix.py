@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float, Weights
-from jaxmix.core.validate import check_number, check_simplex
+from jaxmix.core.validate import NonNegative, check_simplex, checked
 
 _ADDED = 1e-8  # to the normalizer, as in the paper
 _SLACK = 1e-7  # of a constraint, relative to the row's spread: gives the feasible set an interior
@@ -50,8 +50,9 @@ def tikmix_objective(
     return balance * spread - gain * jnp.sum(effect) + diversity * jnp.sum(weights * jnp.log(safe))
 
 
+@checked
 def tikmix_weights(
-    influence: Any, prior: Any, *, balance: float = 1.0, gain: float = 1.0, diversity: float = 1.0
+    influence: Any, prior: Any, *, balance: NonNegative = 1.0, gain: NonNegative = 1.0, diversity: NonNegative = 1.0
 ) -> Weights:
     r"""Weights for the next stage of a run, from an influence matrix (the paper's D variant).
 
@@ -92,10 +93,8 @@ def tikmix_weights(
 
     References:
         arXiv 2508.17677, TiKMiX-D.
-        `docs/mixers.md` has the formulas beside the other methods\'.
+        `docs/mixers.md` has the formulas beside the other methods'.
     """
-    for name, value in (("balance", balance), ("gain", gain), ("diversity", diversity)):
-        check_number("tikmix_weights", name, value, 0.0)
     rows = np.asarray(influence, np.float64)
     start = np.asarray(check_simplex(prior, "tikmix_weights(prior)"), np.float64)
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != len(start) or not np.isfinite(rows).all():

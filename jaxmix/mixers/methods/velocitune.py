@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, Weights
-from jaxmix.core.validate import check_count
+from jaxmix.core.validate import Count, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import finite_or_nan, keep_last, mean_for_unknown
@@ -42,12 +42,13 @@ def remaining_share(losses: DomainVector, initial: DomainVector, target: DomainV
 
 
 @registry.register
+@checked
 def velocitune(
     target_losses: float | Sequence[float],
     *,
     initial_losses: float | Sequence[float] | None = None,
     step_size: float = 1.0,
-    every: int = 500,
+    every: Count = 500,
 ) -> Mixer:
     """Velocitune: draws more of what has come the least of its way to a target loss.
 
@@ -89,11 +90,10 @@ def velocitune(
 
     References:
         arXiv 2411.14318, section 3.
-        `docs/mixers.md` has the formulas beside the other methods\'.
+        `docs/mixers.md` has the formulas beside the other methods'.
     """
     targets = check_values("velocitune", "target_losses", target_losses)
     given = None if initial_losses is None else check_values("velocitune", "initial_losses", initial_losses)
-    check_count("velocitune", "every", every)
 
     def start(weights: Weights) -> VelocituneEstimate:
         m, dtype = weights.shape[0], weights.dtype

@@ -15,14 +15,15 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import Weights
-from jaxmix.core.validate import check_number, check_one_per_domain, check_simplex
+from jaxmix.core.validate import NonNegative, Positive, Share, check_one_per_domain, check_simplex, checked
 from jaxmix.mixers import base
 from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.mixers.wrappers.base import InnerState, registry, wrapped
 
 
 @registry.register
-def floor(mixer: Mixer, minimum: float) -> Mixer:
+@checked
+def floor(mixer: Mixer, minimum: Share) -> Mixer:
     """No domain's weight falls below `minimum`.
 
     The weights are the nearest ones in KL divergence that keep the bound: `p = max(minimum, λ q)`. Weights q that
@@ -32,7 +33,6 @@ def floor(mixer: Mixer, minimum: float) -> Mixer:
         mixer: the inner mixer.
         minimum: in [0, 1]; at most 1/m, which `init` checks.
     """
-    check_number("floor", "minimum", minimum, 0.0, 1.0)
 
     def start(inner: Any, num_domains: int, prior: Weights | None) -> InnerState:
         if minimum * num_domains > 1 + 1e-6:
@@ -47,14 +47,14 @@ def floor(mixer: Mixer, minimum: float) -> Mixer:
 
 
 @registry.register
-def temperature(mixer: Mixer, value: float) -> Mixer:
+@checked
+def temperature(mixer: Mixer, value: Positive) -> Mixer:
     """Flattens or sharpens the weights q: `p ∝ q^(1/value)`.
 
     Args:
         mixer: the inner mixer.
         value: above 0; 1 does nothing, larger values flatten, smaller ones sharpen. A weight of 0 stays 0.
     """
-    check_number("temperature", "value", value, 0.0, is_open=True)
 
     return wrapped(mixer, "temperature", bound=lambda weights: tempered(weights, value))
 
@@ -82,7 +82,8 @@ class KlToPriorState:
 
 
 @registry.register
-def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = None) -> Mixer:
+@checked
+def kl_to_prior(mixer: Mixer, strength: NonNegative, prior: Sequence[float] | None = None) -> Mixer:
     """Pulls the weights q toward a prior: the minimizer of `KL(p ‖ q) + strength · KL(p ‖ prior)`.
 
     It is the weighted geometric mean `p ∝ q^(1/(1+s)) · prior^(s/(1+s))` with s = strength.
@@ -93,7 +94,6 @@ def kl_to_prior(mixer: Mixer, strength: float, prior: Sequence[float] | None = N
         prior: m numbers that add to 1; the prior given to `init` (uniform by default) if `None`. A domain whose
             weight or prior is 0 gets 0 (for strength > 0); if that leaves none, the weights are the prior.
     """
-    check_number("kl_to_prior", "strength", strength, 0.0)
     fixed = None if prior is None else check_simplex(prior, "kl_to_prior(prior)")
 
     def start(inner: Any, num_domains: int, prior: Weights | None) -> KlToPriorState:

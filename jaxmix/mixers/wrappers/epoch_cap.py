@@ -90,6 +90,6 @@ def _check_budget(available_tokens: Sequence[float], total_tokens: float, max_ep
             f"token counts must be finite, ≥ 0 and not all 0, got {available.tolist()}",
             where="epoch_cap(available_tokens)",
         )
-    check_number("epoch_cap", "total_tokens", total_tokens, 0.0, is_open=True)
-    check_number("epoch_cap", "max_epochs", max_epochs, 0.0, is_open=True)
+    check_number("epoch_cap", "total_tokens", total_tokens, above=0.0)
+    check_number("epoch_cap", "max_epochs", max_epochs, above=0.0)
     return available, round(total_tokens)

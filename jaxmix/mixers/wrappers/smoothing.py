@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import normalize
 from jaxmix.core.types import Array, Int, Weights
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import Decay, checked
 from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.mixers.wrappers.base import registry, wrapped
 
@@ -26,14 +26,14 @@ class EmaState:
 
 
 @registry.register
-def ema(mixer: Mixer, decay: float) -> Mixer:
+@checked
+def ema(mixer: Mixer, decay: Decay) -> Mixer:
     """Draws by a moving average of the weights: `average ← decay · average + (1 − decay) · weights`.
 
     Args:
         mixer: the inner mixer.
         decay: in [0, 1), per update; 0 does nothing. The average starts at the inner mixer's first weights.
     """
-    check_number("ema", "decay", decay, 0.0, below=1.0)
 
     def start(inner: Any, num_domains: int, prior: Weights | None) -> EmaState:
         return EmaState(inner=inner, average=mixer.weights(inner))

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.core.validate import check_count
+from jaxmix.core.validate import Count, check_count, checked
 from jaxmix.data.files import write_whole
 from jaxmix.data.hashing import hashed_ngrams
 from jaxmix.models.encoders.base import BUILTIN, ENCODER_FILE, Encoder
@@ -45,14 +45,15 @@ class _Fitted(NamedTuple):
     projection: Float32[np.ndarray, "f k"]
 
 
+@checked
 def fit_hashed_encoder(
     sample: Sequence[str],
     *,
-    dim: int = 256,
+    dim: Count = 256,
     buckets: int = 1 << 20,
     orders: Sequence[int] = (1, 2),
-    max_features: int = 1 << 16,
-    max_words: int = 1024,
+    max_features: Count = 1 << 16,
+    max_words: Count = 1024,
     power_iterations: int = 3,
     seed: int = 0,
 ) -> Encoder:
@@ -83,8 +84,6 @@ def fit_hashed_encoder(
         Deerwester et al., "Indexing by latent semantic analysis" (1990). Halko, Martinsson and Tropp, "Finding
         structure with randomness", arXiv 0909.4061, algorithms 4.4 and 5.1.
     """
-    for name, value in (("dim", dim), ("max_features", max_features), ("max_words", max_words)):
-        check_count("fit_hashed_encoder", name, value)
     check_count("fit_hashed_encoder", "power_iterations", power_iterations, 0)
     settings = {"buckets": buckets, "orders": list(orders), "max_words": max_words}
     rows, columns, counts = _term_counts(sample, settings)

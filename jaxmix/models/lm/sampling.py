@@ -40,9 +40,9 @@ class Sampling:
     def __post_init__(self) -> None:
         check_number("Sampling", "temperature", self.temperature, 0.0)
         check_count("Sampling", "top_k", self.top_k, 0)
-        check_number("Sampling", "top_p", self.top_p, 0.0, 1.0, is_open=True)
+        check_number("Sampling", "top_p", self.top_p, at_most=1.0, above=0.0)
         if self.policy_temperature is not None:
-            check_number("Sampling", "policy_temperature", self.policy_temperature, 0.0, is_open=True)
+            check_number("Sampling", "policy_temperature", self.policy_temperature, above=0.0)
 
     @property
     def reported_temperature(self) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.validate import check_choice, check_count
+from jaxmix.core.validate import Count, check_choice, checked
 
 RULES = ("random", "confidence", "center", "gis")
 
@@ -56,8 +56,9 @@ def rule_scores(
     return np.asarray(geometric_influence(state, x, labels, form=form), np.float32)
 
 
+@checked
 def choose_rows(
-    labels: np.ndarray, scores: np.ndarray | None, *, num_clusters: int, per_cluster: int, seed: int
+    labels: np.ndarray, scores: np.ndarray | None, *, num_clusters: Count, per_cluster: Count, seed: int
 ) -> np.ndarray:
     """Rows of the `per_cluster` documents of the highest score in every cluster, or of random ones; ascending.
 
@@ -73,8 +74,6 @@ def choose_rows(
     Returns:
         i64[s], s ≤ k · per_cluster.
     """
-    check_count("choose_rows", "per_cluster", per_cluster)
-    check_count("choose_rows", "num_clusters", num_clusters)
     chance = np.random.default_rng(seed).random(len(labels))
     order = np.lexsort((chance, chance if scores is None else -np.asarray(scores, np.float64), labels))
     sizes = np.bincount(labels, minlength=num_clusters)

@@ -217,7 +217,7 @@ def _check(epochs: int, batch_size: int, learning_rate: float, mass: Any, num_cl
     check_count(name, "epochs", epochs)
     check_count(name, "batch_size", batch_size)
     check_count(name, "max_words", max_words)
-    check_number(name, "learning_rate", learning_rate, 0.0, is_open=True)
+    check_number(name, "learning_rate", learning_rate, above=0.0)
     if width is not None:
         check_count(name, "width", width)
     if mass is not None and (np.shape(mass) != (num_clusters,) or not (np.asarray(mass) > 0).all()):

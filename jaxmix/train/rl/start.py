@@ -60,7 +60,7 @@ def warm_start(
     """
     check_count("warm_start", "steps", steps)
     check_count("warm_start", "batch_size", batch_size)
-    check_number("warm_start", "learning_rate", learning_rate, 0.0, is_open=True)
+    check_number("warm_start", "learning_rate", learning_rate, above=0.0)
     if model.decoding is None:
         raise ConfigError("this model cannot score answers", where="warm_start(model)")
     if prompts.targets is None:
