@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -25,12 +26,19 @@ class InnerState:
     inner: Any
 
 
+Start = Callable[[Any, int, Weights | None], Any]
+"""`(inner state, num_domains, prior) -> state`"""
+
+Advance = Callable[[Any, Any, Feedback], Any]
+"""`(state, new inner state, feedback) -> new state`"""
+
+
 def wrapped(
     mixer: Mixer,
     name: str,
     *,
-    start: Callable[[Any, int, Weights | None], Any] | None = None,
-    step: Callable[[Any, Any, Feedback], Any] | None = None,
+    start: Start = lambda inner, num_domains, prior: InnerState(inner),
+    advance: Advance = lambda state, inner, feedback: dataclasses.replace(state, inner=inner),
     bound: Callable[[Weights], Weights] | None = None,
     **functions: Any,
 ) -> Mixer:
@@ -41,23 +49,22 @@ def wrapped(
     Args:
         mixer: the inner mixer.
         name: of the wrapper.
-        start: `(inner state, num_domains, prior) -> state`; an `InnerState` by default.
-        step: `(state, new inner state, feedback) -> state`; an `InnerState` by default.
+        start: the wrapper's state around the inner mixer's first one; an `InnerState` by default.
+        advance: the wrapper's state around the inner mixer's next one; by default the rest of it stays.
         bound: a function of weights alone, applied to the inner mixer's weights and to the mixture that it
             recommends. Factors on losses stay the inner mixer's: wrappers act on what is drawn.
-        functions: fields of `Mixer` that the wrapper defines in its own way.
+        functions: fields of `Mixer` that the wrapper defines.
     """
-
-    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> Any:
-        inner = mixer.init(key, num_domains, prior)
-        return start(inner, num_domains, prior) if start else InnerState(inner=inner)
-
-    def update(key: PRNGKeyArray, state: Any, feedback: Feedback) -> tuple[Any, MixerInfo]:
-        inner, info = mixer.update(key, state.inner, feedback)
-        return step(state, inner, feedback) if step else InnerState(inner=inner), info
 
     def on_inner(function: Callable[[Any], Weights], then: Callable[[Weights], Weights] | None = None) -> Any:
         return lambda state: then(function(state.inner)) if then else function(state.inner)
+
+    def init(key: PRNGKeyArray, num_domains: int, prior: Weights | None = None) -> Any:
+        return start(mixer.init(key, num_domains, prior), num_domains, prior)
+
+    def update(key: PRNGKeyArray, state: Any, feedback: Feedback) -> tuple[Any, MixerInfo]:
+        inner, info = mixer.update(key, state.inner, feedback)
+        return advance(state, inner, feedback), info
 
     inherited = {
         "init": init,

@@ -17,7 +17,7 @@ from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import Weights
 from jaxmix.core.validate import NonNegative, Positive, Share, check_one_per_domain, check_simplex, checked
 from jaxmix.mixers import base
-from jaxmix.mixers.base import Feedback, Mixer
+from jaxmix.mixers.base import Mixer
 from jaxmix.mixers.wrappers.base import InnerState, registry, wrapped
 
 
@@ -34,16 +34,16 @@ def floor(mixer: Mixer, minimum: Share) -> Mixer:
         minimum: in [0, 1]; at most 1/m, which `init` checks.
     """
 
-    def start(inner: Any, num_domains: int, prior: Weights | None) -> InnerState:
+    def start(inner: Any, num_domains: int, _: Weights | None) -> InnerState:
         if minimum * num_domains > 1 + 1e-6:
             raise ConfigError(
                 f"a floor of {minimum} for each of {num_domains} domains adds to more than 1",
                 where="floor(minimum)",
                 fix=f"Use at most {1 / num_domains:.6g}.",
             )
-        return InnerState(inner=inner)
+        return InnerState(inner)
 
-    return wrapped(mixer, "floor", start=start, bound=lambda weights: kl_project_capped_simplex(weights, 1.0, minimum))
+    return wrapped(mixer, "floor", bound=lambda weights: kl_project_capped_simplex(weights, 1.0, minimum), start=start)
 
 
 @registry.register
@@ -97,15 +97,10 @@ def kl_to_prior(mixer: Mixer, strength: NonNegative, prior: Sequence[float] | No
     fixed = None if prior is None else check_simplex(prior, "kl_to_prior(prior)")
 
     def start(inner: Any, num_domains: int, prior: Weights | None) -> KlToPriorState:
-        if fixed is None:
-            anchor = base.initial_weights(num_domains, prior)
-        else:
+        if fixed is not None:
             check_one_per_domain(len(fixed), num_domains, "kl_to_prior(prior)")
-            anchor = base.initial_weights(num_domains, jnp.asarray(fixed, jnp.result_type(float)))
-        return KlToPriorState(inner=inner, prior=anchor)
-
-    def step(state: KlToPriorState, inner: Any, feedback: Feedback) -> KlToPriorState:
-        return KlToPriorState(inner=inner, prior=state.prior)
+            prior = jnp.asarray(fixed, jnp.result_type(float))
+        return KlToPriorState(inner=inner, prior=base.initial_weights(num_domains, prior))
 
     def weights(state: KlToPriorState) -> Weights:
         return geometric_mean(mixer.weights(state.inner), state.prior, strength)
@@ -114,7 +109,7 @@ def kl_to_prior(mixer: Mixer, strength: NonNegative, prior: Sequence[float] | No
         assert mixer.final is not None
         return geometric_mean(mixer.final(state.inner), state.prior, strength)
 
-    return wrapped(mixer, "kl_to_prior", start=start, step=step, weights=weights, final=mixer.final and final)
+    return wrapped(mixer, "kl_to_prior", start=start, weights=weights, final=mixer.final and final)
 
 
 def geometric_mean(weights: Weights, prior: Weights, strength: float) -> Weights:

@@ -13,7 +13,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import kl_project_capped_simplex
 from jaxmix.core.types import Weights
-from jaxmix.core.validate import check_number, check_one_per_domain
+from jaxmix.core.validate import Positive, check_one_per_domain, checked
 from jaxmix.mixers import base
 from jaxmix.mixers.base import Feedback, Mixer
 from jaxmix.mixers.wrappers.base import registry, wrapped
@@ -31,7 +31,10 @@ class EpochCapState:
 
 
 @registry.register
-def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: float, max_epochs: float = 4.0) -> Mixer:
+@checked
+def epoch_cap(
+    mixer: Mixer, available_tokens: Sequence[float], total_tokens: Positive, max_epochs: Positive = 4.0
+) -> Mixer:
     """No domain is repeated more than `max_epochs` times by the end of the budget.
 
     The weights are the nearest ones to the inner mixer's in KL divergence with
@@ -52,7 +55,12 @@ def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: flo
     Raises:
         ConfigError: an argument is out of range, or all allowances together are smaller than the budget.
     """
-    available, budget = _check_budget(available_tokens, total_tokens, max_epochs)
+    available, budget = np.asarray(list(available_tokens), np.float64), round(total_tokens)
+    if available.ndim != 1 or not np.all(np.isfinite(available)) or np.any(available < 0) or not available.sum() > 0:
+        raise ConfigError(
+            f"token counts must be finite, ≥ 0 and not all 0, got {available.tolist()}",
+            where="epoch_cap(available_tokens)",
+        )
     # An allowance beyond the whole budget never binds; capped, it fits a counter whatever the source's size.
     allowance = np.floor(np.minimum(available * max_epochs, budget)).astype(np.int64)
     m = len(available)
@@ -66,11 +74,11 @@ def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: flo
     natural = available / available.sum()
     needs = mixer.needs | {"token_count"}
 
-    def start(inner: Any, num_domains: int, prior: Weights | None) -> EpochCapState:
+    def start(inner: Any, num_domains: int, _: Weights | None) -> EpochCapState:
         check_one_per_domain(m, num_domains, "epoch_cap(available_tokens)", "values")
         return EpochCapState(inner=inner, drawn=counter(np.zeros(m, np.int64)))
 
-    def step(state: EpochCapState, inner: Any, feedback: Feedback) -> EpochCapState:
+    def advance(state: EpochCapState, inner: Any, feedback: Feedback) -> EpochCapState:
         base.require(feedback, frozenset({"token_count"}), "epoch_cap")
         return EpochCapState(inner=inner, drawn=add(state.drawn, feedback.token_count))
 
@@ -80,16 +88,4 @@ def epoch_cap(mixer: Mixer, available_tokens: Sequence[float], total_tokens: flo
         capped = kl_project_capped_simplex(mixer.weights(state.inner), left / ahead)
         return jnp.where(jnp.any(left > 0), capped, jnp.asarray(natural, capped.dtype))
 
-    return wrapped(mixer, "epoch_cap", start=start, step=step, weights=weights, needs=needs)
-
-
-def _check_budget(available_tokens: Sequence[float], total_tokens: float, max_epochs: float) -> tuple[np.ndarray, int]:
-    available = np.asarray(list(available_tokens), np.float64)
-    if available.ndim != 1 or not np.all(np.isfinite(available)) or np.any(available < 0) or not available.sum() > 0:
-        raise ConfigError(
-            f"token counts must be finite, ≥ 0 and not all 0, got {available.tolist()}",
-            where="epoch_cap(available_tokens)",
-        )
-    check_number("epoch_cap", "total_tokens", total_tokens, above=0.0)
-    check_number("epoch_cap", "max_epochs", max_epochs, above=0.0)
-    return available, round(total_tokens)
+    return wrapped(mixer, "epoch_cap", start=start, advance=advance, weights=weights, needs=needs)

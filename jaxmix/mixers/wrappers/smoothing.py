@@ -35,14 +35,14 @@ def ema(mixer: Mixer, decay: Decay) -> Mixer:
         decay: in [0, 1), per update; 0 does nothing. The average starts at the inner mixer's first weights.
     """
 
-    def start(inner: Any, num_domains: int, prior: Weights | None) -> EmaState:
+    def start(inner: Any, *_: Any) -> EmaState:
         return EmaState(inner=inner, average=mixer.weights(inner))
 
-    def step(state: EmaState, inner: Any, feedback: Feedback) -> EmaState:
+    def advance(state: EmaState, inner: Any, _: Feedback) -> EmaState:
         average = decay * state.average + (1.0 - decay) * mixer.weights(inner)
         return EmaState(inner=inner, average=normalize(average))
 
-    return wrapped(mixer, "ema", start=start, step=step, weights=lambda state: state.average)
+    return wrapped(mixer, "ema", start=start, advance=advance, weights=lambda state: state.average)
 
 
 @state(version=1)
@@ -66,13 +66,13 @@ def time_average(mixer: Mixer) -> Mixer:
         mixer: the inner mixer.
     """
 
-    def start(inner: Any, num_domains: int, prior: Weights | None) -> TimeAverageState:
+    def start(inner: Any, *_: Any) -> TimeAverageState:
         return TimeAverageState(inner=inner, count=jnp.int32(0), average=mixer.weights(inner))
 
-    def step(state: TimeAverageState, inner: Any, feedback: Feedback) -> TimeAverageState:
+    def advance(state: TimeAverageState, inner: Any, _: Feedback) -> TimeAverageState:
         count = state.count + 1
         share = 1.0 / (count + 1).astype(state.average.dtype)
         average = (1.0 - share) * state.average + share * mixer.weights(inner)
         return TimeAverageState(inner=inner, count=count, average=normalize(average))
 
-    return wrapped(mixer, "time_average", start=start, step=step, weights=lambda state: state.average)
+    return wrapped(mixer, "time_average", start=start, advance=advance, weights=lambda state: state.average)

@@ -43,7 +43,7 @@ def warm_up(mixer: Mixer, updates: int, linear: bool = False) -> Mixer:
     def start(inner: Any, num_domains: int, prior: Weights | None) -> WarmUpState:
         return WarmUpState(inner=inner, count=jnp.int32(0), prior=initial_weights(num_domains, prior))
 
-    def step(state: WarmUpState, inner: Any, feedback: Feedback) -> WarmUpState:
+    def advance(state: WarmUpState, inner: Any, _: Feedback) -> WarmUpState:
         return WarmUpState(inner=inner, count=jnp.minimum(state.count + 1, updates), prior=state.prior)
 
     def weights(state: WarmUpState) -> Weights:
@@ -54,7 +54,7 @@ def warm_up(mixer: Mixer, updates: int, linear: bool = False) -> Mixer:
             prior = prior + share * (own - prior)
         return jnp.where(state.count >= updates, own, prior)
 
-    return wrapped(mixer, "warm_up", start=start, step=step, weights=weights)
+    return wrapped(mixer, "warm_up", start=start, advance=advance, weights=weights)
 
 
 @state(version=1)
@@ -80,14 +80,15 @@ def hold(mixer: Mixer, updates: int) -> Mixer:
     """
     check_number("hold", "updates", updates, 1, below=2**31)
 
-    def start(inner: Any, num_domains: int, prior: Weights | None) -> HoldState:
+    def start(inner: Any, *_: Any) -> HoldState:
         return HoldState(inner=inner, count=jnp.int32(0), held=mixer.weights(inner))
 
-    def step(state: HoldState, inner: Any, feedback: Feedback) -> HoldState:
+    def advance(state: HoldState, inner: Any, _: Feedback) -> HoldState:
         count = (state.count + 1) % updates
-        return HoldState(inner=inner, count=count, held=jnp.where(count == 0, mixer.weights(inner), state.held))
+        held = jnp.where(count == 0, mixer.weights(inner), state.held)
+        return HoldState(inner=inner, count=count, held=held)
 
-    return wrapped(mixer, "hold", start=start, step=step, weights=lambda state: state.held)
+    return wrapped(mixer, "hold", start=start, advance=advance, weights=lambda state: state.held)
 
 
 @state(version=1)
@@ -113,12 +114,12 @@ def freeze_after(mixer: Mixer, updates: int) -> Mixer:
     """
     check_number("freeze_after", "updates", updates, 0, below=2**31)
 
-    def start(inner: Any, num_domains: int, prior: Weights | None) -> FreezeAfterState:
+    def start(inner: Any, *_: Any) -> FreezeAfterState:
         return FreezeAfterState(inner=inner, count=jnp.int32(0))
 
-    def step(state: FreezeAfterState, inner: Any, feedback: Feedback) -> FreezeAfterState:
+    def advance(state: FreezeAfterState, inner: Any, _: Feedback) -> FreezeAfterState:
         is_frozen = state.count >= updates
         inner = jax.tree.map(lambda old, new: jnp.where(is_frozen, old, new), state.inner, inner)
         return FreezeAfterState(inner=inner, count=jnp.minimum(state.count + 1, updates))
 
-    return wrapped(mixer, "freeze_after", start=start, step=step)
+    return wrapped(mixer, "freeze_after", start=start, advance=advance)
