@@ -10,13 +10,13 @@ from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.core.validate import Count, Positive, Rate, check_choice, checked
 from jaxmix.curricula.base import (
+    ArmSums,
     Bandit,
     Counts,
-    arm_sums,
+    counting_update,
     independent_slots,
     initial_counts,
     registry,
-    updated_counts,
 )
 
 _EPSILON = 1e-6
@@ -104,8 +104,7 @@ def dump(num_arms: Count, *, window: Count = 300, temperature: Positive = 0.1) -
     def probabilities(state: DumpState) -> Float[Array, " k"]:
         return jax.nn.softmax(scores(state)["score"] / temperature)
 
-    def update(state: DumpState, arms: Array, rewards: Array, valid: Array | None = None) -> DumpState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
+    def learn(state: DumpState, sums: ArmSums, rewards: Array) -> dict[str, Array]:
         slot, per_slot = sums.arm, rewards.shape[1]
         arm = jnp.maximum(slot, 0)
         # Place of each slot among the batch's slots of the same arm, then of each rollout in the arm's history.
@@ -116,13 +115,13 @@ def dump(num_arms: Count, *, window: Count = 300, temperature: Positive = 0.1) -
         size = jnp.abs(advantages(jnp.where((slot >= 0)[:, None], rewards, 0.0).astype(jnp.float32)))
         row = jnp.where(is_written, slot[:, None], num_arms)
         column = (state.rollouts[arm][:, None] + fresh) % window
-        return DumpState(
-            window=state.window.at[row, column].set(size, mode="drop"),
-            rollouts=state.rollouts + sums.pulls * per_slot,
-            **updated_counts(state, sums),
-        )
+        return {
+            "window": state.window.at[row, column].set(size, mode="drop"),
+            "rollouts": state.rollouts + sums.pulls * per_slot,
+        }
 
-    return Bandit(init, independent_slots(probabilities), update, probabilities, scores, num_arms=num_arms, name="dump")
+    sample, update = independent_slots(probabilities), counting_update(num_arms, learn)
+    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="dump")
 
 
 @registry.register
@@ -179,8 +178,7 @@ def sec(
     def probabilities(state: SecState) -> Float[Array, " k"]:
         return jax.nn.softmax(state.quality / temperature)
 
-    def update(state: SecState, arms: Array, rewards: Array, valid: Array | None = None) -> SecState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
+    def learn(state: SecState, sums: ArmSums, rewards: Array) -> dict[str, Array]:
         if objective == "advantage":
             clean = jnp.where((sums.arm >= 0)[:, None], rewards, 0.0).astype(jnp.float32)
             total = sum_by_domain(jnp.mean(jnp.abs(advantages(clean)), axis=1), sums.arm, num_arms)
@@ -189,13 +187,12 @@ def sec(
             target = jnp.where(state.is_seen, sums.solve_rate - state.reward, 0.0)
         target = jnp.where(sums.is_drawn, target, 0.0)
         moves = sums.is_drawn if variant == "paper" else jnp.broadcast_to(jnp.any(sums.is_drawn), (num_arms,))
-        quality = jnp.where(moves, (1.0 - step_size) * state.quality + step_size * target, state.quality)
-        return SecState(
-            quality=quality,
-            reward=jnp.where(sums.is_drawn, sums.solve_rate, state.reward),
-            is_seen=state.is_seen | sums.is_drawn,
-            **updated_counts(state, sums),
-        )
+        return {
+            "quality": jnp.where(moves, (1.0 - step_size) * state.quality + step_size * target, state.quality),
+            "reward": jnp.where(sums.is_drawn, sums.solve_rate, state.reward),
+            "is_seen": state.is_seen | sums.is_drawn,
+        }
 
-    sample, scores = independent_slots(probabilities), lambda state: {"score": state.quality}
+    sample, update = independent_slots(probabilities), counting_update(num_arms, learn)
+    scores = lambda state: {"score": state.quality}
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="sec")

@@ -82,11 +82,6 @@ def initial_counts(num_arms: int) -> dict[str, Any]:
     return {"pulls": jnp.zeros((num_arms,), jnp.int32), "step": jnp.int32(0)}
 
 
-def updated_counts(state: Counts, sums: ArmSums) -> dict[str, Any]:
-    """The fields of `Counts` after a batch."""
-    return {"pulls": state.pulls + sums.pulls, "step": state.step + 1}
-
-
 class ArmSums(NamedTuple):
     """Sums of a batch per arm, over the slots that count.
 
@@ -151,6 +146,19 @@ def arm_sums(arms: Array, rewards: Array, valid: Array | None, num_arms: int) ->
         signal=add(signal_of(clean)),
         arm=slot,
     )
+
+
+def counting_update(
+    num_arms: int, learn: Callable[[Any, ArmSums, Float[Array, "b g"]], dict[str, Array]] = lambda *_: {}
+) -> _Update:
+    """The `update` of a bandit: its counts, and the fields that `learn(state, sums, rewards)` changes."""
+
+    def update(state: Any, arms: Array, rewards: Array, valid: Array | None = None) -> Any:
+        sums = arm_sums(arms, rewards, valid, num_arms)
+        counts = {"pulls": state.pulls + sums.pulls, "step": state.step + 1}
+        return dataclasses.replace(state, **counts, **learn(state, sums, rewards))
+
+    return update
 
 
 def first_visit_average(old: Array, new: Array, rate: float, is_seen: Array, is_drawn: Array) -> Array:

@@ -12,15 +12,15 @@ from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, check_number, checked
 from jaxmix.curricula.base import (
+    ArmSums,
     Bandit,
     Counts,
-    arm_sums,
     check_per_arm,
+    counting_update,
     first_visit_average,
     initial_counts,
     registry,
     sample_arms,
-    updated_counts,
 )
 
 
@@ -117,8 +117,7 @@ def staged(
         del key
         return jnp.broadcast_to(current(state), (batch,))
 
-    def update(state: StagedState, arms: Array, rewards: Array, valid: Array | None = None) -> StagedState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
+    def learn(state: StagedState, sums: ArmSums, _: Array) -> dict[str, Array]:
         arm = current(state)
         is_drawn = sums.is_drawn[arm]
         accuracy = first_visit_average(state.accuracy, sums.solve_rate[arm], averaging, state.is_seen, is_drawn)
@@ -126,15 +125,15 @@ def staged(
         is_seen = state.is_seen | is_drawn
         is_done = is_seen & (accuracy >= threshold) if updates_per_stage is None else updates >= updates_per_stage
         moves = is_done & (state.stage < num_arms - 1)
-        return StagedState(
-            stage=state.stage + moves.astype(jnp.int32),
-            accuracy=jnp.where(moves, 0.0, accuracy),
-            is_seen=is_seen & ~moves,
-            stage_updates=jnp.where(moves, 0, updates),
-            **updated_counts(state, sums),
-        )
+        return {
+            "stage": state.stage + moves.astype(jnp.int32),
+            "accuracy": jnp.where(moves, 0.0, accuracy),
+            "is_seen": is_seen & ~moves,
+            "stage_updates": jnp.where(moves, 0, updates),
+        }
 
     probabilities = lambda state: jax.nn.one_hot(current(state), num_arms, dtype=jnp.float32)
+    update = counting_update(num_arms, learn)
     return Bandit(init, sample, update, probabilities, num_arms=num_arms, name="staged")
 
 
@@ -194,16 +193,14 @@ def adarft(
         del key
         return nearest_first(state)[(jnp.arange(batch) // prompts_per_arm) % num_arms]
 
-    def update(state: AdarftState, arms: Array, rewards: Array, valid: Array | None = None) -> AdarftState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
+    def learn(state: AdarftState, sums: ArmSums, _: Array) -> dict[str, Array]:
         slots = jnp.sum(sums.slots)
         reward = jnp.sum(sums.solve) / jnp.maximum(slots, 1.0)
         moved = jnp.clip(state.target + step_size * jnp.tanh(sensitivity * (reward - target_reward)), 0.0, 100.0)
-        target = jnp.where(slots > 0, moved, state.target)
-        return AdarftState(target=target, **updated_counts(state, sums))
+        return {"target": jnp.where(slots > 0, moved, state.target)}
 
     probabilities = lambda state: jax.nn.one_hot(nearest_first(state)[0], num_arms, dtype=jnp.float32)
-    scores = lambda state: {"score": -distance(state)}
+    scores, update = lambda state: {"score": -distance(state)}, counting_update(num_arms, learn)
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="adarft")
 
 
@@ -261,12 +258,10 @@ def dots(
         order = jnp.argsort(-(logits(state) + jax.random.gumbel(key, (num_arms,), jnp.float32)))
         return order[jnp.arange(batch) % num_arms].astype(jnp.int32)
 
-    def update(state: DotsState, arms: Array, rewards: Array, valid: Array | None = None) -> DotsState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
-        measured = jnp.where(sums.is_drawn, 1.0 - sums.solve_rate, state.difficulty)
-        return DotsState(difficulty=measured, **updated_counts(state, sums))
+    def learn(state: DotsState, sums: ArmSums, _: Array) -> dict[str, Array]:
+        return {"difficulty": jnp.where(sums.is_drawn, 1.0 - sums.solve_rate, state.difficulty)}
 
-    scores = lambda state: {"difficulty": state.difficulty}
+    scores, update = lambda state: {"difficulty": state.difficulty}, counting_update(num_arms, learn)
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="dots")
 
 

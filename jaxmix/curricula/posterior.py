@@ -15,13 +15,12 @@ from jaxmix.curricula.base import (
     ArmSums,
     Bandit,
     Counts,
-    arm_sums,
     check_per_arm,
+    counting_update,
     independent_slots,
     initial_counts,
     race,
     registry,
-    updated_counts,
 )
 
 _CELLS = 256  # of the integral over the distance to the target
@@ -247,10 +246,11 @@ def _nearest_draw(
         presence = 1.0 if candidates is None or num_arms == 1 else (candidates - 1) / (num_arms - 1)
         return race(distribution, presence)
 
-    def update(state: BetaState, arms: Array, rewards: Array, valid: Array | None = None) -> BetaState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
+    def evidence(state: BetaState, sums: ArmSums, rewards: Array) -> dict[str, Array]:
         solved, failed = learn(state, sums, rewards.shape[1])
-        return BetaState(solved=solved, failed=failed, **updated_counts(state, sums))
+        return {"solved": solved, "failed": failed}
 
     scores = lambda state: {"solve_rate": _solve_rate(state)}
-    return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name=name)
+    return Bandit(
+        init, sample, counting_update(num_arms, evidence), probabilities, scores, num_arms=num_arms, name=name
+    )

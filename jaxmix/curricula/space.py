@@ -13,15 +13,15 @@ from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
 from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, check_choice, checked
 from jaxmix.curricula.base import (
+    ArmSums,
     Bandit,
     Counts,
-    arm_sums,
+    counting_update,
     first_visit_average,
     initial_counts,
     race,
     registry,
     sample_arms,
-    updated_counts,
 )
 
 RULES = {
@@ -196,20 +196,19 @@ def space(
         is_uniform = jax.random.bernoulli(uniform_key, floor, (batch,))
         return jnp.where(is_uniform, jax.random.randint(arm_key, (batch,), 0, num_arms, jnp.int32), best)
 
-    def update(state: SpaceState, arms: Array, rewards: Array, valid: Array | None = None) -> SpaceState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
+    def learn(state: SpaceState, sums: ArmSums, _: Array) -> dict[str, Array]:
         kept = jnp.maximum(0.5, 1.0 - jnp.sum(sums.slots) / (memory * num_arms))
         average = lambda old, rate: first_visit_average(old, sums.solve_rate, rate, state.is_seen, sums.is_drawn)
-        return SpaceState(
-            count=kept * state.count + sums.slots,
-            solve=kept * state.solve + sums.solve,
-            signal=kept * state.signal + sums.signal,
-            fast=average(state.fast, fast_rate),
-            slow=average(state.slow, slow_rate),
-            is_seen=state.is_seen | sums.is_drawn,
-            **updated_counts(state, sums),
-        )
+        return {
+            "count": kept * state.count + sums.slots,
+            "solve": kept * state.solve + sums.solve,
+            "signal": kept * state.signal + sums.signal,
+            "fast": average(state.fast, fast_rate),
+            "slow": average(state.slow, slow_rate),
+            "is_seen": state.is_seen | sums.is_drawn,
+        }
 
+    update = counting_update(num_arms, learn)
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name=f"space({rule})")
 
 
@@ -252,12 +251,11 @@ def sparft_v1(num_arms: Count) -> Bandit:
     def sample(key: PRNGKeyArray, state: SparftState, batch: int) -> Int[Array, " b"]:
         return _argmax_draw(key, -state.mean, deviation(state), batch)
 
-    def update(state: SparftState, arms: Array, rewards: Array, valid: Array | None = None) -> SparftState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
-        pulls = state.pulls + sums.pulls
-        drift = (sums.solve - sums.slots * state.mean) / jnp.maximum(pulls, 1).astype(jnp.float32)
-        return SparftState(mean=state.mean + drift, pulls=pulls, step=state.step + 1)
+    def learn(state: SparftState, sums: ArmSums, _: Array) -> dict[str, Array]:
+        pulls = jnp.maximum(state.pulls + sums.pulls, 1).astype(jnp.float32)
+        return {"mean": state.mean + (sums.solve - sums.slots * state.mean) / pulls}
 
+    update = counting_update(num_arms, learn)
     probabilities = lambda state: gaussian_argmax(-state.mean, deviation(state))
     scores = lambda state: {"solve_rate": state.mean}
     return Bandit(init, sample, update, probabilities, scores, num_arms=num_arms, name="sparft_v1")

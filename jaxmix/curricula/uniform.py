@@ -13,13 +13,12 @@ from jaxmix.core.validate import Share, check_number, checked
 from jaxmix.curricula.base import (
     Bandit,
     Counts,
-    arm_sums,
     check_arms,
     check_per_arm,
+    counting_update,
     independent_slots,
     initial_counts,
     registry,
-    updated_counts,
 )
 
 OVERSAMPLING = 3
@@ -102,8 +101,5 @@ def _counting(num_arms: int, sizes: Sequence[float] | None, name: str) -> Bandit
         del state
         return jnp.asarray(shares, jnp.float32)
 
-    def update(state: CountState, arms: Array, rewards: Array, valid: Array | None = None) -> CountState:
-        sums = arm_sums(arms, rewards, valid, num_arms)
-        return CountState(**updated_counts(state, sums))
-
-    return Bandit(init, independent_slots(probabilities), update, probabilities, num_arms=num_arms, name=name)
+    sample, update = independent_slots(probabilities), counting_update(num_arms)
+    return Bandit(init, sample, update, probabilities, num_arms=num_arms, name=name)
