@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.validate import check_number
 from jaxmix.laws.base import Shape
 
 
@@ -24,9 +23,3 @@ def on_simplex(values: Any, size: int, where: str) -> np.ndarray:
     if found.shape != (size,) or not np.isfinite(found).all() or (found < 0).any() or not found.sum() > 0:
         raise ConfigError(f"must be {size} finite numbers >= 0, not all 0, got {found.tolist()}", where=where)
     return found / found.sum()
-
-
-def check_positive(function: str, **numbers: float) -> None:
-    """Raises `ConfigError` for a number that is not finite and > 0."""
-    for name, value in numbers.items():
-        check_number(function, name, value, above=0.0)

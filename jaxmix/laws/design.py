@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
-from jaxmix.core.validate import Count, checked
-from jaxmix.laws.checks import check_positive, on_simplex
+from jaxmix.core.validate import Count, Positive, checked
+from jaxmix.laws.checks import on_simplex
 from jaxmix.laws.fit import LawFit, compiled, on_host
 
 _NUM_STRENGTHS = 15
@@ -28,7 +28,7 @@ def dirichlet_designs(
     prior: Any,
     num_runs: Count,
     *,
-    temperature: float = 0.5,
+    temperature: Positive = 0.5,
     concentration: tuple[float, float] = (0.1, 5.0),
     min_weight: float = 2e-4,
     max_weights: Any = None,
@@ -66,7 +66,6 @@ def dirichlet_designs(
     """
     m = np.size(prior)
     prior = on_simplex(prior, m, "dirichlet_designs(prior)")
-    check_positive("dirichlet_designs", temperature=temperature)
     if not 0 <= min_weight < 1 / m:
         raise ConfigError(f"min_weight must be in [0, 1/{m}), got {min_weight}", where="dirichlet_designs(min_weight)")
     caps = np.broadcast_to(np.asarray(1.0 if max_weights is None else max_weights, np.float64), (m,))
@@ -163,13 +162,14 @@ def distinct(weights: np.ndarray, *, min_distance: float) -> np.ndarray:
     return weights[kept]
 
 
+@checked
 def d_optimal(
     candidates: np.ndarray,
     num_runs: int,
     *,
     features: np.ndarray | None = None,
     existing: np.ndarray | None = None,
-    ridge: float = 1e-6,
+    ridge: Positive = 1e-6,
 ) -> np.ndarray:
     r"""Chooses the next runs greedily by D-optimality: indices i64[num_runs] into `candidates`, best first.
 
@@ -197,7 +197,6 @@ def d_optimal(
         raise ConfigError(
             f"num_runs must be from 1 to the {len(candidates)} candidates, got {num_runs}", where="d_optimal(num_runs)"
         )
-    check_positive("d_optimal", ridge=ridge)
     if features is None:
         features = _quadratic(candidates)
         existing = None if existing is None else _quadratic(np.asarray(existing, np.float64))

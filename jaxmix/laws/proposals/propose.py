@@ -13,9 +13,8 @@ from jaxtyping import Float64
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.simplex import kl_divergence, kl_project_capped_simplex
 from jaxmix.core.types import Array
-from jaxmix.core.validate import Count, checked
+from jaxmix.core.validate import Count, Positive, checked
 from jaxmix.laws.base import Law, Shape
-from jaxmix.laws.checks import check_positive
 from jaxmix.laws.design import sample_mixtures
 from jaxmix.laws.fit import LawFit, compiled, on_host
 from jaxmix.laws.proposals.base import Proposal, check_constraints, not_finite, weighted_mean
@@ -74,18 +73,18 @@ class _Found(NamedTuple):
 def propose(
     fit: LawFit,
     *,
-    model_size: float,
-    tokens: float,
+    model_size: Positive,
+    tokens: Positive,
     metric_weights: Any = None,
     max_weights: Any = None,
     kl_strength: float = 0.0,
     prior: Any = None,
     min_weights: Any = 0.0,
     available_tokens: Any = None,
-    repeat_decay: float = REPEAT_DECAY,
+    repeat_decay: Positive = REPEAT_DECAY,
     num_starts: Count = 8,
     max_steps: Count = 3000,
-    tolerance: float = 1e-8,
+    tolerance: Positive = 1e-8,
     num_candidates: int = 100_000,
     key: Any = None,
 ) -> Proposal:
@@ -139,7 +138,6 @@ def propose(
         arXiv 2606.08167, the bilevel problem and mirror descent; arXiv 2602.12237 for the divergence and caps.
     """
     m = fit.shape.num_domains
-    check_positive("propose", model_size=model_size, tokens=tokens, repeat_decay=repeat_decay, tolerance=tolerance)
     given: dict[str, Any] = {
         "metric_weights": metric_weights,
         "prior": prior,

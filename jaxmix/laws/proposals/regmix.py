@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.simplex import kl_divergence, kl_project_capped_simplex
-from jaxmix.laws.checks import check_positive
+from jaxmix.core.validate import Positive, checked
 from jaxmix.laws.design import sample_mixtures
 from jaxmix.laws.fit import LawFit, on_host
 from jaxmix.laws.proposals.base import Proposal, check_constraints, not_finite, weighted_mean
@@ -21,18 +21,19 @@ from jaxmix.laws.proposals.repetition import REPEAT_DECAY, effective_mixture
 from jaxmix.laws.proposals.simulate import simulate
 
 
+@checked
 def propose_regmix(
     fit: LawFit,
     *,
-    model_size: float,
-    tokens: float,
+    model_size: Positive,
+    tokens: Positive,
     prior: Any = None,
     metric_weights: Any = None,
     max_weights: Any = None,
     min_weights: Any = 0.0,
     kl_strength: float = 0.0,
     available_tokens: Any = None,
-    repeat_decay: float = REPEAT_DECAY,
+    repeat_decay: Positive = REPEAT_DECAY,
     num_candidates: int = 100_000,
     num_best: int = 128,
     concentration: tuple[float, float] | None = None,
@@ -63,7 +64,6 @@ def propose_regmix(
         Liu et al., arXiv 2407.01492, section 3.3.
     """
     m = fit.shape.num_domains
-    check_positive("propose_regmix", model_size=model_size, tokens=tokens, repeat_decay=repeat_decay)
     if not 1 <= num_best <= num_candidates:
         raise ConfigError(
             f"num_best must be from 1 to num_candidates ({num_candidates}), got {num_best}",

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Float
-from jaxmix.laws.checks import check_positive
+from jaxmix.core.validate import Positive, checked
 
 REPEAT_DECAY = 15.387756
 """R* of the paper: after about so many repetitions a token has lost 63 % of its worth."""
@@ -73,7 +73,8 @@ def effective_mixture(
     return worth / left[..., None], left
 
 
-def caps_from_tokens(available_tokens: Any, tokens: float, max_epochs: Any) -> np.ndarray:
+@checked
+def caps_from_tokens(available_tokens: Any, tokens: Positive, max_epochs: Any) -> np.ndarray:
     """Returns the largest weight of each domain, float64[m]: `min(1, available · max_epochs / tokens)`.
 
     Args:
@@ -91,7 +92,6 @@ def caps_from_tokens(available_tokens: Any, tokens: float, max_epochs: Any) -> n
             f"available tokens must be numbers >= 0, one per domain, got {available.tolist()}",
             where="caps_from_tokens(available_tokens)",
         )
-    check_positive("caps_from_tokens", tokens=tokens)
     if not (epochs > 0).all():
         raise ConfigError(f"max_epochs must be > 0, got {max_epochs}", where="caps_from_tokens(max_epochs)")
     caps = np.minimum(available * epochs / tokens, 1.0)

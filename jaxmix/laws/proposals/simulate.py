@@ -11,23 +11,25 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
+from jaxmix.core.validate import Positive, checked
 from jaxmix.laws.base import Law, Shape
-from jaxmix.laws.checks import check_positive, metric_shares
+from jaxmix.laws.checks import metric_shares
 from jaxmix.laws.fit import LawFit, compiled, on_host
 from jaxmix.laws.proposals.repetition import REPEAT_DECAY, effective_mixture
 
 _BLOCK = 2048
 
 
+@checked
 def simulate(
     fit: LawFit,
     candidates: Any,
     *,
-    model_size: float,
-    tokens: float,
+    model_size: Positive,
+    tokens: Positive,
     metric_weights: Any = None,
     available_tokens: Any = None,
-    repeat_decay: float = REPEAT_DECAY,
+    repeat_decay: Positive = REPEAT_DECAY,
 ) -> np.ndarray:
     """Returns the predicted metric-weighted mean loss of many mixtures, float64[c].
 
@@ -43,7 +45,6 @@ def simulate(
         available_tokens: [m], billions: counts repetition in, see `jaxmix.laws.proposals.repetition`.
         repeat_decay: R* of `effective_tokens`.
     """
-    check_positive("simulate", model_size=model_size, tokens=tokens, repeat_decay=repeat_decay)
     mixtures = np.asarray(candidates, np.float64)
     if mixtures.ndim != 2 or mixtures.shape[1] != fit.shape.num_domains or len(mixtures) == 0:
         raise ConfigError(
