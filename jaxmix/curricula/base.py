@@ -150,7 +150,7 @@ def arm_sums(arms: Array, rewards: Array, valid: Array | None, num_arms: int) ->
 
 def counting_update(
     num_arms: int, learn: Callable[[Any, ArmSums, Float[Array, "b g"]], dict[str, Array]] = lambda *_: {}
-) -> _Update:
+) -> Callable[..., Any]:
     """The `update` of a bandit: its counts, and the fields that `learn(state, sums, rewards)` changes."""
 
     def update(state: Any, arms: Array, rewards: Array, valid: Array | None = None) -> Any:
