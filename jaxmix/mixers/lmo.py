@@ -144,25 +144,3 @@ def normalized_interaction(interaction: Float[Array, "n m"]) -> Float[Array, "n 
     shifted = shifted / jnp.where(largest > 0, largest, 1.0)
     total = jnp.sum(shifted)
     return jnp.where(total > 0, shifted / jnp.where(total > 0, total, 1.0), 1.0 / interaction.size)
-
-
-def estimate_quality(estimate: Float[Array, "n m"], truth: Float[Array, "n m"]) -> Float[Array, ""]:
-    """How well an estimated A steers: `0.5 · cosine + 0.5 · Spearman` of the column sums of both.
-
-    Blind to scale and to everything but column sums, as the allocation is. Ties share their mean rank; a term
-    that is undefined (all column sums equal, or all zero) counts as 0.
-    """
-    a, b = jnp.sum(estimate, axis=0), jnp.sum(truth, axis=0)
-    ranks = [_ranks(a), _ranks(b)]
-    return 0.5 * _cosine(a, b) + 0.5 * _cosine(ranks[0] - jnp.mean(ranks[0]), ranks[1] - jnp.mean(ranks[1]))
-
-
-def _ranks(x: DomainVector) -> DomainVector:
-    below = jnp.sum((x[None, :] < x[:, None]).astype(x.dtype), axis=1)
-    equal = jnp.sum((x[None, :] == x[:, None]).astype(x.dtype), axis=1)
-    return below + 0.5 * (equal - 1.0)
-
-
-def _cosine(a: DomainVector, b: DomainVector) -> Float[Array, ""]:
-    norm = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-    return jnp.where(norm > 0, jnp.sum(a * b) / jnp.where(norm > 0, norm, 1.0), 0.0)

@@ -11,7 +11,7 @@ import pytest
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.mixers import Feedback
-from jaxmix.mixers.lmo import estimate_quality, normalized_interaction
+from jaxmix.mixers.lmo import normalized_interaction
 from jaxmix.mixers.methods.aioli import aioli, estimate_interaction, probe_mixtures
 
 KEY = jax.random.key(5)
@@ -371,19 +371,6 @@ def test_normalized_interaction():
     )
     np.testing.assert_allclose(normalized_interaction(jnp.zeros((3, 3))), np.full((3, 3), 1 / 9))
     assert np.isfinite(normalized_interaction(jnp.full((3, 3), 1e38))).all()
-
-
-def test_estimate_quality():
-    from scipy.stats import spearmanr
-
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = rng.normal(size=(5, 5)), rng.normal(size=(5, 5))
-        x, y = a.sum(0), b.sum(0)
-        expected = 0.5 * x @ y / np.linalg.norm(x) / np.linalg.norm(y) + 0.5 * spearmanr(x, y).statistic
-        got = estimate_quality(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
-        assert float(got) == pytest.approx(expected, abs=1e-5)
-    assert float(estimate_quality(jnp.zeros((3, 3)), jnp.eye(3))) == 0.0
 
 
 def test_estimators_agree_when_the_draws_are_nominal():
