@@ -242,14 +242,14 @@ def _check_processes(coordinator: str | None, num_processes: int | None, process
 
 
 def shard_map(
-    function: Callable[..., Any], mesh: Mesh, *, in_specs: Any, out_specs: Any, is_checked: bool = True
+    function: Callable[..., Any], mesh: Mesh, *, in_specs: Any, out_specs: Any, check: bool = True
 ) -> Callable[..., Any]:
     """Maps `function` over the shards of its arguments on `mesh`.
 
     The check of varying axes is on by default: it proves that what `out_specs` calls replicated is replicated, and
     `sum_over` relies on it. A function whose shards do not communicate does not need it.
     """
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=is_checked)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
 
 def sum_over(tree: Any, axes: Sequence[str] = _ROW_AXES) -> Any:

@@ -96,7 +96,7 @@ def over_candidates(
     specs = jax.tree.map(lambda leaf: batch_spec() if jnp.ndim(leaf) else PartitionSpec(), data)
     local = partial(function, Candidates(total, shards, axes))
     # The result of an all-gather is the same everywhere, which the check of varying axes cannot see.
-    return shard_map(local, mesh, in_specs=(specs, PartitionSpec()), out_specs=PartitionSpec(), is_checked=False)(
+    return shard_map(local, mesh, in_specs=(specs, PartitionSpec()), out_specs=PartitionSpec(), check=False)(
         data, whole
     )
 

@@ -54,12 +54,12 @@ class World(NamedTuple):
     step: Callable[[PRNGKeyArray, Any, Weights], Any]
     losses: Callable[[Any], DomainVector]
     num_domains: int
-    irreducible: Any
+    irreducible: DomainVector
     train_losses: Callable[[Any], DomainVector] | None = None
     gradients: Callable[[Any], Gradients] | None = None
-    gradient_noise: Any = 0.0
-    noise: Any = 0.0
-    train_noise: Any = 0.0
+    gradient_noise: ArrayLike = 0.0
+    noise: ArrayLike = 0.0
+    train_noise: ArrayLike = 0.0
     learning_rate: Any = 1.0
 
 

@@ -142,7 +142,7 @@ def build_swarm_programs(
 
     # Every core runs its own program; operations must not be split over cores as well.
     options = {"xla_cpu_multi_thread_eigen": False} if is_cpu and mesh.devices.size > 1 else None
-    over = partial(shard_map, mesh=mesh, is_checked=False)
+    over = partial(shard_map, mesh=mesh, check=False)
     p, whole = _OVER_PROXIES, PartitionSpec()
     table_spec = whole if is_table_shared else p
     advance_specs = (p, table_spec, p, p, whole)
