@@ -56,8 +56,10 @@ Positive = Annotated[float, partial(check_number, above=0.0)]
 Share = Annotated[float, partial(check_number, at_least=0.0, at_most=1.0)]
 Decay = Annotated[float, partial(check_number, at_least=0.0, below=1.0)]
 Rate = Annotated[float, partial(check_number, at_most=1.0, above=0.0)]
+Fraction = Annotated[float, partial(check_number, above=0.0, below=1.0)]
 Count = Annotated[int, check_count]
-"""Ranges as annotations of arguments, for functions that are `checked`: ≥ 0, > 0, [0, 1], [0, 1), (0, 1], whole ≥ 1."""
+Whole = Annotated[int, partial(check_count, least=0)]
+"""Ranges as annotations, for functions that are `checked`: ≥ 0, > 0, [0, 1], [0, 1), (0, 1], (0, 1), whole ≥ 1, ≥ 0."""
 
 
 def checked(function: F) -> F:

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import PRNGKeyArray
-from jaxmix.core.validate import check_choice, check_count, check_number
+from jaxmix.core.validate import Count, Fraction, Positive, Whole, check_choice, checked
 from jaxmix.laws.base import FitOptions, Form, Law, RunTable, Shape
 from jaxmix.laws.solve.layout import Layout, lay_out
 
@@ -72,17 +72,18 @@ class LawFit:
         return predict_rows(self.law, self.shape, self.params, weights, model_size, tokens)
 
 
+@checked
 def fit(
     law: Law,
     table: RunTable,
     *,
     key: PRNGKeyArray,
-    num_starts: int = 64,
+    num_starts: Count = 64,
     loss: str = "relative",
-    huber_delta: float = 0.02,
-    restarts: int = 1,
-    max_steps: int = 400,
-    tolerance: float = 1e-9,
+    huber_delta: Positive = 0.02,
+    restarts: Whole = 1,
+    max_steps: Count = 400,
+    tolerance: Fraction = 1e-9,
     row_weights: Any = None,
     start: LawFit | None = None,
 ) -> LawFit:
@@ -133,8 +134,8 @@ def fit(
         >>> bool(found.objective < 1e-8)
         True
     """
+    check_choice("fit", "loss", loss, LOSSES)
     options = FitOptions(num_starts, loss, huber_delta, restarts, max_steps, tolerance, start)
-    _check(options)
     return law.fit(law, table, key, _checked_row_weights(row_weights, table), options)
 
 
@@ -233,14 +234,6 @@ def rounded_rows(rows: int) -> int:
     """`rows` rounded up to an eighth of its power of two, at least 8: few distinct sizes, little filling."""
     step = max(8, 2 ** (max(rows, 1).bit_length() - 3))
     return -(-rows // step) * step
-
-
-def _check(options: FitOptions) -> None:
-    check_choice("fit", "loss", options.loss, LOSSES)
-    for name, least in (("num_starts", 1), ("restarts", 0), ("max_steps", 1)):
-        check_count("fit", name, getattr(options, name), least)
-    check_number("fit", "huber_delta", options.huber_delta, above=0.0)
-    check_number("fit", "tolerance", options.tolerance, above=0.0, below=1.0)
 
 
 def _checked_row_weights(row_weights: Any, table: RunTable) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from jaxmix.clustering.base import GemState
-from jaxmix.core.validate import Decay, NonNegative, check_count, checked
+from jaxmix.core.validate import Count, Decay, NonNegative, Whole, check_count, checked
 
 
 class Planted(NamedTuple):
@@ -54,9 +54,9 @@ def sample_vmf(rng: np.random.Generator, mean_direction: np.ndarray, concentrati
 
 @checked
 def planted_mixture(
-    seed: int,
-    num_rows: int,
-    num_clusters: int,
+    seed: Whole,
+    num_rows: Count,
+    num_clusters: Count,
     dim: int,
     *,
     concentrations: Sequence[float],
@@ -75,9 +75,7 @@ def planted_mixture(
         cone: in [0, 1), cosine of every mean direction with one common direction: text encoders put documents in a
             cone.
     """
-    check_count("planted_mixture", "seed", seed, 0)
-    for argument, value, least in (("num_rows", num_rows, 1), ("num_clusters", num_clusters, 1), ("dim", dim, 2)):
-        check_count("planted_mixture", argument, value, least)
+    check_count("planted_mixture", "dim", dim, 2)
     low, high = concentrations
     rng = np.random.default_rng(seed)
     axis = rng.normal(size=dim)

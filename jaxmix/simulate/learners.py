@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, check_count, checked
+from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, Whole, checked
 from jaxmix.curricula.base import Bandit
 
 LEVELS = (1.0, -0.5, -2.0, -3.5, -5.0)
@@ -111,7 +111,7 @@ def prompts_to_target(
     most_prompts: int = 64_000,
     share: Rate = 0.9,
     step_size: Positive = 0.06,
-    lag: int = 0,
+    lag: Whole = 0,
 ) -> tuple[Int[Array, ""], Float[Array, " k"]]:
     """Prompts until the mean of p over arms reaches `share` of the mean ceiling, and each arm's share of the slots.
 
@@ -131,7 +131,6 @@ def prompts_to_target(
         lag: ≥ 0 steps by which the rewards reach the bandit late, as with rollouts made ahead; what is learned from
             them is not late.
     """
-    check_count("prompts_to_target", "lag", lag, least=0)
     num_arms = world.start.shape[0]
     rate_key, run_key = jax.random.split(key)
     rates = jax.random.uniform(rate_key, (num_arms,), minval=0.5, maxval=1.5)

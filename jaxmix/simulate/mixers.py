@@ -31,7 +31,7 @@ from jaxtyping import Key
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, PRNGKeyArray, Weights
-from jaxmix.core.validate import Count, check_count, checked
+from jaxmix.core.validate import Count, Whole, checked
 from jaxmix.mixers.base import Feedback, Mixer, initial_weights
 from jaxmix.simulate.worlds import Gradients, World
 
@@ -74,15 +74,16 @@ class _Carry(NamedTuple):
     score: Array
 
 
+@checked
 def simulate(
     mixer: Mixer,
     world: World,
     *,
     key: PRNGKeyArray,
-    num_steps: int,
-    batch_size: int | None = None,
+    num_steps: Count,
+    batch_size: Count | None = None,
     prior: ArrayLike | None = None,
-    lag: int = 0,
+    lag: Whole = 0,
     reference_losses: ArrayLike | None = None,
     reward: Callable[[DomainVector], DomainVector] | None = None,
     learning_rate: Any = None,
@@ -125,7 +126,8 @@ def simulate(
     Numerics: in the dtype of `world.losses`. A domain without rows in a batch reports sums of 0 and gradients of 0. A
     mixer with `loss_weights` has the batch's shares multiplied by them and scaled to add to 1.
     """
-    _check(num_steps, batch_size, lag, stride)
+    if stride < 1 or num_steps % stride:
+        raise ConfigError(f"the stride {stride} does not divide {num_steps} steps", where="simulate(stride)")
     m = world.num_domains
     evaluate_after, update_after = _schedule(mixer, num_steps, m, eval_every)
     lag = lag if mixer.needs else 0
@@ -197,11 +199,11 @@ def simulate(
     )
 
 
+@checked
 def run_static(
-    world: World, mixture: ArrayLike, *, key: PRNGKeyArray, num_steps: int, batch_size: int | None = None
+    world: World, mixture: ArrayLike, *, key: PRNGKeyArray, num_steps: Count, batch_size: Count | None = None
 ) -> DomainVector:
     """Final losses f[m] of a run on one mixture: what `simulate` gives for a static mixer of it, and cheaper."""
-    _check(num_steps, batch_size, 0, 1)
     world_key, _, run_key = jax.random.split(key, 3)
     mixture = initial_weights(world.num_domains, jnp.asarray(mixture))
 
@@ -374,12 +376,3 @@ def _gradient_signals(
         "validation_alignment": measured @ exact.validation.T,
         "gradient_noise": jnp.where(is_drawn, batch_size * jnp.asarray(noise, train.dtype), 0.0),
     }
-
-
-def _check(num_steps: int, batch_size: int | None, lag: int, stride: int) -> None:
-    check_count("simulate", "num_steps", num_steps)
-    if batch_size is not None:
-        check_count("simulate", "batch_size", batch_size)
-    check_count("simulate", "lag", lag, 0)
-    if stride < 1 or num_steps % stride:
-        raise ConfigError(f"the stride {stride} does not divide {num_steps} steps", where="simulate(stride)")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import Fraction, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import own_weights, require_own_domains
 from jaxmix.laws.solve.least_squares import least_squares
 
 
 @register_law
-def bimix(floor: float = 1e-4) -> Law:
+@checked
+def bimix(floor: Fraction = 1e-4) -> Law:
     r"""BiMix: each domain's loss is a power law in its own weight, with a factor that falls with the tokens.
 
     For metric i that validates domain j, at mixture h and tokens D (unit D₀, the table's mean):
@@ -41,7 +42,6 @@ def bimix(floor: float = 1e-4) -> Law:
     References:
         arXiv 2405.14908 (form from secondary sources).
     """
-    check_number("bimix", "floor", floor, above=0.0, below=1.0)
 
     def build(shape: Shape) -> Form:
         require_own_domains(shape, "bimix")

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_choice, check_count
+from jaxmix.core.validate import Whole, check_choice, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.capacity import log_capacity
 from jaxmix.laws.forms.capacity_jacobian import noise_columns, size_columns
@@ -25,7 +25,8 @@ EXPONENTS = ("free", "shared", "tied")
 
 
 @register_law
-def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, competition: bool = True) -> Law:
+@checked
+def capacity(offset: str = "shared", *, exponents: str = "free", rank: Whole = 0, competition: bool = True) -> Law:
     r"""The capacity-and-noise law of Dai and Zheng (their Equation 3), with its extensions to weights of zero.
 
     For metric i that validates domain j = d(i), at mixture h, model size N and tokens D:
@@ -73,7 +74,6 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: int = 0, 
     """
     check_choice("capacity", "offset", offset, OFFSETS)
     check_choice("capacity", "exponents", exponents, EXPONENTS)
-    check_count("capacity", "rank", rank, 0)
 
     def build(shape: Shape) -> Form:
         _check_metrics(shape, exponents=exponents, rank=rank)

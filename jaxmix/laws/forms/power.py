@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from jaxmix.core.types import Array
-from jaxmix.core.validate import check_number
+from jaxmix.core.validate import Fraction, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import own_weights, require_own_domains, scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
 
 @register_law
-def power(floor: float = 1e-4) -> Law:
+@checked
+def power(floor: Fraction = 1e-4) -> Law:
     r"""Each domain's loss is a power law in the tokens of its own that were trained on, and one in model size.
 
     For metric i that validates domain j, at mixture h, tokens D (unit D₀) and model size N (unit N₀):
@@ -38,7 +39,6 @@ def power(floor: float = 1e-4) -> Law:
     References:
         arXiv 2606.08167, Equation 3 with x = N.
     """
-    check_number("power", "floor", floor, above=0.0, below=1.0)
 
     def build(shape: Shape) -> Form:
         require_own_domains(shape, "power")

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from jaxmix.core.errors import ConfigError, RunError
-from jaxmix.core.validate import Count, check_count, checked
+from jaxmix.core.validate import Count, Whole, checked
 from jaxmix.data.files import write_whole
 from jaxmix.data.hashing import hashed_ngrams
 from jaxmix.models.encoders.base import BUILTIN, ENCODER_FILE, Encoder
@@ -54,7 +54,7 @@ def fit_hashed_encoder(
     orders: Sequence[int] = (1, 2),
     max_features: Count = 1 << 16,
     max_words: Count = 1024,
-    power_iterations: int = 3,
+    power_iterations: Whole = 3,
     seed: int = 0,
 ) -> Encoder:
     """Fits the built-in encoder to a sample of texts.
@@ -84,7 +84,6 @@ def fit_hashed_encoder(
         Deerwester et al., "Indexing by latent semantic analysis" (1990). Halko, Martinsson and Tropp, "Finding
         structure with randomness", arXiv 0909.4061, algorithms 4.4 and 5.1.
     """
-    check_count("fit_hashed_encoder", "power_iterations", power_iterations, 0)
     settings = {"buckets": buckets, "orders": list(orders), "max_words": max_words}
     rows, columns, counts = _term_counts(sample, settings)
     documents = np.bincount(columns, minlength=1)

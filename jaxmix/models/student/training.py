@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import batch_sharding, batch_spec, build_mesh, replicated, shard_map, sum_over
 from jaxmix.core.types import Array, Float, PRNGKeyArray
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import Count, Positive, check_count, checked
 from jaxmix.models.student.features import Features, StudentBatch, build_batch, hash_texts
 from jaxmix.models.student.model import Student, StudentConfig
 
@@ -38,20 +38,21 @@ def batch_loss(rows: ArrayLike, head: ArrayLike | None, bias: ArrayLike, batch: 
     return -jnp.sum(batch.targets * jax.nn.log_softmax(logits, axis=-1))
 
 
+@checked
 def train_student(
     texts: Sequence[str],
     labels: np.ndarray,
     *,
     num_clusters: int,
     key: PRNGKeyArray,
-    epochs: int = 5,
-    batch_size: int = 64,
-    learning_rate: float | None = None,
+    epochs: Count = 5,
+    batch_size: Count = 64,
+    learning_rate: Positive | None = None,
     mass: np.ndarray | None = None,
-    width: int | None = None,
+    width: Count | None = None,
     buckets: int = 1 << 21,
     orders: Sequence[int] = (1, 2),
-    max_words: int = 512,
+    max_words: Count = 512,
     hash_seed: int = 0,
     mesh: Mesh | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -97,7 +98,8 @@ def train_student(
     targets = _targets(texts, labels, num_clusters)
     if learning_rate is None:
         learning_rate = 3.0 if width is None else 0.2
-    _check(epochs, batch_size, learning_rate, mass, num_clusters, width, max_words)
+    if mass is not None and (np.shape(mass) != (num_clusters,) or not (np.asarray(mass) > 0).all()):
+        raise ConfigError(f"mass must be {num_clusters} numbers above 0", where="train_student(mass)")
     config = StudentConfig(num_clusters, buckets, tuple(orders), max_words, hash_seed, width)
     ids, offsets = hash_texts(texts, buckets=buckets, orders=orders, seed=hash_seed, max_words=max_words)
     known, columns = np.unique(ids, return_inverse=True)
@@ -209,16 +211,3 @@ def _targets(texts: Sequence[str], labels: np.ndarray, num_clusters: int) -> np.
     if not (np.isfinite(labels).all() and labels.min() >= 0 and np.abs(labels.sum(axis=1) - 1).max() < 1e-3):
         raise ConfigError("rows of soft labels must be on the simplex", where="train_student(labels)")
     return labels.astype(np.float32)
-
-
-def _check(epochs: int, batch_size: int, learning_rate: float, mass: Any, num_clusters: int, width: Any,
-           max_words: int) -> None:  # fmt: skip
-    name = "train_student"
-    check_count(name, "epochs", epochs)
-    check_count(name, "batch_size", batch_size)
-    check_count(name, "max_words", max_words)
-    check_number(name, "learning_rate", learning_rate, above=0.0)
-    if width is not None:
-        check_count(name, "width", width)
-    if mass is not None and (np.shape(mass) != (num_clusters,) or not (np.asarray(mass) > 0).all()):
-        raise ConfigError(f"mass must be {num_clusters} numbers above 0", where=f"{name}(mass)")
