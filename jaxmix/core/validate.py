@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from jaxmix.core.errors import ConfigError, nearest
 
@@ -63,7 +63,7 @@ Whole = Annotated[int, partial(check_count, least=0)]
 
 
 def checked(function: F) -> F:
-    """Decorator: checks the arguments of a call by the ranges in the function's annotations, such as `decay: Share`."""
+    """Decorator: checks a call's arguments by the ranges and choices in the annotations: `decay: Share`."""
 
     @functools.cache
     def ranges() -> list[tuple[str, Callable[..., None], bool]]:
@@ -71,7 +71,10 @@ def checked(function: F) -> F:
         for argument, hint in typing.get_type_hints(function, include_extras=True).items():
             members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
             for member in members:
-                if typing.get_origin(member) is Annotated and callable(check := member.__metadata__[0]):
+                check = member.__metadata__[0] if typing.get_origin(member) is Annotated else None
+                if typing.get_origin(member) is Literal:
+                    check = partial(check_choice, known=typing.get_args(member))
+                if callable(check):
                     found.append((argument, check, type(None) in members))
         return found
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int
-from jaxmix.core.validate import Count, Positive, Rate, check_choice, checked
+from jaxmix.core.validate import Count, Positive, Rate, checked
 from jaxmix.curricula.base import (
     ArmSums,
     Bandit,
@@ -131,8 +133,8 @@ def sec(
     *,
     step_size: Rate = 0.5,
     temperature: Positive = 0.4,
-    objective: str = "advantage",
-    variant: str = "paper",
+    objective: Literal["advantage", "reward_change"] = "advantage",
+    variant: Literal["paper", "repository"] = "paper",
 ) -> Bandit:
     """SEC, self-evolving curriculum: a Boltzmann bandit on the size of advantages.
 
@@ -163,8 +165,6 @@ def sec(
     References:
         Chen et al., arXiv 2505.14970; github.com/Vincent-La/cofa, folder sec.
     """
-    check_choice("sec", "objective", objective, ("advantage", "reward_change"))
-    check_choice("sec", "variant", variant, ("paper", "repository"))
 
     def init() -> SecState:
         zeros = jnp.zeros((num_arms,), jnp.float32)

@@ -6,12 +6,14 @@ Learning", arXiv 2508.05015 (version 1: SPaRFT).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, check_choice, checked
+from jaxmix.core.validate import Count, NonNegative, Positive, Rate, Share, checked
 from jaxmix.curricula.base import (
     ArmSums,
     Bandit,
@@ -80,7 +82,7 @@ def gaussian_argmax(mean: Float[Array, " k"], deviation: Float[Array, " k"]) -> 
 def space(
     num_arms: Count,
     *,
-    rule: str = "proportional",
+    rule: Literal["proportional", "thompson", "literal"] = "proportional",
     signal_power: NonNegative | None = None,
     hardness_power: NonNegative | None = None,
     progress_weight: Share | None = None,
@@ -155,7 +157,6 @@ def space(
     References:
         arXiv 2508.05015; ACL 2026 Findings 171.
     """
-    check_choice("space", "rule", rule, tuple(RULES))
     given = {"signal_power": signal_power, "hardness_power": hardness_power, "progress_weight": progress_weight}
     alpha, beta, progress_share = (RULES[rule][name] if value is None else value for name, value in given.items())
     largest = _largest_value(alpha, beta)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,10 @@ from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import PRNGKeyArray
-from jaxmix.core.validate import Count, Fraction, Positive, Whole, check_choice, checked
+from jaxmix.core.validate import Count, Fraction, Positive, Whole, checked
 from jaxmix.laws.base import FitOptions, Form, Law, RunTable, Shape
 from jaxmix.laws.solve.layout import Layout, lay_out
 
-LOSSES = ("relative", "huber")
 _BLOCK = 4096
 
 
@@ -79,7 +78,7 @@ def fit(
     *,
     key: PRNGKeyArray,
     num_starts: Count = 64,
-    loss: str = "relative",
+    loss: Literal["relative", "huber"] = "relative",
     huber_delta: Positive = 0.02,
     restarts: Whole = 1,
     max_steps: Count = 400,
@@ -134,7 +133,6 @@ def fit(
         >>> bool(found.objective < 1e-8)
         True
     """
-    check_choice("fit", "loss", loss, LOSSES)
     options = FitOptions(num_starts, loss, huber_delta, restarts, max_steps, tolerance, start)
     return law.fit(law, table, key, _checked_row_weights(row_weights, table), options)
 

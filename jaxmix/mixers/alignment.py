@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Weights
-from jaxmix.core.validate import check_choice, check_one_per_domain, check_simplex
-from jaxmix.mixers.base import GRADIENTS
+from jaxmix.core.validate import check_one_per_domain, check_simplex
 
 LARGEST = 1e30
 """Scores are cut here, far beyond what a step can act on, so that float32 holds their sums."""
@@ -67,8 +66,3 @@ def target_row(weights: Sequence[float] | None, like: Weights, where: str) -> We
     check_one_per_domain(len(weights), like.shape[0], where)
     row = jnp.asarray(check_simplex(list(weights), where), like.dtype)
     return row / jnp.sum(row)
-
-
-def check_gradients(name: str, gradients: str) -> None:
-    """Raises `ConfigError` unless the estimator is one of `GRADIENTS`."""
-    check_choice(name, "gradients", gradients, GRADIENTS)

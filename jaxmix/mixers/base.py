@@ -7,7 +7,7 @@ data by `weights(state)`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,8 @@ class _Weights(Protocol):
     def __call__(self, state: Any) -> Weights: ...
 
 
-GRADIENTS = ("exact", "sketch", "last_layer")
+Gradients = Literal["exact", "sketch", "last_layer"]
+GRADIENTS = get_args(Gradients)
 """How gradient signals may be estimated, see `jaxmix.train.lm.signals`."""
 
 

@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
-from jaxmix.core.validate import Whole, check_choice, checked
+from jaxmix.core.validate import Whole, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.capacity import log_capacity
 from jaxmix.laws.forms.capacity_jacobian import noise_columns, size_columns
 from jaxmix.laws.solve.least_squares import least_squares
 
-OFFSETS = ("shared", "per_domain", "none")
-EXPONENTS = ("free", "shared", "tied")
-
 
 @register_law
 @checked
-def capacity(offset: str = "shared", *, exponents: str = "free", rank: Whole = 0, competition: bool = True) -> Law:
+def capacity(
+    offset: Literal["shared", "per_domain", "none"] = "shared",
+    *,
+    exponents: Literal["free", "shared", "tied"] = "free",
+    rank: Whole = 0,
+    competition: bool = True,
+) -> Law:
     r"""The capacity-and-noise law of Dai and Zheng (their Equation 3), with its extensions to weights of zero.
 
     For metric i that validates domain j = d(i), at mixture h, model size N and tokens D:
@@ -72,8 +75,6 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: Whole = 0
     References:
         arXiv 2606.08167, Equation 3 and Theorem 4.1.
     """
-    check_choice("capacity", "offset", offset, OFFSETS)
-    check_choice("capacity", "exponents", exponents, EXPONENTS)
 
     def build(shape: Shape) -> Form:
         _check_metrics(shape, exponents=exponents, rank=rank)
@@ -106,7 +107,8 @@ def capacity(offset: str = "shared", *, exponents: str = "free", rank: Whole = 0
 
 
 @register_law
-def capacity_only(exponents: str = "free") -> Law:
+@checked
+def capacity_only(exponents: Literal["free", "shared"] = "free") -> Law:
     r"""Capacity competition alone (Equation 1 of Dai and Zheng).
 
         L_i(h, N) = c_j x_j(h, N)^{−b_j} + E_i,     j = d(i)
@@ -128,7 +130,6 @@ def capacity_only(exponents: str = "free") -> Law:
     References:
         arXiv 2606.08167, Equation 1.
     """
-    check_choice("capacity_only", "exponents", exponents, ("free", "shared"))
 
     def build(shape: Shape) -> Form:
         if -1 in shape.metric_domain:

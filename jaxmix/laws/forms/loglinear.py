@@ -5,20 +5,20 @@ Ye et al.: "Data Mixing Laws", arXiv 2403.16952; Chen et al.: "Aioli", arXiv 241
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax.numpy as jnp
 
 from jaxmix.core.types import Array
-from jaxmix.core.validate import NonNegative, check_choice, checked
+from jaxmix.core.validate import NonNegative, checked
 from jaxmix.laws.base import Form, Law, Parameter, Params, Shape, register_law
 from jaxmix.laws.forms.terms import scale_parameters, scale_terms
 from jaxmix.laws.solve.least_squares import least_squares
 
-VARIANTS = ("olmix", "ye", "aioli")
-
 
 @register_law
 @checked
-def loglinear(variant: str = "olmix", *, ridge: NonNegative = 0.0) -> Law:
+def loglinear(variant: Literal["olmix", "ye", "aioli"] = "olmix", *, ridge: NonNegative = 0.0) -> Law:
     r"""The exponential law: losses fall log-linearly in the mixture down to an irreducible part.
 
     For metric i at mixture h, model size N (unit N₀) and tokens D (unit D₀):
@@ -57,7 +57,6 @@ def loglinear(variant: str = "olmix", *, ridge: NonNegative = 0.0) -> Law:
         arXiv 2403.16952 and github.com/yegcjs/mixinglaws; arXiv 2411.05735 and github.com/HazyResearch/aioli (static
         law); arXiv 2602.12237 and github.com/allenai/olmix.
     """
-    check_choice("loglinear", "variant", variant, VARIANTS)
     sign = -1.0 if variant == "aioli" else 1.0
 
     def build(shape: Shape) -> Form:

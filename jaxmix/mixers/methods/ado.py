@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from jaxmix.core.validate import (
     Positive,
     Share,
     at_least,
-    check_choice,
     check_number,
     check_one_per_domain,
     check_simplex,
@@ -35,7 +34,6 @@ from jaxmix.core.validate import (
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 from jaxmix.mixers.power_law import PowerLaw, fit_power_laws, predict
 
-VARIANTS = ("paper", "repository")
 _POLYNOMIAL_ORDER = 3
 
 
@@ -133,7 +131,7 @@ def ado_weights(
 @registry.register
 @checked
 def ado(
-    variant: str = "paper",
+    variant: Literal["paper", "repository"] = "paper",
     *,
     refit_every: Annotated[int, at_least(1)] = 1000,
     ignore: Annotated[int, at_least(0)] = 1000,
@@ -209,7 +207,6 @@ def ado(
     References:
         arXiv 2410.11820, section 3 and Algorithm 1; github.com/yidingjiang/ado.
     """
-    check_choice("ado", "variant", variant, VARIANTS)
     check_number("ado", "buffer", buffer, 2 * min_points)
     for name, value, kind in (("window", window, "odd"), ("buffer", buffer, "even")):
         if value % 2 != (kind == "odd"):

@@ -6,7 +6,7 @@ arXiv 2411.05735.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,9 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step
 from jaxmix.core.types import Array, Bool, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import NonNegative, Share, at_least, check_choice, check_number, checked
+from jaxmix.core.validate import NonNegative, Share, at_least, check_number, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.lmo import normalized_interaction
-
-VARIANTS = ("paper", "released")
-STARTS = ("uniform", "prior")
-ESTIMATORS = ("realized", "nominal", "filtered", "diagonal")
 
 
 @state(version=1)
@@ -95,7 +91,7 @@ def estimate_interaction(
 @checked
 def aioli(
     *,
-    variant: str = "paper",
+    variant: Literal["paper", "released"] = "paper",
     round_length: Annotated[int, at_least(1)] = 250,
     sweeps: Annotated[int, at_least(1)] = 4,
     interval: Annotated[int, at_least(2)] = 4,
@@ -103,11 +99,11 @@ def aioli(
     step_size: NonNegative = 0.2,
     memory: Share | None = None,
     ema: float | None = None,
-    estimator: str = "realized",
+    estimator: Literal["realized", "nominal", "filtered", "diagonal"] = "realized",
     normalize: bool = True,
     momentum: float = 0.9,
     initial_steps: Annotated[int, at_least(0)] = 0,
-    after_initial: str = "uniform",
+    after_initial: Literal["uniform", "prior"] = "uniform",
     total_steps: int | None = None,
     lead: Annotated[int, at_least(0)] = 1,
 ) -> Mixer:
@@ -165,9 +161,6 @@ def aioli(
     References:
         arXiv 2411.05735, Algorithms 1 and 2; github.com/HazyResearch/aioli.
     """
-    check_choice("aioli", "variant", variant, VARIANTS)
-    check_choice("aioli", "estimator", estimator, ESTIMATORS)
-    check_choice("aioli", "after_initial", after_initial, STARTS)
     memory = memory if memory is not None else 1.0 if variant == "paper" else 0.0
     ema = ema if ema is not None else 0.0 if variant == "paper" else 0.1
     for argument, value in (("smoothing", smoothing), ("ema", ema), ("momentum", momentum)):

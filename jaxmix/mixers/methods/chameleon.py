@@ -6,7 +6,7 @@ arXiv 2505.24844.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,8 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.core.validate import Positive, check_choice, checked
+from jaxmix.core.validate import Positive, checked
 
-MODES = ("pretraining", "finetuning")
 _TEMPERATURE = {"pretraining": 5.0, "finetuning": 0.2}
 _LEAST = 1e-12
 
@@ -42,7 +41,7 @@ def leverage_scores(embeddings: Float[Array, "m d"], regularization: float, *, c
 def chameleon_weights(
     embeddings: Any,
     *,
-    mode: str = "pretraining",
+    mode: Literal["pretraining", "finetuning"] = "pretraining",
     regularization: Positive = 10.0,
     temperature: Positive | None = None,
     center: bool = True,
@@ -87,7 +86,6 @@ def chameleon_weights(
         arXiv 2505.24844; github.com/LIONS-EPFL/Chameleon.
         `docs/mixers.md` has the formulas beside the other methods'.
     """
-    check_choice("chameleon_weights", "mode", mode, MODES)
     temperature = _TEMPERATURE[mode] if temperature is None else temperature
     rows = np.asarray(embeddings, np.float64)
     if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():

@@ -6,16 +6,16 @@ Fan, Grangier, Ablin: "Dynamic Gradient Alignment for Online Data Mixing", arXiv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax.numpy as jnp
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.core.validate import Count, NonNegative, Share, check_choice, checked
+from jaxmix.core.validate import Count, NonNegative, Share, checked
 from jaxmix.mixers.alignment import (
     bounded,
-    check_gradients,
     is_measured,
     masked_mean,
     running_scale,
@@ -23,11 +23,9 @@ from jaxmix.mixers.alignment import (
     target_row,
     weigh_targets,
 )
-from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
+from jaxmix.mixers.base import Cadence, Feedback, Gradients, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.wrappers.smoothing import ema
-
-TARGETS = ("validation", "training")
 
 
 @state(version=1)
@@ -48,13 +46,13 @@ class DgaState:
 def dga(
     *,
     step_size: NonNegative = 1.0,
-    target: str = "validation",
+    target: Literal["validation", "training"] = "validation",
     target_weights: Sequence[float] | None = None,
     decay: float = 0.0,
     normalize: bool = False,
     scale_decay: Share = 0.9,
     every: Count = 100,
-    gradients: str = "exact",
+    gradients: Gradients = "exact",
 ) -> Mixer:
     r"""Dynamic Gradient Alignment: weights grow with the inner product of a domain's and the target's gradient.
 
@@ -109,8 +107,6 @@ def dga(
         arXiv 2410.02498.
         `docs/mixers.md` has the formulas beside the other methods'.
     """
-    check_choice("dga", "target", target, TARGETS)
-    check_gradients("dga", gradients)
     signal = "validation_alignment" if target == "validation" else "gradient_alignment"
 
     def start(weights: Weights) -> DgaState:

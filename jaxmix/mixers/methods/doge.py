@@ -5,17 +5,17 @@ Fan, Pagliardini, Jaggi: "DoGE: Domain Reweighting with Generalization Estimatio
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, Weights
-from jaxmix.core.validate import Count, Positive, Share, check_choice, checked
-from jaxmix.mixers.alignment import check_gradients, masked_mean, squared_norms, target_row, weigh_targets
-from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
+from jaxmix.core.validate import Count, Positive, Share, checked
+from jaxmix.mixers.alignment import masked_mean, squared_norms, target_row, weigh_targets
+from jaxmix.mixers.base import Cadence, Feedback, Gradients, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 
-TARGETS = ("universal", "validation")
-MODES = ("sample", "proxy")
 _LEAST_NORM = 1e-6
 
 
@@ -34,13 +34,13 @@ class DogeState:
 @checked
 def doge(
     *,
-    target: str = "universal",
+    target: Literal["universal", "validation"] = "universal",
     regularization: Positive = 0.01,
     max_score: Positive = 5.0,
     smoothing: Share = 0.0,
     every: Count = 1,
-    mode: str = "sample",
-    gradients: str = "exact",
+    mode: Literal["sample", "proxy"] = "sample",
+    gradients: Gradients = "exact",
 ) -> Mixer:
     r"""DoGE: weights grow with how well a domain's gradient agrees with the other domains' or the target's.
 
@@ -95,9 +95,6 @@ def doge(
         arXiv 2310.15393, Algorithm 1; github.com/Olivia-fsm/DoGE; Aioli's re-implementation:
         github.com/HazyResearch/aioli.
     """
-    check_choice("doge", "target", target, TARGETS)
-    check_choice("doge", "mode", mode, MODES)
-    check_gradients("doge", gradients)
     has_target = target == "validation"
 
     def start(weights: Weights) -> DogeState:

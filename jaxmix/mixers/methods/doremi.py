@@ -5,18 +5,16 @@ Xie et al.: "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraini
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.types import DomainVector, PRNGKeyArray, Weights
-from jaxmix.core.validate import NonNegative, check_choice, checked
+from jaxmix.core.validate import NonNegative, checked
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, importance_weights, lmo
 from jaxmix.mixers.missing import fresh_mean
-
-CLIPS = ("token", "domain")
-MODES = ("sample", "proxy")
-NORMALIZERS = ("token", "domain")
 
 
 @state(version=1)
@@ -36,9 +34,9 @@ def doremi(
     *,
     step_size: float = 1.0,
     smoothing: float = 1e-3,
-    clip: str = "token",
-    mode: str = "sample",
-    normalizer: str = "token",
+    clip: Literal["token", "domain"] = "token",
+    mode: Literal["sample", "proxy"] = "sample",
+    normalizer: Literal["token", "domain"] = "token",
     initial_score: NonNegative = 0.0,
 ) -> Mixer:
     """DoReMi: more weight for what the model learns worse than a reference model did.
@@ -92,9 +90,6 @@ def doremi(
         arXiv 2305.10429, Algorithm 1; github.com/sangmichaelxie/doremi and its issues 5 (collapse), 25 and 33
         (normalization).
     """
-    check_choice("doremi", "clip", clip, CLIPS)
-    check_choice("doremi", "mode", mode, MODES)
-    check_choice("doremi", "normalizer", normalizer, NORMALIZERS)
     sums = {"clipped_excess_sum"} if clip == "token" else {"loss_sum", "reference_loss_sum"}
 
     def start(weights: Weights) -> DoremiEstimate:

@@ -7,7 +7,7 @@ losses per domain that every step has anyway.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,11 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import mix_with
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import Count, NonNegative, Positive, Share, check_choice, check_number, checked
+from jaxmix.core.validate import Count, NonNegative, Positive, Share, check_number, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, registry, require
 from jaxmix.mixers.missing import finite_or_nan, fresh_mean
 from jaxmix.mixers.per_domain import check_values, domain_values
 
-SIGNALS = ("train", "validation")
 _ITERATIONS = 100
 _UNKNOWN = 1e6
 _LEAST_SHARE = 0.02
@@ -146,7 +145,7 @@ def _spread(x: DomainVector, transfer: float) -> DomainVector:
 def foresight(
     total_steps: Count,
     *,
-    signal: str = "train",
+    signal: Literal["train", "validation"] = "train",
     every: Count = 10,
     ignore: float = 0.05,
     start: float = 0.1,
@@ -194,7 +193,6 @@ def foresight(
         >>> mixer.weights(mixer.init(jax.random.key(0), 4)).tolist()
         [0.25, 0.25, 0.25, 0.25]
     """
-    check_choice("foresight", "signal", signal, SIGNALS)
     check_number("foresight", "ignore", ignore, 0.0, 0.999)
     check_number("foresight", "start", start, ignore, 0.999)
     check_number("foresight", "transfer", transfer, 0.0, 0.999)

@@ -6,20 +6,18 @@ arXiv 2505.20380.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import exponentiated_gradient_step, mix_with
 from jaxmix.core.types import Array, DomainVector, Float, Weights
-from jaxmix.core.validate import Count, NonNegative, Share, check_choice, checked
-from jaxmix.mixers.alignment import bounded, check_gradients, is_measured, weigh_targets
-from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
+from jaxmix.core.validate import Count, NonNegative, Share, checked
+from jaxmix.mixers.alignment import bounded, is_measured, weigh_targets
+from jaxmix.mixers.base import Cadence, Feedback, Gradients, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
-VARIANTS = ("paper", "repository")
-KINDS = ("log", "gap", "ema")
 # step size, task step size, decay of the "ema" kind
 _DEFAULTS = {"paper": (1e3, 1e4, 0.7), "repository": (1.5, 5.0, 0.9)}
 _LEAST_LOSS = 1e-6
@@ -42,15 +40,15 @@ class GrapeState:
 @registry.register
 @checked
 def grape(
-    variant: str = "paper",
+    variant: Literal["paper", "repository"] = "paper",
     *,
-    score: str = "log",
+    score: Literal["log", "gap", "ema"] = "log",
     step_size: float | None = None,
     task_step_size: NonNegative | None = None,
     task_smoothing: Share = 0.001,
     loss_decay: Share | None = None,
     every: Count = 100,
-    gradients: str = "exact",
+    gradients: Gradients = "exact",
 ) -> Mixer:
     r"""GRAPE: a game of two weights, over training domains (p) and over target tasks (z).
 
@@ -111,9 +109,6 @@ def grape(
         github.com/Olivia-fsm/multi-target-data-mixing.
         `docs/mixers.md` has the formulas beside the other methods'.
     """
-    check_choice("grape", "variant", variant, VARIANTS)
-    check_choice("grape", "score", score, KINDS)
-    check_gradients("grape", gradients)
     usual, usual_task, usual_decay = _DEFAULTS[variant]
     task_step_size = usual_task if task_step_size is None else task_step_size
     loss_decay = usual_decay if loss_decay is None else loss_decay

@@ -6,7 +6,7 @@ Albalak, Pan, Raffel, Wang: "Efficient Online Data Mixing For Language Model Pre
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import Decay, at_least, check_choice, checked
+from jaxmix.core.validate import Decay, at_least, checked
 from jaxmix.mixers.base import Feedback, Mixer, MixerInfo, initial_weights, is_present, registry, require
 
-VARIANTS = ("paper", "repository")
 _MIN_PROBABILITY = 1e-6
 _NOTHING_YET = -1e30
 
@@ -57,7 +56,12 @@ def odm_weights(estimate: DomainVector, count: Int[Array, ""], variant: str) -> 
 
 @registry.register
 @checked
-def odm(variant: str = "paper", *, discount: Decay = 0.9, warmup_updates: Annotated[int, at_least(0)] = 0) -> Mixer:
+def odm(
+    variant: Literal["paper", "repository"] = "paper",
+    *,
+    discount: Decay = 0.9,
+    warmup_updates: Annotated[int, at_least(0)] = 0,
+) -> Mixer:
     r"""Online Data Mixing: draws more of what has a high training loss.
 
     With l_j the mean loss of domain j in the step (nats per token), p the weights, a = discount, for the domains
@@ -105,7 +109,6 @@ def odm(variant: str = "paper", *, discount: Decay = 0.9, warmup_updates: Annota
     References:
         arXiv 2312.02406, section 3 and Algorithm 1; github.com/alon-albalak/online-data-mixing.
     """
-    check_choice("odm", "variant", variant, VARIANTS)
     needs = frozenset({"loss_sum", "token_count"})
     learn = _paper_estimate if variant == "paper" else _repository_estimate
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, DomainVector, Float, Weights
 from jaxmix.core.validate import Count, NonNegative, Positive, Share, checked
-from jaxmix.mixers.alignment import bounded, check_gradients, masked_mean, running_scale, squared_norms
-from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
+from jaxmix.mixers.alignment import bounded, masked_mean, running_scale, squared_norms
+from jaxmix.mixers.base import Cadence, Feedback, Gradients, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
 
@@ -40,7 +40,7 @@ def pike(
     scale_decay: Share = 0.9,
     smoothing: float = 0.0,
     every: Count = 100,
-    gradients: str = "exact",
+    gradients: Gradients = "exact",
 ) -> Mixer:
     r"""PiKE: weights grow with a domain's squared gradient norm and shrink with its gradient noise.
 
@@ -94,7 +94,6 @@ def pike(
         arXiv 2502.06244, Algorithm 1.
         `docs/mixers.md` has the formulas beside the other methods'.
     """
-    check_gradients("pike", gradients)
 
     def start(weights: Weights) -> PikeState:
         return PikeState(

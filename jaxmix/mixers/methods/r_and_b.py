@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, DomainVector, Float, Weights
 from jaxmix.core.validate import Count, NonNegative, checked
-from jaxmix.mixers.alignment import bounded, check_gradients, squared_norms, target_row
-from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
+from jaxmix.mixers.alignment import bounded, squared_norms, target_row
+from jaxmix.mixers.base import Cadence, Feedback, Gradients, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 
 
@@ -49,7 +49,7 @@ def r_and_b(
     round_updates: Count = 100,
     smoothing: float = 0.0,
     every: Count = 1,
-    gradients: str = "last_layer",
+    gradients: Gradients = "last_layer",
 ) -> Mixer:
     r"""R&B: once a round, weights become a softmax of the domains' agreement with the evaluation mixture.
 
@@ -98,7 +98,6 @@ def r_and_b(
     References:
         arXiv 2505.00358, section 3.
     """
-    check_gradients("r_and_b", gradients)
 
     def start(weights: Weights) -> RAndBState:
         m = weights.shape[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,11 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.simplex import TINY
 from jaxmix.core.types import Array, DomainVector, Float, Int, PRNGKeyArray, Weights
-from jaxmix.core.validate import Count, NonNegative, check_choice, check_one_per_domain, checked
+from jaxmix.core.validate import Count, NonNegative, check_one_per_domain, checked
 from jaxmix.mixers.base import Cadence, Feedback, Mixer, registry
 from jaxmix.mixers.lmo import Estimate, LmoState, lmo
 from jaxmix.mixers.missing import LARGEST, finite_or_nan, keep_last
 
-ORIENTATIONS = ("source_to_target", "lmo")
-REDUCES = ("sum", "mean")
-SCHEDULES = ("constant", "loss_ratio")
-STARTS = ("prior", "graph")
 _LARGEST_RATIO = 1e6
 
 
@@ -68,12 +64,12 @@ def skillit(
     *,
     step_size: NonNegative = 0.2,
     window: Count = 3,
-    reduce: str = "sum",
+    reduce: Literal["sum", "mean"] = "sum",
     relative: bool = False,
-    schedule: str = "constant",
-    start: str = "prior",
+    schedule: Literal["constant", "loss_ratio"] = "constant",
+    start: Literal["prior", "graph"] = "prior",
     anchored: bool = False,
-    orientation: str = "source_to_target",
+    orientation: Literal["source_to_target", "lmo"] = "source_to_target",
     evaluate_every: Count = 250,
     update_every: Count = 500,
 ) -> Mixer:
@@ -128,10 +124,6 @@ def skillit(
         arXiv 2307.14430, section 3.2 and Algorithm 1; github.com/HazyResearch/skill-it (trainer/mw_trainer.py).
     """
     entries = _check_graph(graph)
-    check_choice("skillit", "reduce", reduce, REDUCES)
-    check_choice("skillit", "schedule", schedule, SCHEDULES)
-    check_choice("skillit", "start", start, STARTS)
-    check_choice("skillit", "orientation", orientation, ORIENTATIONS)
     if update_every % evaluate_every != 0:
         raise ConfigError(
             f"update_every must be a multiple of evaluate_every, got {update_every} and {evaluate_every}",
