@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxmix.core.settings import check_fields, setting
 from jaxmix.core.types import Array, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import check_count, check_number
 
 _ONE = 0x3F800000  # the bits of 1.0; those of smaller floats are smaller, in the same order
 _LARGEST_ROW = 64
@@ -32,17 +32,13 @@ class Sampling:
         ConfigError: a value outside its range.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    policy_temperature: float | None = None
+    temperature: float = setting(1.0, at_least=0, below=math.inf)
+    top_k: int = setting(0, at_least=0)
+    top_p: float = setting(1.0, above=0, at_most=1)
+    policy_temperature: float | None = setting(None, above=0, below=math.inf)
 
     def __post_init__(self) -> None:
-        check_number("Sampling", "temperature", self.temperature, 0.0)
-        check_count("Sampling", "top_k", self.top_k, 0)
-        check_number("Sampling", "top_p", self.top_p, at_most=1.0, above=0.0)
-        if self.policy_temperature is not None:
-            check_number("Sampling", "policy_temperature", self.policy_temperature, above=0.0)
+        check_fields(self, "Sampling")
 
     @property
     def reported_temperature(self) -> float:
