@@ -1,11 +1,21 @@
 """Checks of weights and mesh shapes: what is accepted, and errors that name the source, the axis and the value."""
 
 import math
+from typing import Literal
 
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.validate import check_mesh_shape, check_number, check_simplex, check_weights, values_in_order
+from jaxmix.core.validate import (
+    Count,
+    Share,
+    check_mesh_shape,
+    check_number,
+    check_simplex,
+    check_weights,
+    checked,
+    values_in_order,
+)
 
 
 def test_rounded_decimals_are_accepted_and_made_exact():
@@ -44,3 +54,20 @@ def test_mesh_shapes():
         check_mesh_shape({"fsdp": 0}, "train.mesh")
     with pytest.raises(ConfigError, match="data and fsdp are"):
         check_mesh_shape({"data": -1, "fsdp": -1}, "train.mesh")
+
+
+def test_arguments_are_checked_by_their_annotations():
+    @checked
+    def brew(cups: Count, *, share: Share | None = None, kind: Literal["mocha", "latte"] = "latte") -> tuple:
+        return cups, share, kind
+
+    assert brew(2) == (2, None, "latte")
+    assert brew(cups=1, share=0.5, kind="mocha") == (1, 0.5, "mocha")
+    for arguments, message in (
+        ({"cups": 0}, r"cups must be a whole number ≥ 1, got 0 \(brew\(cups\)\)"),
+        ({"cups": None}, "cups must be a whole number ≥ 1, got None"),
+        ({"cups": 1, "share": 1.5}, "share must be finite and at least 0 and at most 1, got 1.5"),
+        ({"cups": 1, "kind": "late"}, r"unknown kind 'late' \(brew\(kind\)\).*Did you mean 'latte'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            brew(**arguments)
