@@ -20,7 +20,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
 from jaxmix.core.segment import sum_by_domain
 from jaxmix.core.types import Array, Bool, Float, Int, PRNGKeyArray
-from jaxmix.core.validate import check_count, check_number
+from jaxmix.core.validate import check_number
 
 registry = Registry("bandit")
 """All bandits by name. Register a factory of your own with `@jaxmix.curricula.registry.register`."""
@@ -205,11 +205,6 @@ def rescale_rewards(rewards: Float[Array, "b g"], low: float, high: float) -> Fl
     check_number("rescale_rewards", "low", low, -math.inf)
     check_number("rescale_rewards", "high", high, above=low)
     return (rewards - low) / (high - low)
-
-
-def check_arms(name: str, num_arms: int) -> None:
-    """Raises `ConfigError` unless there is at least one arm."""
-    check_count(name, "num_arms", num_arms)
 
 
 def check_per_arm(

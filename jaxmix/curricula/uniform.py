@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.types import Array, Bool, Float
-from jaxmix.core.validate import Share, check_number, checked
+from jaxmix.core.validate import Count, Share, check_number, checked
 from jaxmix.curricula.base import (
     Bandit,
     Counts,
-    check_arms,
     check_per_arm,
     counting_update,
     independent_slots,
@@ -33,7 +32,8 @@ class CountState(Counts):
 
 
 @registry.register
-def uniform(num_arms: int, *, sizes: Sequence[float] | None = None) -> Bandit:
+@checked
+def uniform(num_arms: Count, *, sizes: Sequence[float] | None = None) -> Bandit:
     """Uniform over arms, or over the pool of prompts: `P_k = 1 / K`, or `P_k = size_k / Σ size`.
 
     Args:
@@ -52,7 +52,7 @@ def uniform(num_arms: int, *, sizes: Sequence[float] | None = None) -> Bandit:
 
 @registry.register
 @checked
-def dapo(num_arms: int, *, sizes: Sequence[float] | None = None, low: Share = 0.0, high: float = 1.0) -> Bandit:
+def dapo(num_arms: Count, *, sizes: Sequence[float] | None = None, low: Share = 0.0, high: float = 1.0) -> Bandit:
     """DAPO's dynamic sampling: draws uniformly and trains on the groups that are neither all solved nor all failed.
 
     `keep` is `std(r_b) > 0`, and `low < q_b < high` for a narrower band around one half (online difficulty filtering).
@@ -87,7 +87,6 @@ def live_groups(rewards: Float[Array, "b g"], valid: Bool[Array, " b"] | None = 
 
 
 def _counting(num_arms: int, sizes: Sequence[float] | None, name: str) -> Bandit:
-    check_arms(name, num_arms)
     weights = (1.0,) * num_arms if sizes is None else check_per_arm(name, "sizes", sizes, num_arms, 0.0)
     total = sum(weights)
     if total <= 0:
