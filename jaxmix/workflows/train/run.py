@@ -138,7 +138,7 @@ def run_train(
         control=control,
         test=test,
         reference=load_reference(config.reference, data, mesh, pieces=pieces),
-        selection=selection,
+        selection=config.selection,
         batch_size=rows,
         programs=programs,
         trackers=[make_tracker(t, run_dir, plain) for t in config.track if t != "jsonl" and is_main],
