@@ -15,8 +15,16 @@ from jaxmix.core.segment import mean_by_domain
 from jaxmix.core.types import Array, Bool, DomainVector, Float, PRNGKeyArray, Weights
 from jaxmix.core.validate import Count, Rate, check_number, checked
 from jaxmix.curricula.base import Bandit, first_visit_average, make, registry
-from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, initial_weights, is_present, require
-from jaxmix.mixers.base import registry as mixers
+from jaxmix.mixers.base import (
+    Cadence,
+    Feedback,
+    Mixer,
+    MixerInfo,
+    initial_weights,
+    is_present,
+    registry as mixers,
+    require,
+)
 
 _LEAST_LOSS = 1e-30
 

@@ -1,72 +1,36 @@
 """Online data mixers: feedback per domain in, sampling weights out."""
 
-from jaxmix.mixers.base import Cadence, Feedback, Mixer, MixerInfo, make, registry
-from jaxmix.mixers.methods.ado import ado
-from jaxmix.mixers.methods.aioli import aioli
-from jaxmix.mixers.methods.chameleon import chameleon_weights
-from jaxmix.mixers.methods.dga import dga
-from jaxmix.mixers.methods.doge import doge
-from jaxmix.mixers.methods.doremi import doremi
-from jaxmix.mixers.methods.dynamic_batch_loading import dynamic_batch_loading
-from jaxmix.mixers.methods.foresight import foresight
-from jaxmix.mixers.methods.grape import grape
-from jaxmix.mixers.methods.learnability import learnability
-from jaxmix.mixers.methods.loss_proportional import loss_proportional
-from jaxmix.mixers.methods.odm import odm
-from jaxmix.mixers.methods.pike import pike
-from jaxmix.mixers.methods.r_and_b import r_and_b
-from jaxmix.mixers.methods.scheduled import scheduled
-from jaxmix.mixers.methods.skillit import skill_graph, skillit
-from jaxmix.mixers.methods.static import static, stratified
-from jaxmix.mixers.methods.tikmix import tikmix_weights
-from jaxmix.mixers.methods.velocitune import velocitune
-from jaxmix.mixers.wrappers.base import registry as wrapper_registry
-from jaxmix.mixers.wrappers.bounds import floor, kl_to_prior, temperature
-from jaxmix.mixers.wrappers.build import build, wrap_with
-from jaxmix.mixers.wrappers.epoch_cap import epoch_cap
-from jaxmix.mixers.wrappers.mask import mask
-from jaxmix.mixers.wrappers.smoothing import ema, time_average
-from jaxmix.mixers.wrappers.timing import freeze_after, hold, warm_up
-
-__all__ = [
-    "Cadence",
-    "Feedback",
-    "Mixer",
-    "MixerInfo",
-    "ado",
-    "aioli",
-    "build",
-    "chameleon_weights",
-    "dga",
-    "doge",
-    "doremi",
-    "dynamic_batch_loading",
-    "ema",
-    "epoch_cap",
-    "floor",
-    "foresight",
-    "freeze_after",
-    "grape",
-    "hold",
-    "kl_to_prior",
-    "learnability",
-    "loss_proportional",
-    "make",
-    "mask",
-    "odm",
-    "pike",
-    "r_and_b",
-    "registry",
-    "scheduled",
-    "skill_graph",
-    "skillit",
-    "static",
-    "stratified",
-    "temperature",
-    "tikmix_weights",
-    "time_average",
-    "velocitune",
-    "warm_up",
-    "wrap_with",
-    "wrapper_registry",
-]
+from jaxmix.mixers.base import (
+    Cadence as Cadence,
+    Feedback as Feedback,
+    Mixer as Mixer,
+    MixerInfo as MixerInfo,
+    make as make,
+    registry as registry,
+)
+from jaxmix.mixers.methods.ado import ado as ado
+from jaxmix.mixers.methods.aioli import aioli as aioli
+from jaxmix.mixers.methods.chameleon import chameleon_weights as chameleon_weights
+from jaxmix.mixers.methods.dga import dga as dga
+from jaxmix.mixers.methods.doge import doge as doge
+from jaxmix.mixers.methods.doremi import doremi as doremi
+from jaxmix.mixers.methods.dynamic_batch_loading import dynamic_batch_loading as dynamic_batch_loading
+from jaxmix.mixers.methods.foresight import foresight as foresight
+from jaxmix.mixers.methods.grape import grape as grape
+from jaxmix.mixers.methods.learnability import learnability as learnability
+from jaxmix.mixers.methods.loss_proportional import loss_proportional as loss_proportional
+from jaxmix.mixers.methods.odm import odm as odm
+from jaxmix.mixers.methods.pike import pike as pike
+from jaxmix.mixers.methods.r_and_b import r_and_b as r_and_b
+from jaxmix.mixers.methods.scheduled import scheduled as scheduled
+from jaxmix.mixers.methods.skillit import skill_graph as skill_graph, skillit as skillit
+from jaxmix.mixers.methods.static import static as static, stratified as stratified
+from jaxmix.mixers.methods.tikmix import tikmix_weights as tikmix_weights
+from jaxmix.mixers.methods.velocitune import velocitune as velocitune
+from jaxmix.mixers.wrappers.base import registry as wrapper_registry  # noqa: F401
+from jaxmix.mixers.wrappers.bounds import floor as floor, kl_to_prior as kl_to_prior, temperature as temperature
+from jaxmix.mixers.wrappers.build import build as build, wrap_with as wrap_with
+from jaxmix.mixers.wrappers.epoch_cap import epoch_cap as epoch_cap
+from jaxmix.mixers.wrappers.mask import mask as mask
+from jaxmix.mixers.wrappers.smoothing import ema as ema, time_average as time_average
+from jaxmix.mixers.wrappers.timing import freeze_after as freeze_after, hold as hold, warm_up as warm_up

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jaxmix.report.pages.runs import build_page, describe_result, write_report
-from jaxmix.report.run_folder import RunRecord, find_runs, load_run
-
-__all__ = ["RunRecord", "build_page", "describe_result", "find_runs", "load_run", "write_report"]
+from jaxmix.report.pages.runs import (
+    build_page as build_page,
+    describe_result as describe_result,
+    write_report as write_report,
+)
+from jaxmix.report.run_folder import RunRecord as RunRecord, find_runs as find_runs, load_run as load_run

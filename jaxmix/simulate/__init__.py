@@ -10,48 +10,42 @@
 
 from __future__ import annotations
 
-from jaxmix.simulate.clusters import Planted, planted_mixture, sample_vmf, zipf_sizes
-from jaxmix.simulate.learners import SkillWorld, chains, prompts_to_target, skill_worlds
-from jaxmix.simulate.mixers import SimulationResult, StaticSearch, best_static, run_static, simulate, systematic_counts
-from jaxmix.simulate.random_worlds import random_log_linear_world, random_quadratic_world
-from jaxmix.simulate.replay import LogLinearFit, fit_log_linear, replay_world
-from jaxmix.simulate.worlds import (
-    Gradients,
-    World,
-    decaying,
-    linear_world,
-    log_linear_world,
-    power_law_world,
-    quadratic_world,
-    swapped,
+from jaxmix.simulate.clusters import (
+    Planted as Planted,
+    planted_mixture as planted_mixture,
+    sample_vmf as sample_vmf,
+    zipf_sizes as zipf_sizes,
 )
-
-__all__ = [
-    "Gradients",
-    "LogLinearFit",
-    "Planted",
-    "SimulationResult",
-    "SkillWorld",
-    "StaticSearch",
-    "World",
-    "best_static",
-    "chains",
-    "decaying",
-    "fit_log_linear",
-    "linear_world",
-    "log_linear_world",
-    "planted_mixture",
-    "power_law_world",
-    "prompts_to_target",
-    "quadratic_world",
-    "random_log_linear_world",
-    "random_quadratic_world",
-    "replay_world",
-    "run_static",
-    "sample_vmf",
-    "simulate",
-    "skill_worlds",
-    "swapped",
-    "systematic_counts",
-    "zipf_sizes",
-]
+from jaxmix.simulate.learners import (
+    SkillWorld as SkillWorld,
+    chains as chains,
+    prompts_to_target as prompts_to_target,
+    skill_worlds as skill_worlds,
+)
+from jaxmix.simulate.mixers import (
+    SimulationResult as SimulationResult,
+    StaticSearch as StaticSearch,
+    best_static as best_static,
+    run_static as run_static,
+    simulate as simulate,
+    systematic_counts as systematic_counts,
+)
+from jaxmix.simulate.random_worlds import (
+    random_log_linear_world as random_log_linear_world,
+    random_quadratic_world as random_quadratic_world,
+)
+from jaxmix.simulate.replay import (
+    LogLinearFit as LogLinearFit,
+    fit_log_linear as fit_log_linear,
+    replay_world as replay_world,
+)
+from jaxmix.simulate.worlds import (
+    Gradients as Gradients,
+    World as World,
+    decaying as decaying,
+    linear_world as linear_world,
+    log_linear_world as log_linear_world,
+    power_law_world as power_law_world,
+    quadratic_world as quadratic_world,
+    swapped as swapped,
+)

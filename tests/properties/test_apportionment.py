@@ -4,8 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from jaxmix.data.mixture.apportion import apportion, is_lasting, order_rows, worst_error
 from jaxmix.data.mixture.plan import UNLIMITED, plan_block

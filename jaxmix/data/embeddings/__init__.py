@@ -13,15 +13,13 @@ call continues with the rest. Several processes, on one machine or many, may eac
 
 from __future__ import annotations
 
-from jaxmix.data.embeddings.files import Shard
-from jaxmix.data.embeddings.read import EmbeddingStore, TextEncoder, open_embedding_store
-from jaxmix.data.embeddings.write import EmbeddingWriter, write_embedding_store
-
-__all__ = [
-    "EmbeddingStore",
-    "EmbeddingWriter",
-    "Shard",
-    "TextEncoder",
-    "open_embedding_store",
-    "write_embedding_store",
-]
+from jaxmix.data.embeddings.files import Shard as Shard
+from jaxmix.data.embeddings.read import (
+    EmbeddingStore as EmbeddingStore,
+    TextEncoder as TextEncoder,
+    open_embedding_store as open_embedding_store,
+)
+from jaxmix.data.embeddings.write import (
+    EmbeddingWriter as EmbeddingWriter,
+    write_embedding_store as write_embedding_store,
+)

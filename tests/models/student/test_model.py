@@ -11,8 +11,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh
 from jaxmix.models.student.features import Features, StudentBatch, build_batch, hash_texts
 from jaxmix.models.student.model import Student, StudentConfig, load_student
-from jaxmix.models.student.training import batch_loss
-from jaxmix.models.student.training import train_student as train_on
+from jaxmix.models.student.training import batch_loss, train_student as train_on
 
 BUCKETS, K = 512, 3
 train_student = functools.partial(train_on, mesh=build_mesh(devices=jax.devices()[:1]))

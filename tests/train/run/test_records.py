@@ -2,8 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from jaxmix.train.lm.fields import loss_fields, mixer_fields
 from jaxmix.train.run.metrics import Metrics
