@@ -8,7 +8,7 @@ restore otherwise.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -31,32 +31,14 @@ def static_field(**kwargs: Any) -> Any:
 def state(*, version: int) -> Callable[[type[T]], type[T]]:
     """Class decorator: makes a frozen dataclass, registers it as a pytree and gives it a version (≥ 1).
 
-    A tree of it may hold anything in place of its arrays (shardings, shapes, a stack of states), so JAX rebuilds it
-    without `__init__`, whose arguments the tests check against the annotations of the fields.
+    Its constructor accepts any leaf, because JAX calls it with shapes, shardings and stacked arrays as well.
     """
 
     def decorate(cls: type[T]) -> type[T]:
         cls = dataclasses.dataclass(frozen=True)(cls)
         cls.__state_version__ = version  # type: ignore[attr-defined]
-        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-        static = [field.name for field in fields if field.metadata.get("static")]
-        traced = [field.name for field in fields if field.name not in static]
-        keys = [jax.tree_util.GetAttrKey(name) for name in traced]
-
-        def flatten(node: T) -> tuple[list[Any], tuple[Any, ...]]:
-            return [getattr(node, name) for name in traced], tuple(getattr(node, name) for name in static)
-
-        def flatten_with_keys(node: T) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-            leaves, rest = flatten(node)
-            return list(zip(keys, leaves, strict=True)), rest
-
-        def unflatten(rest: tuple[Any, ...], leaves: Iterable[Any]) -> T:
-            node = object.__new__(cls)
-            node.__dict__.update(zip(traced, leaves, strict=True), **dict(zip(static, rest, strict=True)))
-            return node
-
-        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-        return cls
+        cls.__no_type_check__ = True  # type: ignore[attr-defined]
+        return jax.tree_util.register_dataclass(cls)
 
     return decorate
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from strict_types import assert_fields_hold
 
 import jaxmix.curricula as curricula
 from jaxmix.core.errors import ConfigError
@@ -182,6 +183,7 @@ def test_state_keeps_structure_shapes_and_dtypes(made):
     before = made.bandit.init()
     after = jax.eval_shape(made.bandit.update, before, *batch(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    assert_fields_hold(before)
     assert not any(leaf.weak_type for leaf in (*jax.tree.leaves(before), *jax.tree.leaves(after)))
 
 

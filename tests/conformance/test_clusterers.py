@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from strict_types import assert_fields_hold
 
 import jaxmix.clustering as clustering
 from jaxmix.core.errors import ConfigError
@@ -65,6 +66,7 @@ def test_the_fit_rises_and_keeps_the_states_form(case):
     start = make(case).init(START, 10.0)
     chex.assert_trees_all_equal_shapes_and_dtypes(result.state, start)
     chex.assert_tree_all_finite(result.state)
+    assert_fields_hold(result.state)
     np.testing.assert_allclose(jnp.linalg.norm(result.state.mean_directions, axis=1), 1, atol=1e-5)
     assert (np.diff(result.objective) >= -1e-5 * np.abs(result.objective[1:])).all()
     assert result.iterations == len(result.objective) <= 6

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from strict_types import assert_fields_hold
 
 import jaxmix.curricula  # registers the mixer that is any bandit  # noqa: F401
 import jaxmix.mixers as mixers
@@ -237,6 +238,8 @@ def test_state_keeps_structure_shapes_and_dtypes(mixer):
     state = mixer.init(KEY, M, PRIOR)
     after, _ = mixer.update(KEY, state, feedback(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    assert_fields_hold(state)
+    assert_fields_hold(after)
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(after))
 
 

@@ -1,12 +1,15 @@
 """States: round trips, versions, migrations and refusals."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from strict_types import assert_fields_hold
 
+import jaxmix
 from jaxmix.core import pytree
 from jaxmix.core.errors import RunError
 from jaxmix.core.pytree import from_nested, state, state_versions, static_field, to_nested
@@ -136,3 +139,11 @@ def test_migration_of_an_inner_state(monkeypatch):
     tree = {"mixer": Grown(old=jnp.ones(2), new=jnp.full(2, 2.0))}
     restored = from_nested(tree, {"mixer": {"old": jnp.ones(2)}}, {"mixer": 1})
     assert_trees_equal(restored, tree)
+
+
+def test_fields_are_held_to_their_annotations_in_conformance_tests():
+    state = jaxmix.mixers.make("odm").init(jax.random.key(0), 3)
+    assert_fields_hold(state)
+    field = next(f.name for f in dataclasses.fields(state) if jnp.ndim(getattr(state, f.name)) == 1)
+    with pytest.raises(AssertionError, match=field):
+        assert_fields_hold(dataclasses.replace(state, **{field: jnp.zeros((3, 2))}))
