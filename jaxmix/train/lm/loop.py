@@ -194,6 +194,7 @@ class _TrainLoop(Loop[RunResult]):
     prior: np.ndarray
     programs: Programs
     config_hash: str
+    updates_by_evaluations = True
 
     def __post_init__(self) -> None:
         mixer, stream, settings, programs = self.mixer, self.stream, self.settings, self.programs

@@ -140,6 +140,7 @@ class Loop(ABC, Generic[Result]):
         mesh: where it runs.
         names: of the domains or arms.
         unit: in which `amount` counts.
+        updates_by_evaluations: whether `update` needs the evaluations after its step; otherwise they follow its record.
         state: all arrays of a checkpoint; `state.train` is a `TrainState`.
         metrics: all values since the last record, part of every checkpoint.
         seconds: of host time by activity, for timing.jsonl.
@@ -149,6 +150,7 @@ class Loop(ABC, Generic[Result]):
     mesh: Mesh
     names: tuple[str, ...] = ()
     unit = "tokens"
+    updates_by_evaluations = False
     state: Any
     metrics: Metrics
     seconds: dict[str, float]
@@ -367,10 +369,12 @@ class Driver(Generic[Result]):
 
     def _advance(self, step: int, batch: Any) -> None:
         output = self.loop.step(step, batch)
-        self._evaluate(step + 1)
+        if self.loop.updates_by_evaluations:
+            self._evaluate(step + 1)
         shown = self.loop.update(step, output)
         self._log_unread(step + 1)
         self.unread = (step + 1, shown)
+        self._evaluate(step + 1)
 
     def _evaluate(self, step: int, *, is_end: bool = False) -> None:
         for hook in self.hooks:

@@ -101,11 +101,10 @@ def test_the_order_is_the_one_written_down(tmp_path):
     assert said == [
         *("eval 0", "batch 0", "step 0", "update 0"),
         *("batch 1", "step 1", "update 1"),
-        *("batch 2", "step 2", "record 2", "eval 3", "update 2"),
+        *("batch 2", "step 2", "update 2", "record 2", "eval 3"),
         *("batch 3", "step 3", "update 3"),
         *("record 4", "batch 4", "step 4", "update 4"),  # before the checkpoint at 4
-        *("batch 5", "step 5", "eval 6", "update 5"),
-        "record 6",
+        *("batch 5", "step 5", "update 5", "record 6", "eval 6"),
     ]
     assert (end.steps, end.resumed_from, end.ended_early, value) == (6, None, None, 6.0)
     assert [(r["step"], r["train/loss"], r["train/twice"]) for r in records(tmp_path, "train")] == [
