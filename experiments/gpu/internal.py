@@ -9,7 +9,7 @@ from jaxmix.models.lm.attention import causal_attention
 from jaxmix.models.lm.loss import token_losses
 from jaxmix.train.lm.state import init_train_state
 from jaxmix.train.swarm.run import Proxy, run_swarm
-from jaxmix.workflows.config.sections import from_mapping
+from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.train.data import prepare_and_open
 from jaxmix.workflows.train.plan import estimate_memory
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from clustering import oracle
 
-from jaxmix.clustering import GemState, geometric_influence, gis
+from jaxmix.clustering import GemState, geometric_influence, influence
 from jaxmix.core.errors import ConfigError
 from jaxmix.simulate.clusters import planted_mixture
 
@@ -23,8 +23,8 @@ def planted():
 @pytest.mark.parametrize("tiles", [(1024, 2048), (16, 8)])
 def test_influence_is_the_oracles(planted, form, tiles, monkeypatch):
     x, labels, state = planted
-    monkeypatch.setattr(gis, "_TILE_ROWS", tiles[0])
-    monkeypatch.setattr(gis, "_TILE_COLUMNS", tiles[1])
+    monkeypatch.setattr(influence, "_TILE_ROWS", tiles[0])
+    monkeypatch.setattr(influence, "_TILE_COLUMNS", tiles[1])
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), state)
     found = geometric_influence(narrow, x, labels, form=form, density_weight=0.7, neighbors=5)
     expected = oracle.influence(*jax.tree.leaves(state), x.astype(np.float64), labels, 0.7, 5, form)
@@ -42,7 +42,7 @@ def test_small_clusters(planted):
         assert np.isfinite(found[:4]).all()
         assert (found[4:] == -np.inf).all()
     assert found[3] == 0  # alone in its cluster: nothing to stand out from
-    density = gis.local_density(x, labels, neighbors=8)
+    density = influence.local_density(x, labels, neighbors=8)
     pairs = x[:3].astype(np.float64) @ x[:3].T
     np.testing.assert_allclose(density[:3], (pairs.sum(1) - 1) / 2, atol=1e-5)
     assert density[3] == 1
@@ -50,9 +50,9 @@ def test_small_clusters(planted):
 
 def test_large_clusters_look_at_a_part(planted, monkeypatch):
     x, _, _ = planted
-    monkeypatch.setattr(gis, "MOST_NEIGHBORS_FROM", 50)
-    monkeypatch.setattr(gis, "SUBSET", 30)
-    density = gis.local_density(x, np.zeros(N, np.int32), neighbors=4)
+    monkeypatch.setattr(influence, "MOST_NEIGHBORS_FROM", 50)
+    monkeypatch.setattr(influence, "SUBSET", 30)
+    density = influence.local_density(x, np.zeros(N, np.int32), neighbors=4)
     pool = np.linspace(0, N - 1, 30).astype(int)
     cosine = x.astype(np.float64) @ x[pool].T
     cosine[pool, np.arange(30)] = -np.inf

@@ -1,4 +1,5 @@
 """The driver of every loop: checkpoint → next batch → step → evaluate → update → log, in this order.
+A loop whose updates need no evaluation is evaluated after its log.
 
 A `Loop` defines each of these for one kind of training. Their timing, and the files of the run folder, are decided
 here alone. While a step runs on the devices, the host reads the values of the step before.
