@@ -47,20 +47,21 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_fields(settings: Any, section: str) -> None:
+def check_fields(settings: Any, section: str, prefix: str = "") -> None:
     """Checks every field of a dataclass against its range and its choices.
 
     Args:
         settings: the dataclass.
         section: of a configuration file, named in errors.
+        prefix: written before the names of the fields, such as `text.`.
 
     Raises:
         ConfigError: what the value must be, the value, and where a file gives it.
     """
     hints = type_hints(type(settings))
     for f in dataclasses.fields(settings):
-        where = f.metadata.get("place") or f"{section}.{f.name}"
-        check_value(f.name, getattr(settings, f.name), hints[f.name], f.metadata, where)
+        where = f.metadata.get("place") or f"{section}.{prefix}{f.name}"
+        check_value(prefix + f.name, getattr(settings, f.name), hints[f.name], f.metadata, where)
 
 
 def check_value(name: str, value: Any, hint: Any, rules: Mapping[str, Any], where: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
+from jaxmix.core.settings import check_fields, setting
 
-ACTIVATIONS = ("swiglu", "relu2", "gelu")
-ATTENTION = ("auto", "blocked", "dot_product")
-COMPUTE_DTYPES = ("auto", "bfloat16", "float32", "float64")
-REMAT = ("none", "dots", "block")
+Activation = Literal["swiglu", "relu2", "gelu"]
+ComputeDtype = Literal["auto", "bfloat16", "float32", "float64"]
+Remat = Literal["none", "dots", "block"]
 
 _DEFAULT_HEAD_DIM = 64
 _SCAN_FROM_LAYERS = 16
@@ -55,45 +56,28 @@ class TransformerConfig:
         ConfigError: a value is out of range, or two do not fit each other.
     """
 
-    num_layers: int
-    width: int
-    vocab_size: int = 256
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    mlp_width: int | None = None
-    activation: str = "relu2"
+    num_layers: int = setting(at_least=1)
+    width: int = setting(at_least=1)
+    vocab_size: int = setting(256, at_least=1)
+    num_heads: int | None = setting(None, at_least=1)
+    num_kv_heads: int | None = setting(None, at_least=1)
+    head_dim: int | None = setting(None, at_least=1)
+    mlp_width: int | None = setting(None, at_least=1)
+    activation: Activation = "relu2"
     tie_embeddings: bool = True
-    z_loss: float = 0.0
-    seq_len: int = 256
-    rope_base: float = 10_000.0
-    norm_epsilon: float = 1e-6
-    compute_dtype: str = "auto"
-    attention: str = "auto"
-    attention_block: int = 64
-    remat: str = "none"
+    z_loss: float = setting(0.0, at_least=0)
+    seq_len: int = setting(256, at_least=1)
+    rope_base: float = setting(10_000.0, above=0)
+    norm_epsilon: float = setting(1e-6, above=0)
+    compute_dtype: ComputeDtype = "auto"
+    attention: Literal["auto", "blocked", "dot_product"] = "auto"
+    attention_block: int = setting(64, at_least=1)
+    remat: Remat = "none"
     scan_layers: bool | None = None
-    loss_chunk: int | None = None
+    loss_chunk: int | None = setting(None, at_least=0)
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "width", "vocab_size", "seq_len", "attention_block"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("num_heads", "num_kv_heads", "head_dim", "mlp_width"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
-        check_at_least("z_loss", self.z_loss, 0)
-        if self.loss_chunk is not None:
-            check_at_least("loss_chunk", self.loss_chunk, 0)
-        for name in ("rope_base", "norm_epsilon"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}", where=f"model.{name}")
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("attention", self.attention, ATTENTION)
-        check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
-        check_choice("remat", self.remat, REMAT)
-        self._check_heads()
-
-    def _check_heads(self) -> None:
+        check_fields(self, "model")
         if self.num_heads is not None and self.head_dim is None and self.width % self.num_heads:
             raise ConfigError(
                 f"{self.num_heads} heads do not divide the width {self.width}",
@@ -159,15 +143,3 @@ class TransformerConfig:
         if self.loss_chunk is not None:
             return self.loss_chunk
         return _POSITIONS_PER_LOSS_CHUNK if self.vocab_size >= _LARGE_VOCABULARY else 0
-
-
-def check_at_least(name: str, value: int | float, least: int) -> None:
-    """Raises ConfigError unless value ≥ least; `name` as in the configuration, after `model.`."""
-    if not value >= least:
-        raise ConfigError(f"{name} must be at least {least}, got {value}", where=f"model.{name}")
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises ConfigError unless value is one of the known ones."""
-    if value not in known:
-        raise ConfigError(f"unknown {name} {value!r}", where=f"model.{name}", fix=nearest(value, known))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.models.lm.config import check_at_least, check_choice
+from jaxmix.core.settings import check_value
 
-UNITS = ("byte", "trigram", "word")
+Unit = Literal["byte", "trigram", "word"]
 _BYTES = 256
 
 
@@ -42,8 +43,8 @@ def caption_tokens(
     >>> rows[0, :2].tolist() == rows[1, 1::-1].tolist(), rows[:, 2].tolist()
     (True, [0, 0])
     """
-    check_at_least("text.length", length, 1)
-    check_choice("text.unit", unit, UNITS)
+    check_value("text.length", length, int, {"at_least": 1}, "model.text.length")
+    check_value("text.unit", unit, Unit, {}, "model.text.unit")
     if (unit == "byte" and vocab_size != _BYTES) or vocab_size < 2:
         raise ConfigError(
             f"a vocabulary of {vocab_size} does not suit tokens of unit {unit!r}",

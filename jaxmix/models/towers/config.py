@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.models.lm.config import COMPUTE_DTYPES, REMAT, TransformerConfig, check_at_least, check_choice
+from jaxmix.core.settings import check_fields, setting
+from jaxmix.models.lm.config import Activation, ComputeDtype, Remat, TransformerConfig
 
-LOSSES = ("sigmoid", "softmax")
-POOLS = ("mean", "attention")
+Pool = Literal["mean", "attention"]
 
 _SIGMOID_TEMPERATURE = 10.0
 _SOFTMAX_TEMPERATURE = 1 / 0.07
@@ -38,27 +38,22 @@ class ImageTowerConfig:
 
     num_layers: int
     width: int
-    image_size: int = 32
-    patch_size: int = 4
-    base_patch_size: int | None = None
-    base_grid: int | None = None
+    image_size: int = setting(32, at_least=1)
+    patch_size: int = setting(4, at_least=1)
+    base_patch_size: int | None = setting(None, at_least=1)
+    base_grid: int | None = setting(None, at_least=1)
     pixel_mean: float = 0.0
     num_heads: int | None = None
     head_dim: int | None = None
     mlp_width: int | None = None
-    activation: str = "relu2"
-    pool: str = "mean"
+    activation: Activation = "relu2"
+    pool: Pool = "mean"
     norm_epsilon: float = 1e-6
-    remat: str = "none"
+    remat: Remat = "none"
     scan_layers: bool | None = None
 
     def __post_init__(self) -> None:
         _check_tower("image", self)
-        for name in ("image_size", "patch_size"):
-            check_at_least(f"image.{name}", getattr(self, name), 1)
-        for name in ("base_patch_size", "base_grid"):
-            if getattr(self, name) is not None:
-                check_at_least(f"image.{name}", getattr(self, name), 1)
         if not -1 < self.pixel_mean < 1:
             raise ConfigError(
                 f"the mean of pixels in [-1, 1] lies between them, got {self.pixel_mean}",
@@ -94,22 +89,20 @@ class TextTowerConfig:
 
     num_layers: int
     width: int
-    vocab_size: int = 256
-    length: int = 32
+    vocab_size: int = setting(256, at_least=2)
+    length: int = setting(32, at_least=1)
     num_heads: int | None = None
     head_dim: int | None = None
     mlp_width: int | None = None
-    activation: str = "relu2"
+    activation: Activation = "relu2"
     rope_base: float = 10_000.0
-    pool: str = "mean"
+    pool: Pool = "mean"
     norm_epsilon: float = 1e-6
-    remat: str = "none"
+    remat: Remat = "none"
     scan_layers: bool | None = None
 
     def __post_init__(self) -> None:
         _check_tower("text", self)
-        check_at_least("text.length", self.length, 1)
-        check_at_least("text.vocab_size", self.vocab_size, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,20 +125,14 @@ class TwoTowersConfig:
 
     image: ImageTowerConfig
     text: TextTowerConfig
-    embedding_dim: int = 64
-    loss: str = "sigmoid"
-    temperature: float | None = None
+    embedding_dim: int = setting(64, at_least=1)
+    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    temperature: float | None = setting(None, above=0, below=math.inf)
     bias: float = -10.0
-    compute_dtype: str = "auto"
+    compute_dtype: ComputeDtype = "auto"
 
     def __post_init__(self) -> None:
-        check_at_least("embedding_dim", self.embedding_dim, 1)
-        check_choice("loss", self.loss, LOSSES)
-        check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
-        if self.temperature is not None and not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ConfigError(
-                f"the temperature must be positive and finite, got {self.temperature}", where="model.temperature"
-            )
+        check_fields(self, "model")
         if not math.isfinite(self.bias):
             raise ConfigError(f"the bias must be finite, got {self.bias}", where="model.bias")
 
@@ -189,14 +176,13 @@ _SHARED = ("num_layers", "width", "num_heads", "head_dim", "mlp_width", "activat
 """Settings of a tower that its blocks take as they are."""
 
 
-def _trunk(tower: ImageTowerConfig | TextTowerConfig, compute_dtype: str) -> TransformerConfig:
+def _trunk(tower: ImageTowerConfig | TextTowerConfig, compute_dtype: ComputeDtype) -> TransformerConfig:
     rope: dict[str, Any] = {"rope_base": tower.rope_base} if isinstance(tower, TextTowerConfig) else {}
     return TransformerConfig(**{name: getattr(tower, name) for name in _SHARED}, **rope, compute_dtype=compute_dtype)
 
 
 def _check_tower(name: str, tower: ImageTowerConfig | TextTowerConfig) -> None:
-    check_choice(f"{name}.pool", tower.pool, POOLS)
-    check_choice(f"{name}.remat", tower.remat, REMAT)
+    check_fields(tower, "model", f"{name}.")
     try:
         _trunk(tower, "auto")
     except ConfigError as error:

@@ -21,7 +21,7 @@ from jaxmix.models.lm.config import TransformerConfig
         ({"z_loss": -0.1}, "z_loss must be at least 0"),
         ({"z_loss": float("nan")}, "z_loss must be at least 0, got nan"),
         ({"loss_chunk": -1}, "loss_chunk must be at least 0"),
-        ({"norm_epsilon": 0.0}, "norm_epsilon must be positive"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon must be above 0"),
         ({"mlp_width": 0}, "mlp_width must be at least 1"),
     ],
 )

@@ -308,7 +308,7 @@ def test_settings_are_checked_where_they_are_written_down():
         ({"text": {"vocab_size": 1}}, "text.vocab_size must be at least 2, got 1"),
         ({"image": {"pixel_mean": 128.0}}, "lies between them, got 128.0"),
         ({"loss": "sigmod"}, "unknown loss 'sigmod'"),
-        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be finite and above 0, got 0.0"),
         ({"bias": float("nan")}, "bias must be finite"),
     ):
         with pytest.raises(ConfigError, match=words):
