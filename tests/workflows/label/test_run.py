@@ -166,7 +166,7 @@ def test_shards_that_an_engine_could_not_label_are_named_and_the_others_counted(
         seen.extend(shard.name for shard in waiting)
         return {shard.name: "the disk is full" for shard in waiting}
 
-    monkeypatch.setattr("jaxmix.workflows.label.ray.label_on_ray", failing)
+    monkeypatch.setattr("jaxmix.workflows.label.run.label_on_ray", failing)
     with pytest.raises(RunError, match="1 of 2 shards could not be labeled, such as web-00001: the disk is full"):
         run(corpus, engine="ray")
     assert seen == ["web-00001"]
