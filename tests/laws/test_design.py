@@ -168,6 +168,8 @@ def test_what_a_run_tells_of_a_law_is_its_jacobian():
                 )
             columns.append((losses[0] - losses[1]) / 2e-5)
     np.testing.assert_allclose(found, np.stack(columns, axis=2), atol=1e-8)
-    trees = LawFit({}, 0.0, 1, True, regressor("trees", None), fit.shape, np.zeros(1))
+    trees = LawFit(
+        {}, 0.0, 1, True, regressor("trees", lambda table: (lambda *_: np.zeros(1), 1)), fit.shape, np.zeros(1)
+    )
     with pytest.raises(ConfigError, match="no parameters"):
         law_features(trees, mixtures, model_size=1, tokens=1)

@@ -139,7 +139,7 @@ def test_gradient_noise_has_the_stated_trace():
     [
         (lambda: linear_world(np.ones((2, 3))), r"shape \(2, 3\), expected \(2, 2\) \(linear_world\(interaction\)\)"),
         (lambda: linear_world(decaying(np.eye(2), 5.0)), "needs num_domains"),
-        (lambda: linear_world(np.eye(2), momentum=1.0), "below 1, got 1.0"),
+        (lambda: linear_world(np.eye(2), momentum=1.0), "below 1.0, got 1.0"),
         (lambda: linear_world(np.eye(2), start_losses=np.ones(3)), "expected one number or 2"),
         (lambda: quadratic_world(np.ones((2, 3, 2)), np.ones((2, 3)), np.ones(3), learning_rate=0.1), "hessians"),
     ],
