@@ -110,7 +110,7 @@ def test_candidates_that_could_only_reproduce_the_table_are_left_out():
     assert set(found.selection.diagnoses) == {"additive", "linear", "hierarchical"}
     text = str(found.selection)
     assert text.splitlines()[0].startswith(f"* {found.selection.name}")
-    assert "left out: it has 21" in text
+    assert "left out: 21 parameters" in text
 
 
 def test_laws_that_do_not_suit_the_table_are_left_out_with_the_reason():

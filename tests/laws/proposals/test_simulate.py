@@ -44,7 +44,8 @@ def test_regressors_predict_block_by_block():
         sizes.append(len(weights))
         return np.stack([weights[:, 0] * model_size, weights[:, 1] * tokens], axis=1)
 
-    fit = LawFit({}, 0.0, 1, True, regressor("host", None), Shape(3, (0, 1)), np.zeros(1), _predict=predict)
+    law = regressor("host", lambda table: (predict, 1))
+    fit = LawFit({}, 0.0, 1, True, law, Shape(3, (0, 1)), np.zeros(1), _predict=predict)
     many = np.tile(MIXTURES, (10, 1))
     found = simulate(fit, many, model_size=2.0, tokens=3.0)
     np.testing.assert_allclose(found, many[:, 0] + 1.5 * many[:, 1], rtol=1e-13)
