@@ -99,6 +99,8 @@ def jest(
     softmax of s_ii and the gain of 1 are readings of the paper's pseudo-code.
 
     Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxmix.selection import Embeddings
         >>> rng = jax.random.normal(jax.random.key(0), (4, 64, 8))
         >>> unit = rng / jnp.linalg.norm(rng, axis=-1, keepdims=True)
         >>> learner, reference = Embeddings(unit[0], unit[1], 10.0, -5.0), Embeddings(unit[2], unit[3], 10.0, -5.0)
