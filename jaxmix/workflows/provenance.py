@@ -16,8 +16,7 @@ import jax
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.config.build import to_plain
-from jaxmix.workflows.config.sections import config_hash
+from jaxmix.workflows.config.sections import RunFolder
 from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.doctor import installed_version
 
@@ -65,66 +64,62 @@ def made_by(command: str) -> dict[str, Any]:
     return {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
 
 
-def begin_run(config: Any, *, command: str, content: Mapping[str, Any]) -> dict[str, Any]:
+def begin_run(folder: RunFolder, *, command: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Writes config.yaml and provenance.json of a run (on process 0) and returns the content of the latter.
 
     Earlier sessions stay listed, unless the configuration starts the run anew.
 
     Args:
-        config: of the run.
+        folder: of the run.
         command: what was typed.
         content: what is particular to this kind of run.
     """
-    run_dir = Path(config.out or "")
     made = made_by(command)
     session = {"started": now(), "command": command, "devices": made["devices"]}
     sessions = [session]
-    old = run_dir / PROVENANCE
-    if config.train.resume != "never" and old.is_file():
+    old = folder.path / PROVENANCE
+    if not folder.starts_anew and old.is_file():
         with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
             sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
     provenance = {
         **made,
-        "config_hash": config_hash(config),
+        "config_hash": folder.config_hash,
         **content,
         "started": sessions[0]["started"],
         "sessions": sessions,
     }
     if jax.process_index() == 0:
-        write_whole(run_dir / "config.yaml", dump_yaml(to_plain(config)))
+        write_whole(folder.path / "config.yaml", dump_yaml(folder.plain))
         write_json(old, provenance)
     return provenance
 
 
-def is_finished(config: Any, *, result: str) -> bool:
-    """Whether the folder of `config` holds a finished run of it; the file `result` is written last."""
-    run_dir = Path(config.out or "")
+def is_finished(folder: RunFolder, *, result: str) -> bool:
+    """Whether the folder holds a finished run of its configuration; the file `result` is written last."""
     try:
-        provenance = json.loads((run_dir / PROVENANCE).read_text(encoding="utf-8"))
+        provenance = json.loads((folder.path / PROVENANCE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    is_same = provenance.get("config_hash") == config_hash(config)
-    return is_same and "finished" in provenance and (run_dir / result).is_file()
+    is_same = provenance.get("config_hash") == folder.config_hash
+    return is_same and "finished" in provenance and (folder.path / result).is_file()
 
 
-def check_fixed(config: Any, run_dir: Path, fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
-    """Raises `ConfigError` if the folder has checkpoints that `config` cannot continue.
+def check_fixed(folder: RunFolder, fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    """Raises `ConfigError` if the folder has checkpoints that its configuration cannot continue.
 
     Args:
-        config: of the run.
-        run_dir: its folder.
+        folder: of the run.
         fixed: picks the settings that a run keeps for life, by dotted name.
     """
-    plain, path = to_plain(config), run_dir / "config.yaml"
-    is_never = plain["checkpoint"]["resume"] == "never"
-    if is_never or not path.is_file() or not any((run_dir / "checkpoints").glob("[0-9]*")):
+    path = folder.path / "config.yaml"
+    if folder.starts_anew or not path.is_file() or not any((folder.path / "checkpoints").glob("[0-9]*")):
         return
-    before, after = fixed(parse_yaml(path.read_text(encoding="utf-8"), where=str(path))), fixed(plain)
+    before, after = fixed(parse_yaml(path.read_text(encoding="utf-8"), where=str(path))), fixed(folder.plain)
     for key in {**before, **after}:
         if before.get(key) != after.get(key):
             raise ConfigError(
                 f"{key} was {before.get(key)!r} and is now {after.get(key)!r}: the checkpoints cannot be continued",
-                where=str(run_dir),
+                where=str(folder.path),
                 fix="Choose another run folder with --out, or restore the old value.",
             )
 

@@ -210,6 +210,12 @@ def _load_saved(folder: Path, options: dict[str, Any]) -> Encoder:
     if plain.get("kind") == BUILTIN:
         from jaxmix.models.encoders.hashed import load_hashed_encoder
 
+        if options:
+            raise ConfigError(
+                f"a fitted built-in encoder takes no options, got {', '.join(options)}",
+                where=str(folder),
+                fix="Leave them out.",
+            )
         return load_hashed_encoder(folder)
     checkpoint = options.pop("checkpoint", plain["folder"])
     if not Path(checkpoint).is_dir():

@@ -18,7 +18,7 @@ from jaxmix.report import RunRecord, load_run
 from jaxmix.workflows.config.build import Origin, read, to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.resolve import check_folder_name
-from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.sections import RunConfig, RunFolder, folder_of
 from jaxmix.workflows.config.yaml import apply_overrides
 from jaxmix.workflows.provenance import is_finished
 
@@ -113,17 +113,17 @@ def read_members(
     return found
 
 
-def unfinished(runs: Sequence[Member[C]], *, result: str, check: Callable[[C, Path], None]) -> list[Member[C]]:
+def unfinished(runs: Sequence[Member[C]], *, result: str, check: Callable[[RunFolder], None]) -> list[Member[C]]:
     """The runs that are still to be trained, each checked against what its folder holds.
 
     Args:
         runs: of a comparison.
         result: the file that a run writes last.
-        check: raises `ConfigError` for a folder that a configuration cannot continue.
+        check: raises `ConfigError` for a folder that its configuration cannot continue.
     """
-    waiting = [m for m in runs if not is_finished(m.config, result=result)]
+    waiting = [m for m in runs if not is_finished(folder_of(m.config), result=result)]
     for member in waiting:
-        check(member.config, member.folder)
+        check(folder_of(member.config))
     return waiting
 
 

@@ -260,6 +260,7 @@ def arguments(
     path: str,
     skip: int = 0,
     taken: Sequence[str] = (),
+    takes_names: bool = False,
 ) -> dict[str, Any]:
     """Checks keyword arguments against the names and annotations of `factory` and returns them converted.
 
@@ -270,6 +271,7 @@ def arguments(
         path: dotted path of the section they stand in.
         skip: leading parameters that do not come from the file.
         taken: further parameters that do not.
+        takes_names: a list may also be a mapping by names, of sources or arms, that are put in order later.
     """
     known = [name for name in list(inspect.signature(factory).parameters)[skip:] if name not in taken]
     hints = type_hints(factory)
@@ -277,8 +279,27 @@ def arguments(
     for key, value in given.items():
         if key not in known:
             raise ConfigError(f"unknown key {key!r}", where=origin(_join(path, key)), fix=nearest(key, known))
-        result[key] = convert(value, hints.get(key, Any), origin, _join(path, key))
+        hint = hints.get(key, Any)
+        element = _element_of(hint) if takes_names and isinstance(value, Mapping) else None
+        if element is not None:
+            hint = Mapping[str, _with_names(element)]  # type: ignore[misc]
+        result[key] = convert(value, hint, origin, _join(path, key))
     return result
+
+
+def _element_of(hint: Any) -> Any:
+    """What the list holds that a value of type `hint` may be; None where it may be no list, or a mapping anyway."""
+    members = members_of(hint)
+    if any(typing.get_origin(member) in (dict, Mapping) for member in members):
+        return None
+    lists = [typing.get_args(m)[0] for m in members if typing.get_origin(m) in (tuple, list, Sequence)]
+    return lists[0] if lists else None
+
+
+def _with_names(element: Any) -> Any:
+    """The type of one value by name: the rows of a matrix have names too."""
+    inner = _element_of(element)
+    return element if inner is None else Sequence[inner] | Mapping[str, inner]
 
 
 def to_plain(config: Any) -> Any:

@@ -12,14 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import jaxmix.curricula  # registers the mixer that is any bandit  # noqa: F401
 from jaxmix import mixers
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.validate import values_in_order
 from jaxmix.mixers.base import Mixer
-from jaxmix.mixers.wrappers.build import registry as wrappers
-from jaxmix.workflows.config.build import Origin, arguments
-from jaxmix.workflows.config.sections import MixerConfig
+from jaxmix.workflows.config.build import Origin
+from jaxmix.workflows.config.sections import MixerConfig, first_argument
 
 
 def make_mixer(
@@ -45,11 +43,10 @@ def make_mixer(
     """
     origin, names = origin or Origin(), tuple(sizes) or None
     try:
-        factory = mixers.registry.get(section.name, where=origin("mixer.name"))
+        factory = mixers.registry.get(section.name)
         options = {k: by_name(v, names, origin(f"mixer.{k}")) for k, v in section.options.items()}
         if "total_steps" in inspect.signature(factory).parameters:
             options.setdefault("total_steps", steps)
-        options = arguments(factory, options, origin=origin, path="mixer")
         wrap = [
             _complete_wrapper(entry, sizes, total_tokens, origin, f"mixer.wrap[{i}]")
             for i, entry in enumerate(section.wrap)
@@ -140,20 +137,9 @@ def _complete_wrapper(
     entry: Mapping[str, Any], sizes: Mapping[str, float | None], total_tokens: float, origin: Origin, path: str
 ) -> dict[str, Any]:
     """One wrapper with named weights in order, and `epoch_cap` with the sizes that the run knows."""
-    if len(entry) != 1:
-        raise ConfigError(
-            f"a wrapper is one name with its argument, got {len(entry)} names",
-            where=origin(path),
-            fix="Write one list entry per wrapper, for example {floor: 0.001}.",
-        )
     ((name, value),) = entry.items()
-    factory = wrappers.get(name, where=origin(path))
-    if isinstance(value, Mapping):
-        options = {k: by_name(v, tuple(sizes) or None, origin(path)) for k, v in value.items()}
-    else:
-        first = "max_epochs" if name == "epoch_cap" else list(inspect.signature(factory).parameters)[1]
-        options = {first: value}
-    options = arguments(factory, options, origin=origin, path=path, skip=1)
+    given = value if isinstance(value, Mapping) else {first_argument(name): value}
+    options = {k: by_name(v, tuple(sizes) or None, origin(path)) for k, v in given.items()}
     if name == "epoch_cap":
         known = [size for size in sizes.values() if size is not None]
         is_known = bool(known) and len(known) == len(sizes)

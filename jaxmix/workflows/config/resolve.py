@@ -12,11 +12,20 @@ from jaxmix.core.validate import check_mesh_shape, check_weights, values_in_orde
 from jaxmix.mixers.base import Mixer
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.models.lm.presets import preset
+from jaxmix.train.lm.settings import TrainSettings
 from jaxmix.train.lm.signals import check_mixer
 from jaxmix.train.selection.settings import SelectionSettings, check_selection
 from jaxmix.workflows.config.build import Origin
 from jaxmix.workflows.config.mixer import make_drawing_mixer, make_mixer
-from jaxmix.workflows.config.sections import DataConfig, ModelConfig, RunConfig
+from jaxmix.workflows.config.sections import (
+    DataConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RunConfig,
+    RunFolder,
+    Tracker,
+    folder_of,
+)
 
 
 class Sizes(NamedTuple):
@@ -34,10 +43,17 @@ class Sizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run, resolved.
+    """A training run, resolved: what the workflows, and the loop below them, are given.
 
     Attributes:
-        config: its settings, among them those that are used as they stand in the file.
+        folder: where it is kept, with its configuration as written there.
+        data: how sources become rows, and how many of them are evaluated.
+        settings: of the loop.
+        selection: None to train on all that is drawn.
+        reference: what mixer and selection measure the excess loss against.
+        mesh: devices along data, fsdp and tensor.
+        trackers: by name.
+        mixer_name: what `mixer` was called in the file, without its wrappers.
         sizes: of the sources, as far as they are known.
         prior: weight of every source, adds to 1; None where it follows from sizes that are not known.
         max_epochs: most passes over every source, None for no limit.
@@ -46,7 +62,14 @@ class Run:
         model: of the learner.
     """
 
-    config: RunConfig
+    folder: RunFolder
+    data: DataConfig
+    settings: TrainSettings
+    selection: SelectionSettings | None
+    reference: ReferenceConfig
+    mesh: Mapping[str, int]
+    trackers: tuple[Tracker, ...]
+    mixer_name: str
     sizes: Sizes
     prior: dict[str, float] | None
     max_epochs: dict[str, float | None]
@@ -54,10 +77,9 @@ class Run:
     mixer: Mixer
     model: TransformerConfig
 
-    @property
-    def drawn(self) -> int:
-        """Rows that the stream draws in a step."""
-        return drawn_rows(self.config.data, self.config.selection)
+    def drawn(self, *, shards: int = 1) -> int:
+        """Rows that the stream draws in a step, divided evenly over so many shards of the mesh."""
+        return drawn_rows(self.data, self.selection, multiple=shards)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -99,7 +121,14 @@ def resolve_run(
         mixer = make_mixer(config.mixer, sizes.tokens, origin=origin, **length)
     own = config.sources if isinstance(config.sources, Mapping) else {}
     return Run(
-        config=config,
+        folder=folder_of(config),
+        data=data,
+        settings=config.train,
+        selection=config.selection,
+        reference=config.reference,
+        mesh=config.mesh,
+        trackers=config.track,
+        mixer_name=config.mixer.name,
         sizes=sizes,
         prior=prior,
         max_epochs={n: (own[n].max_epochs if n in own else None) or data.max_epochs for n in sizes.tokens},

@@ -7,13 +7,20 @@ against its signature.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+import jaxmix.curricula  # registers the mixer that is any bandit  # noqa: F401
+from jaxmix import mixers
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import setting
+from jaxmix.mixers.wrappers.build import registry as wrappers
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.train.lm.settings import TrainSettings
 from jaxmix.train.selection.settings import SelectionSettings
@@ -74,12 +81,42 @@ class MixtureConfig:
 class MixerConfig:
     """What moves the weights during training.
 
-    Arguments are kept as written: where a mixer or wrapper takes one value per source, they may be given by name.
+    Where a mixer or wrapper takes one value per source, they may be given by name: such values stay a mapping until
+    the sources are known.
     """
 
     name: str = setting("static", help="static, scheduled, odm, … (a wrong name lists all)")
     wrap: tuple[dict[str, Any], ...] = setting((), help="wrappers, innermost first, e.g. [{floor: 0.001}, {ema: 0.9}]")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the mixer")
+
+    def checked(self, origin: Origin, path: str) -> MixerConfig:
+        """The section, all arguments converted to the types of the mixer's and the wrappers' parameters."""
+        factory = mixers.registry.get(self.name, where=origin(f"{path}.name"))
+        options = arguments(factory, self.options, origin=origin, path=path, takes_names=True)
+        wrap = tuple(_checked_wrapper(entry, origin, f"{path}.wrap[{i}]") for i, entry in enumerate(self.wrap))
+        return replace(self, options=options, wrap=wrap)
+
+
+def _checked_wrapper(entry: Mapping[str, Any], origin: Origin, path: str) -> dict[str, Any]:
+    """A wrapper's name, with its arguments or its first one alone, as the file has it."""
+    if len(entry) != 1:
+        raise ConfigError(
+            f"a wrapper is one name with its argument, got {len(entry)} names",
+            where=origin(path),
+            fix="Write one list entry per wrapper, for example {floor: 0.001}.",
+        )
+    ((name, value),) = entry.items()
+    factory = wrappers.get(name, where=origin(path))
+    convert = functools.partial(arguments, factory, origin=origin, path=path, skip=1, takes_names=True)
+    if isinstance(value, Mapping):
+        return {name: convert(value)}
+    (converted,) = convert({first_argument(name): value}).values()
+    return {name: converted}
+
+
+def first_argument(wrapper: str) -> str:
+    """The argument of a wrapper that may be given alone."""
+    return "max_epochs" if wrapper == "epoch_cap" else list(inspect.signature(wrappers.get(wrapper)).parameters)[1]
 
 
 @dataclass(frozen=True)
@@ -133,6 +170,31 @@ class RunConfig:
     def source_names(self) -> tuple[str, ...] | None:
         """Domain names in the order of the file, or None where only an index file knows them."""
         return tuple(self.sources) if isinstance(self.sources, Mapping) else None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run, with the configuration that it keeps.
+
+    Attributes:
+        path: of the folder.
+        plain: the configuration with every key written out, as config.yaml holds it.
+        config_hash: over what can change the result, see `config_hash`.
+    """
+
+    path: Path
+    plain: dict[str, Any]
+    config_hash: str
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether checkpoints in the folder are passed over."""
+        return bool(self.plain["checkpoint"]["resume"] == "never")
+
+
+def folder_of(config: Any) -> RunFolder:
+    """The folder of a run of any kind, from its configuration."""
+    return RunFolder(Path(config.out or ""), to_plain(config), config_hash(config))
 
 
 def config_hash(config: Any) -> str:

@@ -14,6 +14,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import setting
 from jaxmix.models.encoders.base import BUILTIN
 from jaxmix.models.encoders.hashed import fit_hashed_encoder
+from jaxmix.models.encoders.load import checkpoint_encoder
 from jaxmix.models.student.training import train_student
 from jaxmix.workflows.config.build import Origin, arguments, read
 from jaxmix.workflows.config.load import read_config_mapping
@@ -40,10 +41,11 @@ class EncoderConfig:
     options: dict[str, Any] = setting(factory=dict, rest=True, help="options of the encoder")
 
     def checked(self, origin: Origin, path: str) -> EncoderConfig:
-        """The section, the options of the built-in encoder checked; those of a checkpoint are checked by its files."""
-        if self.name != BUILTIN:
-            return self
-        return replace(self, options=arguments(fit_hashed_encoder, self.options, origin=origin, path=path, skip=1))
+        """The section, its options checked against the signature of what loads the encoder."""
+        factory = fit_hashed_encoder if self.name == BUILTIN else checkpoint_encoder
+        return replace(
+            self, options=arguments(factory, self.options, origin=origin, path=path, skip=1, taken=("mesh",))
+        )
 
 
 @dataclass(frozen=True)

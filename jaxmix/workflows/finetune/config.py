@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
+from jaxmix import curricula
+from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.settings import setting
+from jaxmix.data import tasks
+from jaxmix.data.tasks import PromptSet
 from jaxmix.train.rl.settings import FinetuneSettings
+from jaxmix.workflows.config.build import Origin, arguments
 from jaxmix.workflows.config.sections import ModelConfig, Tracker
+
+_ADAPTERS: dict[str, Callable[..., PromptSet]] = {"gsm8k": tasks.gsm8k, "reasoning_gym": tasks.reasoning_gym}
+_NEEDED = {"gsm8k": "path", "reasoning_gym": "datasets"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +28,42 @@ class TasksConfig:
     kept_per_arm: int | None = setting(None, at_least=1, help="train on so many prompts of each arm; empty: on all")
     evaluation: dict[str, Any] = setting(factory=dict, help="arguments that differ for the held-out prompts")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the suite or adapter")
+
+    @property
+    def is_suite(self) -> bool:
+        """Whether the prompts are those of a suite, in which characters are words."""
+        return self.name in tasks.registry
+
+    @property
+    def factory(self) -> Callable[..., PromptSet]:
+        """What makes the prompts."""
+        return tasks.registry.get(self.name) if self.is_suite else _ADAPTERS[self.name]
+
+    def checked(self, origin: Origin, path: str) -> TasksConfig:
+        """The section, its arguments checked against the signature of what it names."""
+        known = [*tasks.registry, *_ADAPTERS]
+        if self.name not in known:
+            raise ConfigError(
+                f"unknown tasks {self.name!r}", where=origin(f"{path}.name"), fix=nearest(self.name, known)
+            )
+        if self.tokenizer is not None and self.is_suite:
+            raise ConfigError(
+                f"the suite {self.name!r} has its own tokens", where=origin(f"{path}.tokenizer"), fix="Leave it out."
+            )
+        options, evaluation = (
+            arguments(self.factory, given, origin=origin, path=place, taken=("part", "package"))
+            for place, given in ((path, self.options), (f"{path}.evaluation", self.evaluation))
+        )
+        needed = _NEEDED.get(self.name)
+        if needed is not None and needed not in options:
+            raise ConfigError(f"{path}.{needed} is missing", where=origin(path), fix=f"Set {path}.{needed}.")
+        if self.name == "gsm8k" and "path" not in evaluation:
+            raise ConfigError(
+                "there are no held-out problems",
+                where=origin(f"{path}.evaluation"),
+                fix=f"Set {path}.evaluation.path to another JSONL file.",
+            )
+        return dataclasses.replace(self, options=options, evaluation=evaluation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +98,14 @@ class BanditConfig:
 
     name: str = setting("space", help="space, uniform, dump, sec, … (a wrong name lists all)")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the bandit")
+
+    def checked(self, origin: Origin, path: str) -> BanditConfig:
+        """The section, its arguments converted; those by the names or levels of arms stay until the arms are known."""
+        factory = curricula.registry.get(self.name, where=origin(f"{path}.name"))
+        by_level = {k: v for k, v in self.options.items() if v == "level" and k in ("order", "difficulty")}
+        given = {k: v for k, v in self.options.items() if k not in by_level}
+        options = arguments(factory, given, origin=origin, path=path, skip=1, takes_names=True) | by_level
+        return dataclasses.replace(self, options={k: options[k] for k in self.options})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,11 +91,11 @@ def plan_of(run: FinetuneRun) -> FinetunePlan:
 
     N = parameters of matrices by `flops_per_token`, with its attention; p and t slots of prompt and completion.
     """
-    config, prompts, held_out, model = run.config, run.prompts, run.held_out, run.model
-    settings, start, section = config.train, config.start, config.reduction
+    prompts, held_out, model = run.prompts, run.held_out, run.model
+    settings, start, section = run.settings, run.start, run.reduction
     forward, length = flops_per_token(model) / 3.0, prompts.prompt_length + prompts.completion_length
     counts, tested = (np.bincount(p.arms, minlength=p.num_arms) for p in (prompts, held_out))
-    kept = counts if config.tasks.kept_per_arm is None else np.minimum(counts, config.tasks.kept_per_arm)
+    kept = counts if run.tasks.kept_per_arm is None else np.minimum(counts, run.tasks.kept_per_arm)
     reduced = None if section.num_clusters is None else section.num_clusters * section.per_cluster
     drawn = settings.steps * settings.prompts
     rollouts = drawn * settings.rollouts
@@ -118,7 +117,7 @@ def plan_of(run: FinetuneRun) -> FinetunePlan:
                 prompts.arm_names, prompts.families, prompts.levels, counts, kept, tested, strict=True
             )
         ),
-        bandit=config.bandit.name,
+        bandit=run.bandit_name,
         num_params=num_params,
         steps=settings.steps,
         prompts=drawn,
@@ -140,7 +139,7 @@ def plan_of(run: FinetuneRun) -> FinetunePlan:
 
 def _notes(run: FinetuneRun, kept: Any, evaluation: float, generation: float) -> list[str]:
     prompts, held_out, notes = run.prompts, run.held_out, []
-    settings, start, section = run.config.train, run.config.start, run.config.reduction
+    settings, start, section = run.settings, run.start, run.reduction
     empty = [name for name, count in zip(prompts.arm_names, kept, strict=True) if count == 0]
     if empty:
         notes.append(f"no prompts for {', '.join(empty)}: they cannot be drawn")
@@ -173,9 +172,9 @@ def _notes(run: FinetuneRun, kept: Any, evaluation: float, generation: float) ->
 def _seconds_left(run: FinetuneRun) -> float | None:
     """Seconds that the remaining steps take at the median pace of the run so far; None without timings."""
     try:
-        records = read_records(Path(run.config.out or "") / "timing.jsonl")
+        records = read_records(run.folder.path / "timing.jsonl")
         pace = [r["step_seconds"] for r in records[1:]]
-        return statistics.median(pace) * max(0, run.config.train.steps - records[-1]["step"]) if pace else None
+        return statistics.median(pace) * max(0, run.settings.steps - records[-1]["step"]) if pace else None
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError):
         return None
 

@@ -15,10 +15,18 @@ from jaxmix.data import tasks
 from jaxmix.data.tasks import PromptSet
 from jaxmix.data.tokenizers import load_tokenizer
 from jaxmix.models.lm.config import TransformerConfig
-from jaxmix.workflows.config.build import Origin, arguments
+from jaxmix.train.rl.settings import FinetuneSettings
+from jaxmix.workflows.config.build import Origin
 from jaxmix.workflows.config.mixer import place_argument
 from jaxmix.workflows.config.resolve import model_of
-from jaxmix.workflows.finetune.config import BanditConfig, FinetuneConfig, ReductionConfig, TasksConfig
+from jaxmix.workflows.config.sections import RunFolder, Tracker, folder_of
+from jaxmix.workflows.finetune.config import (
+    BanditConfig,
+    FinetuneConfig,
+    ReductionConfig,
+    StartConfig,
+    TasksConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +34,12 @@ class FinetuneRun:
     """A fine-tuning run, resolved.
 
     Attributes:
-        config: its settings, among them those that are used as they stand in the file.
+        folder: where it is kept, with its configuration as written there.
+        settings: of the loop.
+        tasks, start, reduction: the sections of the file that say where prompts, policy and arms come from.
+        bandit_name: of the bandit that `make_bandit` makes.
+        mesh: devices along data, fsdp and tensor.
+        trackers: by name.
         prompts, held_out: for training and for evaluation.
         model: of the policy.
         start_weights: how often each arm is drawn in the supervised start; never noise.
@@ -34,18 +47,20 @@ class FinetuneRun:
         make_bandit: prompts with the final arms → the bandit over them.
     """
 
-    config: FinetuneConfig
+    folder: RunFolder
+    settings: FinetuneSettings
+    tasks: TasksConfig
+    start: StartConfig
+    reduction: ReductionConfig
+    bandit_name: str
+    mesh: Mapping[str, int]
+    trackers: tuple[Tracker, ...]
     prompts: PromptSet
     held_out: PromptSet
     model: TransformerConfig
     start_weights: tuple[float, ...]
     noise: frozenset[str]
     make_bandit: Callable[[PromptSet], Bandit]
-
-    @property
-    def is_suite(self) -> bool:
-        """Whether the prompts are those of a suite, in which characters are words."""
-        return self.config.tasks.name in tasks.registry
 
 
 def resolve_finetune(config: FinetuneConfig, *, origin: Origin | None = None, is_sketch: bool = False) -> FinetuneRun:
@@ -66,7 +81,14 @@ def resolve_finetune(config: FinetuneConfig, *, origin: Origin | None = None, is
     by_level = [config.start.level_decay**level for level in prompts.levels]
     seq_len = prompts.prompt_length + prompts.completion_length
     return FinetuneRun(
-        config=config,
+        folder=folder_of(config),
+        settings=config.train,
+        tasks=config.tasks,
+        start=config.start,
+        reduction=config.reduction,
+        bandit_name=config.bandit.name,
+        mesh=config.mesh,
+        trackers=config.track,
         prompts=prompts,
         held_out=held_out,
         model=model_of(config.model, vocab_size=prompts.vocab_size, seq_len=seq_len, origin=origin),
@@ -141,43 +163,22 @@ def open_tasks(section: TasksConfig, part: str, origin: Origin, *, is_sketch: bo
         is_sketch: few prompts of each arm, where the tasks are made by a program: for checks.
 
     Raises:
-        ConfigError: unknown tasks or arguments, or a file that they cannot be read from.
+        ConfigError: arguments out of range, or a file that they cannot be read from.
         EnvironmentProblem: an extra that is not installed.
     """
-    adapters: dict[str, Callable[..., Any]] = {"gsm8k": tasks.gsm8k, "reasoning_gym": tasks.reasoning_gym}
-    known = [*tasks.registry, *adapters]
-    if section.name not in known:
-        raise ConfigError(
-            f"unknown tasks {section.name!r}", where=origin("tasks.name"), fix=nearest(section.name, known)
-        )
-    is_adapter = section.name in adapters
-    factory = adapters[section.name] if is_adapter else tasks.registry.get(section.name)
-    given = dict(section.options) | (dict(section.evaluation) if part == "held_out" else {})
-    path = "tasks.evaluation" if part == "held_out" and section.evaluation else "tasks"
-    if section.tokenizer is not None and not is_adapter:
-        raise ConfigError(
-            f"the suite {section.name!r} has its own tokens", where=origin("tasks.tokenizer"), fix="Leave it out."
-        )
+    is_test = part == "held_out"
+    given = dict(section.options) | (dict(section.evaluation) if is_test else {})
+    options = dict(given)
+    if section.name != "gsm8k":
+        options["part"] = part
+        if is_sketch:
+            options["per_arm"] = 2
     try:
-        options = arguments(factory, given, origin=origin, path=path, taken=("part", "package"))
-        needed = {"gsm8k": "path", "reasoning_gym": "datasets"}.get(section.name)
-        if needed is not None and needed not in options:
-            raise ConfigError(f"tasks.{needed} is missing", where=origin("tasks"), fix=f"Set tasks.{needed}.")
-        if section.name == "gsm8k":
-            if part == "held_out" and "path" not in section.evaluation:
-                raise ConfigError(
-                    "there are no held-out problems",
-                    where=origin("tasks.evaluation"),
-                    fix="Set tasks.evaluation.path to another JSONL file.",
-                )
-        else:
-            options["part"] = part
-            if is_sketch:
-                options["per_arm"] = 2
-        if is_adapter:
+        if not section.is_suite:
             options["tokenizer"] = load_tokenizer(section.tokenizer or "byte")
-        return factory(**options)
+        return section.factory(**options)
     except ConfigError as error:
+        path = "tasks.evaluation" if is_test and section.evaluation else "tasks"
         raise place_argument(error, origin, path, given) from None
 
 
@@ -189,13 +190,12 @@ def make_bandit(section: BanditConfig, prompts: PromptSet, *, steps: int, origin
     for DOTS and BOTS). `order: level` is easy to hard. `total_steps` is filled in.
     """
     name = section.name
-    factory = curricula.registry.get(name, where=origin("bandit.name"))
+    factory = curricula.registry.get(name)
     options = {k: _per_arm(name, k, v, prompts, origin(f"bandit.{k}")) for k, v in section.options.items()}
     if "total_steps" in inspect.signature(factory).parameters:
         options.setdefault("total_steps", steps)
-    given = arguments(factory, options, origin=origin, path="bandit", skip=1)
     try:
-        return factory(prompts.num_arms, **given)
+        return factory(prompts.num_arms, **options)
     except ConfigError as error:
         raise place_argument(error, origin, "bandit", options) from None
 

@@ -25,7 +25,7 @@ from jaxmix.train.rl.start import warm_start
 from jaxmix.train.rl.step import PolicyPrograms, build_policy_programs
 from jaxmix.train.run.checkpoint import Checkpointer, read_params
 from jaxmix.train.run.trackers import make_tracker
-from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.sections import RunFolder, folder_of
 from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.finetune.config import FinetuneConfig
 from jaxmix.workflows.finetune.plan import plan_of
@@ -100,14 +100,13 @@ def run_finetune(
         ConfigError: also when the folder holds a run that this configuration cannot continue.
         RunError: the run could not continue; its latest checkpoint is complete.
     """
-    run_dir, plain = Path(config.out or ""), to_plain(config)
-    check_finetune_continuation(config, run_dir)
-    run, settings = resolve_finetune(config), config.train
-    model = transformer(run.model)
-    mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.mesh))
+    check_finetune_continuation(folder_of(config))
+    run = resolve_finetune(config)
+    folder, settings, model = run.folder, run.settings, transformer(run.model)
+    mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](run.mesh))
     is_main = jax.process_index() == 0
-    provenance = begin_run(config, command=command, content={**_about(run), **(extra or {})})
-    params = _start(run, start_dir or run_dir / START, model, mesh, say)
+    provenance = begin_run(folder, command=command, content={**_about(run), **(extra or {})})
+    params = _start(run, start_dir or folder.path / START, model, mesh, say)
     prompts = run.prompts
     programs = programs or build_policy_programs(
         model,
@@ -117,21 +116,21 @@ def run_finetune(
         pad_id=prompts.pad_id,
         mesh=mesh,
     )
-    if config.reduction.num_clusters is None:
-        kept = prompts.rows_by_arm(config.tasks.kept_per_arm)
+    if run.reduction.num_clusters is None:
+        kept = prompts.rows_by_arm(run.tasks.kept_per_arm)
     else:
         prompts, kept = reduce_prompts(
-            config.reduction,
+            run.reduction,
             prompts,
-            run_dir / REDUCTION,
+            folder.path / REDUCTION,
             model=model,
             params=params,
             seed=settings.seed,
-            is_suite=run.is_suite,
+            is_suite=run.tasks.is_suite,
             say=say,
         )
     result = run_finetuning(
-        run_dir,
+        folder.path,
         model=model,
         prompts=prompts,
         bandit=run.make_bandit(prompts),
@@ -140,21 +139,21 @@ def run_finetune(
         settings=settings,
         initial_params=params,
         programs=programs,
-        trackers=[make_tracker(t, run_dir, plain) for t in config.track if t != "jsonl" and is_main],
-        provenance={"config_hash": provenance["config_hash"]},
+        trackers=[make_tracker(t, folder.path, folder.plain) for t in run.trackers if t != "jsonl" and is_main],
+        provenance={"config_hash": folder.config_hash},
         label=label,
     )
     page = None
     if is_main:
-        write_json(run_dir / "provenance.json", {**provenance, "finished": now()})
-        write_whole(run_dir / "curriculum.yaml", dump_yaml(_curriculum(config, result)))
-        page = write_report(run_dir) if has_page else None
-    return FinetuneOutcome(run_dir, result, programs, page)
+        write_json(folder.path / "provenance.json", {**provenance, "finished": now()})
+        write_whole(folder.path / "curriculum.yaml", dump_yaml(_curriculum(run, result)))
+        page = write_report(folder.path) if has_page else None
+    return FinetuneOutcome(folder.path, result, programs, page)
 
 
 def _start(run: FinetuneRun, folder: Path, model: Model, mesh: Mesh, say: Callable[[str], None]) -> Any:
     """The parameters that the run begins from; None for new ones. A supervised start is trained once and kept."""
-    section = run.config.start
+    section = run.start
     if section.run is None and section.steps == 0:
         return None
     template = params_template(model, mesh)
@@ -183,13 +182,13 @@ def _start(run: FinetuneRun, folder: Path, model: Model, mesh: Mesh, say: Callab
     return params
 
 
-def check_finetune_continuation(config: FinetuneConfig, run_dir: Path) -> None:
-    """Raises `ConfigError` if the folder has checkpoints that `config` cannot continue.
+def check_finetune_continuation(folder: RunFolder) -> None:
+    """Raises `ConfigError` if the folder has checkpoints that its configuration cannot continue.
 
     The length of the run, the learning rate and everything that is only logged may change; what decides the shapes in a
     checkpoint, or which prompts its cursors count, may not.
     """
-    check_fixed(config, run_dir, _fixed)
+    check_fixed(folder, _fixed)
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,12 +208,12 @@ def _about(run: FinetuneRun) -> dict[str, Any]:
     arms = zip(run.held_out.arm_names, run.held_out.families, run.held_out.levels, strict=True)
     return {
         "data_hash": _prompts_hash(run.prompts, run.held_out),
-        "seed": run.config.train.seed,
+        "seed": run.settings.seed,
         "arms": [
             {"name": name, "family": family, "level": level, "is_learnable": family not in run.noise}
             for name, family, level in arms
         ],
-        "bandit": {"name": run.config.bandit.name},
+        "bandit": {"name": run.bandit_name},
         "plan": plan_of(run).as_json(),
     }
 
@@ -227,12 +226,12 @@ def _prompts_hash(*parts: PromptSet) -> str:
     return digest.hexdigest()
 
 
-def _curriculum(config: FinetuneConfig, result: FinetuneResult) -> dict[str, Any]:
+def _curriculum(run: FinetuneRun, result: FinetuneResult) -> dict[str, Any]:
     """The run's result by arm, for other runs and tools."""
-    record = load_run(Path(config.out or ""))
+    record = load_run(run.folder.path)
     return {
-        "tasks": config.tasks.name,
-        "bandit": config.bandit.name,
+        "tasks": run.tasks.name,
+        "bandit": run.bandit_name,
         "steps": result.steps,
         "prompts": result.prompts,
         "rollouts": result.rollouts,

@@ -14,7 +14,7 @@ from jaxmix.workflows.config.yaml import apply_overrides
 from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.run import run_discovery
 from jaxmix.workflows.provenance import write_json
-from jaxmix.workflows.quickstart.file import FILE, read_quickstart
+from jaxmix.workflows.quickstart.file import FILE, DiscoveredArm, read_quickstart
 from jaxmix.workflows.train.cross_eval import held_out_losses, write_training_texts
 from jaxmix.workflows.train.run import run_train
 
@@ -41,9 +41,9 @@ def discovered_arm(
         command: what was typed.
         say: receives one line per stage.
     """
-    text = read_quickstart()
-    section, base = text["gem"], apply_overrides(text["base"], overrides)
-    given = [m for m in runs if m.variant == section["variant"] and m.seed in section["seeds"]]
+    file = read_quickstart()
+    section, base = file.gem, apply_overrides(file.base, overrides)
+    given = [m for m in runs if m.variant == section.variant and m.seed in section.seeds]
     if not given:
         return []
     home = Path(out) / "gem"
@@ -51,7 +51,7 @@ def discovered_arm(
     texts = write_training_texts(prepared, home / "texts")
     # One source of all texts: the discovery does not see the given domains.
     sources = {"texts": {"path": [str(path) for path in texts.values()]}}
-    config = discovery_from({**section["discover"], "sources": sources}, file=FILE, out=str(home / "domains"))
+    config = discovery_from({**section.discover, "sources": sources}, file=FILE, out=str(home / "domains"))
     say(f"{config.clusterer.num_clusters} domains of {config.clusterer.name}, discovered in the training texts")
     found = run_discovery(config, command=command, say=lambda line: None)
     discovered, against = [], []
@@ -62,7 +62,7 @@ def discovered_arm(
     names = [cluster["name"] for cluster in found["taxonomy"]["clusters"]]
     difference = sum(discovered) / len(discovered) - sum(against) / len(against)
     return [
-        f"{section['variant']} on {len(names)} domains discovered by GEM: mean validation loss over the given domains "
+        f"{section.variant} on {len(names)} domains discovered by GEM: mean validation loss over the given domains "
         f"{sum(discovered) / len(discovered):.4f}, {abs(difference):.4f} {'above' if difference > 0 else 'below'} the "
         f"same on the given domains ({seeds}).",
         f"What the discovered domains are about: {home}/domains/report.html",
@@ -70,7 +70,7 @@ def discovered_arm(
 
 
 def _run(
-    section: Mapping[str, Any],
+    section: DiscoveredArm,
     base: Mapping[str, Any],
     member: Member[RunConfig],
     home: Path,
@@ -82,7 +82,7 @@ def _run(
     """Mean held-out loss of one run on the discovered domains, trained unless it is finished."""
     plain = to_plain(member.config)
     same = {key: plain[key] for key in ("mixture", "mixer", "model", "train", "checkpoint")}
-    data = {**plain["data"], "prepared": str(home / "prepared"), "validation_fraction": section["validation_fraction"]}
+    data = {**plain["data"], "prepared": str(home / "prepared"), "validation_fraction": section.validation_fraction}
     config = run_of(
         {**base, **same, "sources": str(home / "domains"), "data": data},
         f"{member.variant}-seed{member.seed}",

@@ -16,11 +16,11 @@ from jaxmix.data.files import write_whole
 from jaxmix.models.lm.accounting import count_params, flops_per_token
 from jaxmix.workflows.compare.run import members
 from jaxmix.workflows.compare.variant import Member
-from jaxmix.workflows.config.build import Origin, read
+from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml, parse_yaml
-from jaxmix.workflows.law import LawSettings, fit_law, make_proposal
+from jaxmix.workflows.law import fit_law, make_proposal
 from jaxmix.workflows.quickstart.file import FILE, read_quickstart
 from jaxmix.workflows.swarm.config import load_swarm
 from jaxmix.workflows.swarm.run import collect
@@ -42,12 +42,12 @@ def quickstart_members(
         out: folder to write to.
         seeds: number of seeds instead of the file's.
     """
-    text = read_quickstart()
-    del text["law"], text["gem"]
-    found = _mixture_file(out)
+    file, found = read_quickstart(), _mixture_file(out)
+    variants = dict(file.variants)
     if found.is_file():
-        text["variants"][VARIANT] = {**text["variants"][VARIANT], **parse_yaml(found.read_text(), where=str(found))}
-    return members(text, overrides, file=FILE, out=out, seeds=seeds)
+        variants[VARIANT] = {**variants[VARIANT], **parse_yaml(found.read_text(), where=str(found))}
+    comparison = {"base": file.base, "variants": variants, "seeds": file.seeds}
+    return members(comparison, overrides, file=FILE, out=out, seeds=seeds)
 
 
 def propose_mixture(
@@ -90,9 +90,8 @@ def propose_mixture(
 
 
 def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say: Callable[[str], None]) -> None:
-    law = read_quickstart()["law"]
-    settings = read(LawSettings, law["fit"], origin=Origin(FILE))
-    fitted = fit_law(table, settings, out=f"{out}/law", command=command, source=f"{out}/swarm/table.csv", say=say)
+    law = read_quickstart().law
+    fitted = fit_law(table, law.fit, out=f"{out}/law", command=command, source=f"{out}/swarm/table.csv", say=say)
     own, tokens = _resolve(run)
     make_proposal(
         fitted,
@@ -100,7 +99,7 @@ def _fit_and_propose(run: RunConfig, table: Any, *, out: str, command: str, say:
         tokens=tokens / 1e9,
         out=f"{out}/law",
         command=command,
-        **law["propose"],
+        **law.propose,
     )
 
 
@@ -125,12 +124,12 @@ def _mixture_file(out: str) -> Path:
 
 def _swarm(run: RunConfig, overrides: Sequence[tuple[str, str]], out: str) -> Mapping[str, Any]:
     """The file of the swarm: the comparison's base at the proxies' size and length."""
-    text = read_quickstart()
-    law = text["law"]
-    base = apply_overrides(text["base"], overrides)
+    file = read_quickstart()
+    law = file.law
+    base = apply_overrides(file.base, overrides)
     base["data"] = {"prepared": run.data.prepared, **base["data"]}
-    steps = max(round(law["length"] * run.train.steps), 1)
+    steps = max(round(law.length * run.train.steps), 1)
     base["train"] = {**base["train"], "steps": steps, "eval_every": steps}
-    base["model"] = law["model"]
+    base["model"] = to_plain(law.model)
     base["mixture"] = {"weights": "natural"}
-    return {"base": base, "design": law["design"], "seeds": [0]}
+    return {"base": base, "design": to_plain(law.design), "seeds": [0]}

@@ -76,14 +76,14 @@ def compute_of(run: Run) -> Compute:
     A forward pass is a third of `flops_per_token`; evaluations, gradients that mixers measure, and the selection
     itself are left out, and so is the training of the reference.
     """
-    config, selection, reference = run.config, run.config.selection, run.config.reference
-    seq_len, trained, scanned = config.data.seq_len, config.data.batch_size, run.drawn
+    selection, reference = run.selection, run.reference
+    seq_len, trained, scanned = run.data.seq_len, run.data.batch_size, run.drawn()
     forward = flops_per_token(run.model) * seq_len / 3.0
     forward_passes, scores = ForwardPasses(False, False, bool(run.mixer.needs & set(REFERENCE_SIGNALS))), False
     if selection is not None:
         forward_passes = forward_passes_of(selection, run.mixer.needs)
         scores = forward_passes.learner and not chooses_in_step(
-            selection, forward_passes, accumulate=config.train.accumulate
+            selection, forward_passes, accumulate=run.settings.accumulate
         )
     rows = scanned if forward_passes.reference else trained if forward_passes.trained_reference else 0
     of_reference, is_known = 0.0, True

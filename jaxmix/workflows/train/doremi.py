@@ -18,7 +18,7 @@ from jaxmix.workflows.compare.variant import naming, run_of
 from jaxmix.workflows.config.build import Origin, read
 from jaxmix.workflows.config.load import read_config_mapping
 from jaxmix.workflows.config.resolve import prior_weights
-from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.sections import RunConfig, folder_of
 from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml
 from jaxmix.workflows.train.data import prepare_and_open
 from jaxmix.workflows.train.run import check_continuation, run_train
@@ -101,7 +101,7 @@ def run_doremi(doremi: Doremi, *, command: str) -> DoremiOutcome:
         RunError: a run could not continue; the same call resumes it.
     """
     for run in (doremi.reference, doremi.proxy):
-        check_continuation(run, Path(run.out or ""))
+        check_continuation(folder_of(run))
     data = prepare_and_open(doremi.reference)
     reference = run_train(doremi.reference, command=command, data=data, label="reference", has_page=False)
     proxy = run_train(doremi.proxy, command=command, data=data, label="proxy", has_page=False)

@@ -155,8 +155,8 @@ def make_plan(config: RunConfig) -> Plan:
     """Computes the plan. Reads at most the index of a folder that `prepare` has finished."""
     sizes, unknown = known_sizes(config)
     run = resolve_run(config, sizes)
-    settings, data, mixer, selection = config.train, config.data, run.mixer, config.selection
-    drawn = run.drawn
+    settings, data, mixer, selection = run.settings, run.data, run.mixer, run.selection
+    drawn = run.drawn()
     tokens_per_step = drawn * data.seq_len
     sources = _sources(run, settings.steps * drawn)
     if run.prior is None and sizes.tokens:
@@ -170,10 +170,10 @@ def make_plan(config: RunConfig) -> Plan:
     if data.unit == "rows":
         notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
     if mixer.needs:
-        notes.append(f"the mixer {config.mixer.name!r} moves the weights; draws and epochs hold at the prior")
+        notes.append(f"the mixer {run.mixer_name!r} moves the weights; draws and epochs hold at the prior")
     mixer_evaluations = sum(mixer.cadence.is_validation_due(step, len(sources)) for step in range(settings.steps + 1))
     notes.extend(_mixer_notes(run, mixer_evaluations, settings.steps * tokens_per_step))
-    devices = {axis: (size if (size := config.mesh.get(axis, 1)) > 0 else None) for axis in MESH_AXES}
+    devices = {axis: (size if (size := run.mesh.get(axis, 1)) > 0 else None) for axis in MESH_AXES}
     rows = -(-data.batch_size // settings.accumulate // _fixed(devices, "data", "fsdp"))
     if None in devices.values():
         unknown.append("the number of devices is not fixed (-1 in train.mesh): memory is given for 1 along that axis")
@@ -186,7 +186,7 @@ def make_plan(config: RunConfig) -> Plan:
     )
     compute = compute_of(run)
     cost = compute.cost(settings.steps)
-    pace = known_pace((config.out, config.reference.run))
+    pace = known_pace((str(run.folder.path), run.reference.run))
     if not compute.is_reference_known:
         notes.append("the reference's run does not exist yet: it is counted as a model of the learner's size")
     return Plan(
@@ -194,7 +194,7 @@ def make_plan(config: RunConfig) -> Plan:
         tokens_per_step=tokens_per_step,
         tokens=settings.steps * tokens_per_step,
         sources=sources,
-        mixer=config.mixer.name,
+        mixer=run.mixer_name,
         num_params=count_params(run.model),
         flops=cost.flops,
         rows_trained=int(cost.trained),
@@ -220,7 +220,7 @@ def _mixer_notes(run: Run, evaluations: int, tokens: int) -> list[str]:
     """What the mixer's own evaluations and probes cost."""
     notes, num_domains = [], len(run.sizes.tokens)
     if evaluations:
-        data = run.config.data
+        data = run.data
         rows = data.control_rows or data.validation_rows
         share = evaluations * rows * num_domains * data.seq_len / (3 * tokens)  # a forward pass is a third
         notes.append(
@@ -242,7 +242,7 @@ def _fixed(devices: Mapping[str, int | None], *axes: str) -> int:
 
 
 def _sources(run: Run, rows: int) -> tuple[SourcePlan, ...]:
-    drawn, seq_len = _rows_by_source(run, rows), run.config.data.seq_len
+    drawn, seq_len = _rows_by_source(run, rows), run.data.seq_len
     plans = []
     for name, size in run.sizes.tokens.items():
         weight = None if run.prior is None else run.prior[name]
@@ -251,7 +251,7 @@ def _sources(run: Run, rows: int) -> tuple[SourcePlan, ...]:
             raise ConfigError(f"source {name!r} has no tokens and a weight of {weight:g}", fix="Set it to 0.")
         per_row: float | None = seq_len
         per_epoch = None if size is None else _rows_per_epoch(size, seq_len)
-        if run.config.data.unit == "rows":  # a record is a row, however long
+        if run.data.unit == "rows":  # a record is a row, however long
             per_row, per_epoch = (size / count if size is not None and count else None), count
         tokens = None if mine is None or per_row is None else mine * per_row
         epochs = None if mine is None or per_epoch is None else mine / per_epoch if per_epoch else 0.0
@@ -269,14 +269,14 @@ def _rows_by_source(run: Run, rows: int) -> Mapping[str, float | None]:
     sizes = run.sizes
     if run.prior is None:
         return dict.fromkeys(sizes.tokens)
-    if run.config.data.unit != "documents":
+    if run.data.unit != "documents":
         return {name: rows * weight for name, weight in run.prior.items()}
     shares = {}
     for name, weight in run.prior.items():
         size, count = sizes.tokens[name], sizes.counts[name]
         if size is None or count is None:
             return dict.fromkeys(sizes.tokens)
-        shares[name] = weight * _rows_per_epoch(size, run.config.data.seq_len) / max(count, 1.0)
+        shares[name] = weight * _rows_per_epoch(size, run.data.seq_len) / max(count, 1.0)
     total = sum(shares.values())
     return {name: rows * share / total for name, share in shares.items()}
 

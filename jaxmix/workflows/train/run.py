@@ -22,10 +22,9 @@ from jaxmix.train.lm.loop import RunResult, run_training
 from jaxmix.train.lm.programs import Programs, build_programs, with_selection
 from jaxmix.train.run.trackers import make_tracker
 from jaxmix.train.selection.super_batch import scoring_micro_batches
-from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.mixer import inactive_names
-from jaxmix.workflows.config.resolve import Run, drawn_rows, resolve_run
-from jaxmix.workflows.config.sections import DataConfig, RunConfig
+from jaxmix.workflows.config.resolve import Run, resolve_run
+from jaxmix.workflows.config.sections import DataConfig, RunConfig, RunFolder, folder_of
 from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.provenance import begin_run, check_fixed, now, write_json
 from jaxmix.workflows.train.cost import compute_of
@@ -96,64 +95,61 @@ def run_train(
         ConfigError: also when the folder holds a run that this configuration cannot continue.
         RunError: the run could not continue; its latest checkpoint is complete.
     """
-    run_dir = Path(config.out or "")
-    check_continuation(config, run_dir)
+    check_continuation(folder_of(config))
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.mesh))
-    settings, shards = config.train, mesh.shape["data"] * mesh.shape["fsdp"]
-    _check_rows(config.data.batch_size, settings.accumulate * shards)
-    drawn = drawn_rows(config.data, config.selection, multiple=shards)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    _check_rows(config.data.batch_size, config.train.accumulate * shards)
     data = data or prepare_and_open(config)
-    run, names = resolve_run(config, data.known, is_drawing=True), tuple(data.train)
-    assert run.prior is not None
-    model = transformer(run.model)
-    stream = MixtureStream(
-        data.train,
-        batch_size=drawn,
-        seq_len=config.data.seq_len,
-        seed=settings.seed,
-        unit=config.data.unit,
-        block=config.data.block,
-        on_exhaust=run.on_exhaust,
-        max_epochs=run.limits,
-        weights=run.prior,
-        shard=process_shard(),
-    )
-    validation, control, test = _held_out(config.data, data)
-    is_main, plain = jax.process_index() == 0, to_plain(config)
-    provenance = begin_run(config, command=command, content={**_about(run, data), **(extra or {})})
-    programs = programs or build_programs(model, settings, num_domains=len(names), mesh=mesh)
-    rows = config.data.batch_size
-    programs = with_selection(programs, config.selection, mixer=run.mixer, batch_size=rows)
-    pieces = 1
+    run = resolve_run(config, data.known, is_drawing=True)
+    folder, settings, rows = run.folder, run.settings, run.data.batch_size
+    model, is_main = transformer(run.model), jax.process_index() == 0
+    provenance = begin_run(folder, command=command, content={**_about(run, data), **(extra or {})})
+    programs = programs or build_programs(model, settings, num_domains=len(data.train), mesh=mesh)
+    programs = with_selection(programs, run.selection, mixer=run.mixer, batch_size=rows)
+    prior, drawn, pieces = run.prior, run.drawn(shards=shards), 1
+    assert prior is not None  # the sizes of opened data are known
     if programs.selection is not None and programs.selection.forward_passes.reference:
         pieces = scoring_micro_batches(drawn, rows, accumulate=settings.accumulate, mesh=mesh)
+    validation, control, test = _held_out(run.data, data)
     result = run_training(
-        run_dir,
+        folder.path,
         model=model,
         mixer=run.mixer,
-        stream=stream,
+        stream=MixtureStream(
+            data.train,
+            batch_size=drawn,
+            seq_len=run.data.seq_len,
+            seed=settings.seed,
+            unit=run.data.unit,
+            block=run.data.block,
+            on_exhaust=run.on_exhaust,
+            max_epochs=run.limits,
+            weights=prior,
+            shard=process_shard(),
+        ),
         validation=validation,
         settings=settings,
-        prior=np.asarray([run.prior[name] for name in names]),
+        prior=np.asarray(list(prior.values())),
         control=control,
         test=test,
-        reference=load_reference(config.reference, data, mesh, pieces=pieces),
-        selection=config.selection,
+        reference=load_reference(run.reference, data, mesh, pieces=pieces),
+        selection=run.selection,
         batch_size=rows,
         programs=programs,
-        trackers=[make_tracker(t, run_dir, plain) for t in config.track if t != "jsonl" and is_main],
-        config_hash=provenance["config_hash"],
+        trackers=[make_tracker(t, folder.path, folder.plain) for t in run.trackers if t != "jsonl" and is_main],
+        config_hash=folder.config_hash,
         label=label,
     )
     average, page = dict(result.final_weights), None
     if is_main:
-        write_json(run_dir / "provenance.json", {**provenance, "finished": now()})
-        record = load_run(run_dir)
+        write_json(folder.path / "provenance.json", {**provenance, "finished": now()})
+        record = load_run(folder.path)
         average = record.average_weights() or average
-        trained = {n: share for n in names if (share := record.final("train", f"select/share/{n}")) is not None}
-        write_whole(run_dir / "mixture.yaml", dump_yaml(_mixture(config, data, result, average, trained)))
-        page = write_report(run_dir) if has_page else None
-    return TrainOutcome(run_dir, result, average, programs, page)
+        trained = {n: share for n in data.train if (share := record.final("train", f"select/share/{n}")) is not None}
+        mixture = _mixture(run, data.tokenizer_hash, result, average, trained)
+        write_whole(folder.path / "mixture.yaml", dump_yaml(mixture))
+        page = write_report(folder.path) if has_page else None
+    return TrainOutcome(folder.path, result, average, programs, page)
 
 
 def _held_out(settings: DataConfig, data: RunData) -> tuple[ValidationSet, ValidationSet | None, ValidationSet | None]:
@@ -169,13 +165,13 @@ def _held_out(settings: DataConfig, data: RunData) -> tuple[ValidationSet, Valid
     return validation, control, test
 
 
-def check_continuation(config: RunConfig, run_dir: Path) -> None:
-    """Raises `ConfigError` if the folder has checkpoints that `config` cannot continue.
+def check_continuation(folder: RunFolder) -> None:
+    """Raises `ConfigError` if the folder has checkpoints that its configuration cannot continue.
 
     The length of the run, the learning rate, weights and everything that is only logged may change; what decides
     the shapes in a checkpoint, or what its data cursors count, may not.
     """
-    check_fixed(config, run_dir, _fixed)
+    check_fixed(folder, _fixed)
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,11 +200,11 @@ def _check_rows(rows: int, parts: int) -> None:
 
 def _about(run: Run, data: RunData) -> dict[str, Any]:
     """What provenance.json tells of a training run."""
-    total, mixer, config = sum(data.sizes.values()), run.mixer, run.config
+    total, mixer = sum(data.sizes.values()), run.mixer
     return {
         "tokenizer_hash": data.tokenizer_hash,
         "data_hash": data.data_hash,
-        "seed": config.train.seed,
+        "seed": run.settings.seed,
         "prior": run.prior,
         "natural_shares": {name: size / total for name, size in data.sizes.items()},
         "train_tokens": dict(data.sizes),
@@ -219,14 +215,14 @@ def _about(run: Run, data: RunData) -> dict[str, Any]:
 
 
 def _mixture(
-    config: RunConfig, data: RunData, result: RunResult, average: Mapping[str, float], trained: Mapping[str, float]
+    run: Run, tokenizer_hash: str, result: RunResult, average: Mapping[str, float], trained: Mapping[str, float]
 ) -> dict[str, Any]:
     """The run's result as a mixture for other runs and tools; `trained` is what selection implied, {} without one."""
     return {
-        "unit": config.data.unit,
-        "tokenizer": config.data.tokenizer,
-        "tokenizer_hash": data.tokenizer_hash,
-        "mixer": config.mixer.name,
+        "unit": run.data.unit,
+        "tokenizer": run.data.tokenizer,
+        "tokenizer_hash": tokenizer_hash,
+        "mixer": run.mixer_name,
         "steps": result.steps,
         "tokens": int(sum(drawn["tokens"] for drawn in result.realized.values())),
         "final": dict(result.final_weights),

@@ -79,6 +79,8 @@ def test_the_same_sample_gives_the_same_encoder_and_files_bring_it_back(tmp_path
     assert (loaded.identity, loaded.about, loaded.dim) == (encoder.identity, encoder.about, 5)
     np.testing.assert_array_equal(loaded.encode(sample), encoder.encode(sample))
     np.testing.assert_array_equal(loaded.encode(sample[7:9]), encoder.encode(sample)[7:9])
+    with pytest.raises(ConfigError, match="takes no options, got dim"):
+        load_encoder(tmp_path, dim=3)
     plain = json.loads((tmp_path / "encoder.json").read_text())
     plain["settings"]["max_words"] = 3
     (tmp_path / "encoder.json").write_text(json.dumps(plain))

@@ -57,7 +57,7 @@ def test_overrides_win_and_reach_nested_values():
     run = resolve_run(loaded)
     assert run.max_epochs == {"web": 5, "code": 2}
     assert run.prior == {"web": 0.75, "code": 0.25}
-    assert run.config.train.steps == 7
+    assert run.settings.steps == 7
     assert loaded.out == "runs/web"
 
 
@@ -65,6 +65,25 @@ def test_the_hash_sees_what_is_trained_and_not_where():
     base = from_mapping(config(), file="a.yaml")
     assert config_hash(base) == config_hash(from_mapping(config(out="elsewhere"), file="b.yaml"))
     assert config_hash(base) != config_hash(from_mapping(config(mixer={"name": "odm"}), file="a.yaml"))
+
+
+def test_arguments_have_the_types_of_the_mixer_once_the_file_is_read():
+    wrap = [{"epoch_cap": 4}, {"kl_to_prior": {"strength": 1, "prior": {"code": 1, "web": 0}}}]
+    section = from_mapping(config(mixer={"name": "odm", "wrap": wrap}), file="web.yaml").mixer
+    cap, prior = section.wrap[0]["epoch_cap"], section.wrap[1]["kl_to_prior"]
+    assert (cap, prior) == (4.0, {"strength": 1.0, "prior": {"code": 1.0, "web": 0.0}})
+    assert {type(value) for value in (cap, prior["strength"], *prior["prior"].values())} == {float}
+    with pytest.raises(ConfigError, match=r"mixer\.wrap\[0\]\.prior\.web must be a number, got 'much'"):
+        from_mapping(
+            config(mixer={"name": "odm", "wrap": [{"kl_to_prior": {"strength": 1, "prior": {"web": "much"}}}]})
+        )
+
+
+def test_a_resolved_run_holds_the_configuration_only_as_written():
+    run = resolve_run(from_mapping(config(), file="web.yaml"))
+    assert str(run.folder.path) == "runs/web"
+    assert run.folder.plain["train"]["steps"] == 100
+    assert not hasattr(run, "config")
 
 
 def test_plan_by_hand():

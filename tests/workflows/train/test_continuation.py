@@ -5,6 +5,7 @@ import pytest
 from jaxmix.core.errors import ConfigError
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import from_mapping
+from jaxmix.workflows.config.sections import folder_of
 from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.train.run import check_continuation
 
@@ -32,7 +33,7 @@ def run_dir(tmp_path):
     ],
 )
 def test_length_rates_and_weights_may_change(run_dir, sections):
-    check_continuation(config(**sections), run_dir)
+    check_continuation(folder_of(config(**sections, out=str(run_dir))))
 
 
 @pytest.mark.parametrize(
@@ -49,15 +50,15 @@ def test_length_rates_and_weights_may_change(run_dir, sections):
 )
 def test_shapes_and_cursors_may_not(run_dir, sections, key):
     with pytest.raises(ConfigError, match=rf"{key} was .* and is now .* cannot be continued"):
-        check_continuation(config(**sections), run_dir)
+        check_continuation(folder_of(config(**sections, out=str(run_dir))))
 
 
 def test_a_model_setting_taken_back_may_not_either(run_dir):
     (run_dir / "config.yaml").write_text(dump_yaml(to_plain(config(model={"num_layers": 3}))))
     with pytest.raises(ConfigError, match=r"model.num_layers was 3 and is now None"):
-        check_continuation(config(), run_dir)
+        check_continuation(folder_of(config(out=str(run_dir))))
 
 
 def test_without_checkpoints_anything_goes(run_dir):
     (run_dir / "checkpoints" / "50").rmdir()
-    check_continuation(config(model={"preset": "lm-3m"}), run_dir)
+    check_continuation(folder_of(config(model={"preset": "lm-3m"}, out=str(run_dir))))

@@ -83,7 +83,7 @@ def test_the_section_means_the_same_written_out_and_its_absence_changes_no_hash(
     again = from_mapping(to_plain(config), file="config.yaml")
     assert again.selection == config.selection
     assert to_plain(again)["selection"]["filter_ratio"] == 0.8
-    assert resolve_run(config).drawn == 40
+    assert resolve_run(config).drawn() == 40
     assert config_hash(config) != config_hash(configured(reference=TABLE))
     plain = to_plain(configured())
     assert plain["selection"] is None
