@@ -135,7 +135,9 @@ class TestAtZero:
         tiny = jnp.asarray([1e-30, 1e-12, 1e-6], jnp.float32)
         np.testing.assert_allclose(special.bessel_ratio(tiny, 64) * 64, tiny, rtol=THREE_ROUNDINGS)
         np.testing.assert_allclose(special.inverse_bessel_ratio(tiny, 64), tiny * 64, rtol=THREE_ROUNDINGS)
-        np.testing.assert_allclose(special.log_vmf_normalizer(tiny[1:], 64), -(tiny[1:] ** 2) / 128, rtol=THREE_ROUNDINGS)
+        np.testing.assert_allclose(
+            special.log_vmf_normalizer(tiny[1:], 64), -(tiny[1:] ** 2) / 128, rtol=THREE_ROUNDINGS
+        )
 
 
 class TestAtTheOtherEnd:

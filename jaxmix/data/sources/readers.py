@@ -1,17 +1,24 @@
-"""Reads documents from files of every supported format. What cannot be read is counted and named, never skipped."""
+"""Reads documents from files of every supported format. What cannot be read is counted and named, never skipped.
+
+A damaged file costs the documents behind the damage, which is counted. A file that the disk does not give (an I/O
+error) is read again, and ends the work if that does not help: nothing is lost for good because a disk was away.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import gzip
 import json
+import os
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmix.core.errors import ConfigError, EnvironmentProblem, nearest
+from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError, nearest
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".md", ".text", ".txt.gz", ".txt.zst"),
@@ -19,22 +26,41 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "array_record": (".array_record", ".arrayrecord"),
 }
+MAX_DOCUMENT_BYTES = 256 * 2**20
+"""Of one text file or one line, unpacked: a small file can unpack to any size."""
+
+EMPTY = "empty files"
 _UNIT_BYTES = 32_000_000
 _NAMED = 5
+_ATTEMPTS, _SECONDS_BETWEEN = 4, 0.5
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Trouble:
-    """Counts problems by kind, with the first few places of each."""
+    """Counts problems by kind, with the first few places of each.
+
+    Attributes:
+        fields: of the first records that lacked the field that was asked for.
+    """
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, list[str]]] = {}
+        self.fields: dict[str, None] = {}
 
     def add(self, kind: str, *where: str, count: int = 1) -> None:
+        """Counts `count` more of a kind, at these places; 0 changes nothing."""
+        if not count:
+            return
         total, first = self._kinds.get(kind, (0, []))
         self._kinds[kind] = (total + count, [*first, *where][:_NAMED])
 
-    def merge(self, record: dict[str, Any]) -> None:
-        for kind, entry in record.items():
+    def merge(self, other: Trouble | Mapping[str, Any]) -> None:
+        """Adds what another one has counted, or its `to_json`."""
+        if isinstance(other, Trouble):
+            self.fields |= other.fields
+            other = other.to_json()
+        for kind, entry in other.items():
             self.add(kind, *entry["first"], count=entry["count"])
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +93,7 @@ def split_file(path: Path, kind: str) -> list[Unit]:
     """Ranges of a file that can be read at the same time, of about 32 MB each."""
     try:
         size = path.stat().st_size
-        if kind == "jsonl" and path.suffix in (".jsonl", ".ndjson"):
+        if kind == "jsonl" and not path.name.lower().endswith((".gz", ".zst")):
             starts = range(0, max(size, 1), _UNIT_BYTES)
             return [Unit(kind, (path,), s, min(s + _UNIT_BYTES, size)) for s in starts]
         if kind == "parquet":
@@ -86,22 +112,64 @@ def split_file(path: Path, kind: str) -> list[Unit]:
 
 
 def read_unit(unit: Unit, text_field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
-    """Yields (place, UTF-8 bytes as found) of every document; troubles go to `trouble`."""
+    """Yields (place, UTF-8 bytes as found) of every document; troubles go to `trouble`.
+
+    Raises:
+        ConfigError: a Parquet file has no such column.
+        RunError: a file cannot be read although it is there, after several attempts.
+    """
     for path in unit.paths:
         try:
-            yield from _READERS[unit.kind](path, unit, text_field, trouble)
-        except (OSError, EOFError, zlib.error, ValueError, RuntimeError, gzip.BadGzipFile) as error:
-            if isinstance(error, ConfigError | EnvironmentProblem):
+            yield from _read_file(path, unit, text_field, trouble)
+        except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
+            if isinstance(error, ConfigError | EnvironmentProblem | RunError):
                 raise
-            trouble.add(
-                "unreadable files", f"{path.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            trouble.add("unreadable files", f"{shown(path)}: {reason}")
 
 
-def _open(path: Path) -> Any:
-    if path.suffix == ".gz":
+def _read_file(path: Path, unit: Unit, text_field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
+    """The documents of a file, which is opened again after an I/O error; nothing is given or counted twice."""
+    given = 0
+    for attempt in range(1, _ATTEMPTS + 1):
+        found = Trouble()
+        try:
+            for number, document in enumerate(_READERS[unit.kind](path, unit, text_field, found)):
+                if number >= given:
+                    given += 1
+                    yield document
+        except OSError as error:
+            # A damaged archive is an OSError without a number; a missing permission is for the user to mend.
+            if error.errno is None or isinstance(error, PermissionError):
+                trouble.merge(found)
+                raise
+            if attempt == _ATTEMPTS:
+                raise RunError(
+                    f"{shown(path)} could not be read: {os.strerror(error.errno)}",
+                    where=shown(str(path.parent)),
+                    fix="Nothing of it was marked as done: run the same command again when the disk is well.",
+                ) from error
+            time.sleep(_SECONDS_BETWEEN * attempt)
+            continue
+        except BaseException:
+            trouble.merge(found)
+            raise
+        trouble.merge(found)
+        return
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be printed and stored: bytes that are no UTF-8 become escapes."""
+    text = path.name if isinstance(path, Path) else path
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def open_unpacked(path: Path) -> Any:
+    """A binary stream over a file, unpacked by the ending of its name."""
+    name = path.name.lower()
+    if name.endswith(".gz"):
         return gzip.open(path, "rb")
-    if path.suffix == ".zst":
+    if name.endswith(".zst"):
         import pyarrow as pa
 
         return pa.input_stream(str(path), compression="zstd")
@@ -109,41 +177,89 @@ def _open(path: Path) -> Any:
 
 
 def _text(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
-    with _open(path) as file:
-        data = bytes(file.read())
-    if not data:
-        trouble.add("empty files", path.name)
-        return
-    yield path.name, data
+    with open_unpacked(path) as file:
+        data = bytes(file.read(MAX_DOCUMENT_BYTES + 1))
+    if len(data) > MAX_DOCUMENT_BYTES:
+        trouble.add(_TOO_LARGE, shown(path))
+    elif data.startswith(_POINTER):
+        trouble.add("Git LFS pointers in place of files", shown(path))
+    elif data.startswith(_UTF_16):
+        trouble.add("files in UTF-16, which must be saved as UTF-8", shown(path))
+    elif not data:
+        trouble.add(EMPTY, shown(path))
+    else:
+        yield shown(path), data.removeprefix(codecs.BOM_UTF8)
+
+
+_TOO_LARGE = f"documents of more than {MAX_DOCUMENT_BYTES // 2**20} MB, which must be divided"
 
 
 def _jsonl(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
-    with _open(path) as file:
-        if unit.stop < 0:
-            lines = _lines(file)
+    for where, record, line in json_lines(path, trouble, start=unit.start, stop=unit.stop):
+        if not isinstance(record, dict) or record.get(field) is None:
+            trouble.add(f"records without {field!r}", where)
+            if isinstance(record, dict) and len(trouble.fields) < _NAMED:
+                trouble.fields |= dict.fromkeys(record)
+        elif not isinstance(record[field], str):
+            trouble.add(f"records whose {field!r} is no text", where)
         else:
-            if unit.stop == 0:
-                trouble.add("empty files", path.name)
-            lines = _lines_between(file, unit.start, unit.stop)
+            if b"\xef\xbf\xbd" not in line and "\ufffd" in record[field] and b"\\ufffd" not in line.lower():
+                trouble.add("documents with invalid UTF-8", where)
+            yield where, record[field].encode("utf-8", errors="surrogatepass")
+
+
+def json_lines(path: Path, trouble: Trouble, *, start: int = 0, stop: int = -1) -> Iterator[tuple[str, Any, bytes]]:
+    """Yields (place, value, line) of every line of a JSON-lines file; a line that is not JSON goes to `trouble`.
+
+    Only a line feed ends a line: U+2028, U+0085 and the like may stand within text. A byte-order mark is removed.
+
+    Args:
+        path: plain, `.gz` or `.zst`.
+        trouble: receives what cannot be read.
+        start, stop: bytes of a plain file: lines that begin in [start, stop); −1: all lines, numbered.
+    """
+    with open_unpacked(path) as file:
+        lines = _lines(file) if stop < 0 else _lines_between(file, start, stop)
         is_empty = True
         for place, line in lines:
+            where = f"{shown(path)}:{place}"
+            if is_empty and start == 0:
+                if line.startswith(_UTF_16):
+                    trouble.add("files in UTF-16, which must be saved as UTF-8", shown(path))
+                    return
+                if line.startswith(_POINTER):
+                    trouble.add("Git LFS pointers in place of files", shown(path))
+                    return
+                line = line.removeprefix(codecs.BOM_UTF8)
             is_empty = False
-            if line.strip():
-                yield from _json_document(line, f"{path.name}:{place}", field, trouble)
-        if is_empty and unit.stop < 0:
-            trouble.add("empty files", path.name)
+            if len(line) > MAX_DOCUMENT_BYTES:
+                trouble.add(_TOO_LARGE, where)
+                continue
+            if not line.strip():
+                continue
+            try:
+                yield where, json.loads(line.decode("utf-8", errors="replace")), line
+            except (ValueError, RecursionError):  # also a number of more digits than Python converts
+                trouble.add("lines that are not JSON", where)
+        if is_empty and start == 0:
+            trouble.add(EMPTY, shown(path))
 
 
 def _lines(file: Any) -> Iterator[tuple[str, bytes]]:
     """Lines of a stream that cannot read lines, each with its number."""
-    rest, number = b"", 0
+    parts: list[bytes] = []
+    number = size = 0
     while chunk := bytes(file.read(1 << 20)):
-        *whole, rest = (rest + chunk).split(b"\n")
+        *whole, rest = chunk.split(b"\n")
         for line in whole:
             number += 1
-            yield f"line {number}", line
-    if rest:
-        yield f"line {number + 1}", rest
+            yield f"line {number}", b"".join([*parts, line])
+            parts, size = [], 0
+        if size <= MAX_DOCUMENT_BYTES:  # of a longer line only the length is needed
+            parts.append(rest)
+            size += len(rest)
+    if parts and any(parts):
+        yield f"line {number + 1}", b"".join(parts)
 
 
 def _lines_between(file: Any, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
@@ -151,24 +267,10 @@ def _lines_between(file: Any, start: int, stop: int) -> Iterator[tuple[str, byte
     if start:
         file.seek(start - 1)
         file.readline()
-    while (place := file.tell()) < stop and (line := file.readline()):
+    while (place := file.tell()) < stop and (line := file.readline(MAX_DOCUMENT_BYTES + 1)):
         yield f"byte {place}", line
-
-
-def _json_document(line: bytes, where: str, field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
-    try:
-        record = json.loads(line.decode("utf-8", errors="replace"))
-    except (json.JSONDecodeError, RecursionError):
-        trouble.add("lines that are not JSON", where)
-        return
-    if not isinstance(record, dict) or field not in record:
-        trouble.add(f"records without {field!r}", where)
-    elif not isinstance(record[field], str):
-        trouble.add(f"records whose {field!r} is no text", where)
-    else:
-        if b"\xef\xbf\xbd" not in line and "\ufffd" in record[field] and b"\\ufffd" not in line.lower():
-            trouble.add("documents with invalid UTF-8", where)
-        yield where, record[field].encode("utf-8", errors="surrogatepass")
+        while len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):  # past the end of a line too long to keep
+            line = file.readline(MAX_DOCUMENT_BYTES + 1)
 
 
 def _parquet(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
@@ -177,13 +279,15 @@ def _parquet(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[t
 
     file = pq.ParquetFile(path)
     names = file.schema_arrow.names
-    if field not in names:
-        raise ConfigError(f"{path} has no column {field!r}", where="text_field", fix=nearest(field, names))
+    if names.count(field) != 1:
+        what = "no column" if field not in names else f"{names.count(field)} columns"
+        fix = "Rename all but one." if field in names else nearest(field, names)
+        raise ConfigError(f"{shown(path)} has {what} {field!r}", where="text_field", fix=fix)
     groups = range(unit.start, file.metadata.num_row_groups if unit.stop < 0 else unit.stop)
     for group in groups:
         column = file.read_row_group(group, columns=[field]).column(field).cast(pa.large_binary())
         for row, value in enumerate(column):
-            where = f"{path.name}: row group {group}, row {row}"
+            where = f"{shown(path)}: row group {group}, row {row}"
             if not value.is_valid:
                 trouble.add(f"records without {field!r}", where)
             else:
@@ -196,7 +300,7 @@ def _array_record(path: Path, unit: Unit, field: str, trouble: Trouble) -> Itera
         for first in range(unit.start, stop, 256):
             last = min(first + 256, stop)
             for number, record in zip(range(first, last), reader.read(first, last), strict=True):
-                yield f"{path.name}: record {number}", record
+                yield f"{shown(path)}: record {number}", record
 
 
 def array_record_reader(path: Path) -> Any:

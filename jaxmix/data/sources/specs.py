@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, nearest
-from jaxmix.data.sources.readers import FORMATS, Trouble, Unit, detect_format, read_unit, split_file
+from jaxmix.data.sources.readers import FORMATS, Trouble, Unit, detect_format, read_unit, shown, split_file
 
 LABELS = ".labels.parquet"
 """Ending of the files that `jaxmix label` writes beside documents: no documents themselves."""
@@ -61,26 +62,53 @@ class SourceSpec:
 
     def files(self) -> list[Path]:
         """The files of a `path` source, sorted. Raises `ConfigError` where there are none."""
+        return self.listing()[0]
+
+    def listing(self) -> tuple[list[Path], Trouble]:
+        """The files of a `path` source, sorted, and what lies beside them and is not read.
+
+        Below a folder, files and folders with a leading dot (.git, .ipynb_checkpoints, .cache) are no data, and neither
+        are files whose ending names no format, unless `format` is set. Links are followed, and a file that is
+        reached in two ways is read once.
+
+        Raises:
+            ConfigError: there is no file.
+        """
         if self.path is None:
-            return []
-        found: set[Path] = set()
-        is_document = lambda p: p.is_file() and not p.name.endswith(LABELS)
+            return [], Trouble()
+        found: dict[Path, Path] = {}
+        passed = Trouble()
         for pattern in self.path if isinstance(self.path, tuple) else (self.path,):
             path = Path(pattern)
             if path.is_dir():
-                inside = (p for p in path.rglob("*") if is_document(p))
-                found |= {p for p in inside if self.format != "auto" or detect_format(p)}
+                inside = _below(path, passed)
+                unknown = [p for p in inside if self.format == "auto" and detect_format(p) is None]
+                passed.add("files whose ending names no format", *map(shown, unknown), count=len(unknown))
+                inside = sorted(set(inside) - set(unknown))
             elif path.is_file():
-                found.add(path)
+                inside = [path]
             else:
-                found |= set(filter(is_document, map(Path, glob.glob(str(pattern), recursive=True))))
+                inside = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
+            for file in inside:
+                if file.name.endswith(LABELS):
+                    continue
+                if (real := file.resolve()) in found:
+                    passed.add("files that were named twice, and are read once", shown(file))
+                else:
+                    found[real] = file
         if not found:
-            raise ConfigError(
-                f"source {self.name!r}: no file at {self.path}",
-                where=f"sources.{self.name}.path",
-                fix=f"Known endings: {', '.join(e for endings in FORMATS.values() for e in endings)}.",
+            raise self._no_file(passed)
+        return sorted(found.values()), passed
+
+    def _no_file(self, passed: Trouble) -> ConfigError:
+        endings = ", ".join(e for endings in FORMATS.values() for e in endings)
+        what, fix = f"no file at {self.path}", f"Known endings: {endings}."
+        if unknown := passed.to_json().get("files whose ending names no format"):
+            what = (
+                f"{self.path} has {unknown['count']} files and none with a known ending, such as {unknown['first'][0]}"
             )
-        return sorted(found)
+            fix = f"Set format: text to read every file as one document. {fix}"
+        return ConfigError(f"source {self.name!r}: {what}", where=f"sources.{self.name}.path", fix=fix)
 
     def units(self) -> list[Unit]:
         """The source as units of work, whose number depends on the data alone."""
@@ -163,7 +191,7 @@ class SourceSpec:
         files = self.files()
         is_small = sum(_size(path) for path in files) <= _HASHED_WHOLE
         for path in files:
-            digest.update(f"\0{path.name}\0{_size(path)}\0".encode())
+            digest.update(b"\0%s\0%d\0" % (os.fsencode(path.name), _size(path)))
             try:
                 with path.open("rb") as file:
                     if is_small:
@@ -182,6 +210,26 @@ class SourceSpec:
         elif not files:
             digest.update(f"{self.tfds}/{self.hf}/{len(self._indexed())}".encode())
         return digest.hexdigest()
+
+
+def _below(folder: Path, passed: Trouble) -> list[Path]:
+    """All files below a folder but hidden ones, in order; a folder that links lead to twice is read once."""
+    files: list[Path] = []
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        state = os.stat(place)
+        if (state.st_dev, state.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders.sort()
+        names.sort()
+        for kind, entries in (("hidden folders", folders), ("hidden files", names)):
+            hidden = [name for name in entries if name.startswith(".")]
+            passed.add(kind, *map(shown, hidden), count=len(hidden))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [path for name in names if not name.startswith(".") and (path := Path(place, name)).is_file()]
+    return files
 
 
 def _size(path: Path) -> int:

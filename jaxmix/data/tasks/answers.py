@@ -1,7 +1,7 @@
 r"""Answers from free text: the result that a completion gives, and whether it is the expected one.
 
 Numbers are compared exactly, as fractions: `1,250`, `$1250.00`, `1.25e3`, `2500/2` and `\frac{2500}{2}` are one answer.
-No function here raises, whatever the text is.
+A unit counts where both answers have one. No function here raises, whatever the text is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ _SIGNS = str.maketrans(
     dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014", "-") | dict.fromkeys("\u00a0\u202f\u2009", " ")
 )
 """Minus, hyphens and dashes; spaces that do not break."""
-_UNITS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname)\s*\{[^{}]*\}|\\(?:,|;|!|:|quad|ldots|circ)")
+_WORDS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_SPACES = re.compile(r"\\(?:,|;|!|:|quad|ldots)")
+_DEGREES = re.compile(r"\^?\s*\{?\s*\\circ\s*\}?|\u00b0")
+_CURRENCIES = {"$": "dollar", "\u20ac": "euro", "\u00a3": "pound"}
+_SCALES = {"k": 10**3, "thousand": 10**3, "m": 10**6, "million": 10**6, "b": 10**9, "bn": 10**9, "billion": 10**9}
+_SCALES |= {"trillion": 10**12}
+_LETTERS = frozenset("mgslhLNJWVAKCF")
+"""Units of one letter; any other single letter behind a number is a variable."""
 
 
 def extract_answer(text: str) -> str | None:
@@ -51,13 +58,16 @@ def extract_answer(text: str) -> str | None:
         ('1,200', None)
     """
     text = text[-_LONGEST:]
-    marked = _HASHES.findall(text)
-    if marked and marked[-1].strip():
-        return marked[-1].strip()
+    marks = list(_HASHES.finditer(text))
+    if marks and (marked := marks[-1][1].strip().strip("*_`").strip()):
+        rest = text[marks[-1].end() :]
+        if not rest.strip() or any(c.isdigit() for c in marked):
+            return marked
+        return extract_answer(rest) or marked  # a heading: the answer stands below it
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed
-    plain = _LATEX_FRACTION.sub(r" \1/\2 ", text.translate(_SIGNS))
+    plain = _LATEX_FRACTION.sub(r" \1/\2 ", text.translate(_SIGNS).replace("{,}", ",").replace("\\$", "$"))
     numbers = [match.group().strip() for match in _LAST.finditer(plain)]
     return numbers[-1] if numbers else None
 
@@ -65,34 +75,54 @@ def extract_answer(text: str) -> str | None:
 def parse_number(text: str) -> Fraction | None:
     r"""The number that a text writes, exactly; `None` if it is not one number, with units and signs around it.
 
-    Reads signs (also the typographic minus), thousands separators, decimals, powers of ten, and fractions: `3/4`,
-    `1 1/2`, `\frac{3}{4}`. Currency, percent and unit words are dropped: `50%`, `50 percent` and `50`
-    are the same number.
+    Reads signs (also the typographic minus), thousands separators, decimals, powers of ten, fractions (`3/4`,
+    `1 1/2`, `\frac{3}{4}`) and scales (`3 million`, `$2.5M`). Currency, percent and a unit are dropped: `50%`,
+    `50 percent` and `50` are the same number.
 
     Example:
         >>> parse_number("-$1,250.50"), parse_number(r"\dfrac{3}{4}"), parse_number("1 1/2 cups"), parse_number("x")
         (Fraction(-2501, 2), Fraction(3, 4), Fraction(3, 2), None)
     """
-    text = _UNITS.sub(" ", text.translate(_SIGNS).strip())
+    found = _quantity(text)
+    return None if found is None else found[0]
+
+
+def _quantity(text: str) -> tuple[Fraction, str] | None:
+    """The number and its unit, "" for none; None where the text is not one number with a unit."""
+    if len(text) > _LONGEST_NUMBER:
+        return None
+    text = _SPACES.sub(" ", _WORDS.sub(r" \1 ", text.translate(_SIGNS).strip()))
+    text = _DEGREES.sub(" degree ", text).replace("{,}", ",")
     if len(text) > _LONGEST_NUMBER:
         return None
     text = _LATEX_FRACTION.sub(r" \1/\2 ", text)
-    text = re.sub(r"\\[$%]|[$€£%]|\\left|\\right|[{}()]", "", text)
+    text = re.sub(r"\\left|\\right|\\(?=[$%])|[{}()*_`]", "", text)
+    unit = next((name for sign, name in _CURRENCIES.items() if sign in text), "")
+    text = re.sub(r"[$\u20ac\u00a3]", "", text).replace("%", " percent")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\s*/\s*", "/", text).strip().rstrip(".").strip()
-    text = re.sub(r"^(?:[A-Za-z]\w*\s*)?=\s*", "", text)  # x = 5
-    text = re.sub(r"^([-+])\s+", r"\1", text)
-    text = re.sub(r"\s+", " ", text)
-    found = _WHOLE.match(text)
-    if found is None or not _is_unit(text[found.end() :]):
+    bare = re.sub(r"^(?:[A-Za-z]\w*\s*)?=\s*", "", text)  # x = 5
+    bare = re.sub(r"^([-+])\s+", r"\1", re.sub(r"\s+", " ", bare))
+    found = _WHOLE.match(bare)
+    if found is None:
         return None
+    rest = bare[found.end() :].strip(" -") if re.match(r"[ -]?[^\W\d_]|[²³]|$", bare[found.end() :]) else None
+    if rest is None:
+        return None
+    word, _, behind = rest.partition(" ")
+    scale = _SCALES.get(word if len(word) > 1 else word.lower() if unit or word == "k" else "", 1)
+    rest = behind if scale > 1 else rest
+    if rest and not _is_unit(rest):
+        return None
+    value = _value(found)
+    return None if value is None else (value * scale, unit or _singular(rest))
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
     sign = -1 if found["sign"] == "-" else 1
     if found["whole"] is not None:
-        return (
-            None
-            if int(found["of"]) == 0
-            else sign * (int(found["whole"]) + Fraction(int(found["part"]), int(found["of"])))
-        )
+        of = int(found["of"])
+        return None if of == 0 else sign * (int(found["whole"]) + Fraction(int(found["part"]), of))
     exponent = int((found["exponent"] or "0")[:6])
     if abs(exponent) > _LARGEST_EXPONENT:
         return None
@@ -103,25 +133,39 @@ def parse_number(text: str) -> Fraction | None:
     return sign * value
 
 
+def _is_unit(text: str) -> bool:
+    """Whether this is a unit: words, possibly with powers and `/`, no number and no single letter that is none."""
+    if re.fullmatch(r"[²³]|[^\W\d_][^\d=+*^-]*(?:-[^\W\d_]+)*(?:\^?[23²³])?", text) is None:
+        return False
+    return len(text) > 1 or text in _LETTERS or text in "²³"
+
+
+def _singular(unit: str) -> str:
+    """A unit without case, and its words without the s of the plural, so that `dollars` is `dollar`."""
+    return " ".join(
+        w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in unit.casefold().split()
+    )
+
+
 def is_same_answer(given: str | None, expected: str) -> bool:
     """Whether an extracted answer is the expected one: as numbers where both are, else as text without case and space.
+
+    Numbers with units are the same if the units are, or if only one of them has one: `7 hours` is `7` and not
+    `7 minutes`. Where a sign or letter may be a variable (`5k-3`, `6z`) there is no number.
 
     Example:
         >>> is_same_answer("1,250 dollars", "1250"), is_same_answer(" East ", "east"), is_same_answer(None, "3")
         (True, True, False)
+        >>> is_same_answer("7 minutes", "7 hours"), is_same_answer("3", "3 million"), is_same_answer("30 km/h", "30")
+        (False, False, True)
     """
     if given is None:
         return False
-    left, right = parse_number(given), parse_number(expected)
+    left, right = _quantity(given), _quantity(expected)
     if left is not None and right is not None:
-        return left == right
-    plain = lambda text: re.sub(r"\s+", " ", text).strip(" .$").casefold()
+        return left[0] == right[0] and (left[1] == right[1] or not (left[1] and right[1]))
+    plain = lambda text: re.sub(r"\s+", " ", text).strip(" .$*").casefold()
     return plain(given) == plain(expected)
-
-
-def _is_unit(rest: str) -> bool:
-    """Whether what follows a number is a unit: words, possibly with powers, and no further number."""
-    return re.fullmatch(r"|[\s°²³]*|[\s-]?[^\W\d_][^\d=+*/^]*(?:\^?[23])?", rest) is not None
 
 
 def _last_boxed(text: str) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.data.tasks.answers import extract_answer, is_same_answer
+from jaxmix.data.sources.readers import EMPTY, Trouble, json_lines
+from jaxmix.data.tasks.answers import extract_answer, is_same_answer, parse_number
 from jaxmix.data.tasks.prompts import PromptSet
 from jaxmix.data.tasks.text import Question, text_prompts
 from jaxmix.data.tokenizers import Tokenizer, byte_tokenizer
@@ -25,20 +26,24 @@ def gsm8k(
     level_field: str | None = None,
     with_targets: bool = True,
     limit: int | None = None,
+    skip_unscorable: bool = False,
 ) -> PromptSet:
     r"""Prompts of a JSONL file with a question and a worked answer on each line.
 
     A completion is right (1, else 0) if what `extract_answer` finds in it, after `####`, in `\boxed{…}`, or the last
-    number, is the reference's final answer, see `is_same_answer`.
+    number, is the reference's final answer, see `is_same_answer`. A reference that would not be right by that rule is
+    an error.
 
     Args:
-        path: the file; blank lines are skipped.
+        path: the file, plain, `.gz` or `.zst`; blank lines are skipped.
         tokenizer: `None`: bytes.
         completion_length, prompt_length, template: see `text_prompts`.
-        question_field, answer_field: keys of a line. The answer may be a number, or text that `extract_answer` reads.
+        question_field, answer_field: keys of a line. The answer may be a number, or text that `extract_answer` reads;
+            an answer in words needs a mark, `#### yes`.
         family_field, level_field: keys that say which arm a line belongs to; `None`: one arm. Levels are whole numbers.
         with_targets: keep the worked answers as targets, for a supervised start; then all must fit.
         limit: read at most this many lines.
+        skip_unscorable: leave out lines whose reference would score 0, and say how many, instead of an error.
 
     Raises:
         ConfigError: no such file, a line that is not such an object, an answer without a final answer.
@@ -51,22 +56,38 @@ def gsm8k(
         raise ConfigError(f"there is no file {str(path)!r}", where="gsm8k(path)", fix="Name a JSONL file.")
     questions: list[Question] = []
     expected: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or (limit is not None and len(questions) >= limit):
-            continue
-        where = f"{path}, line {number}"
-        record = _record(line, where)
-        solution = str(_field(record, answer_field, where))
-        final = extract_answer(solution) if "####" in solution or "\\boxed" in solution else solution
-        if final is None or not final.strip():
+    trouble, unscorable = Trouble(), 0
+    for where, record, _ in json_lines(path, trouble):
+        if limit is not None and len(questions) >= limit:
+            break
+        if not isinstance(record, dict):
+            raise ConfigError("a line must be an object", where=where, fix='Write {"question": …, "answer": …}.')
+        solution = _text_of(record, answer_field, where)
+        if not solution.strip():
             raise ConfigError("the answer is empty", where=where)
-        family = "all" if family_field is None else str(_field(record, family_field, where))
+        final = _final_answer(solution)
+        if final is None or not is_same_answer(extract_answer(solution), final):
+            unscorable += 1
+            if not skip_unscorable:
+                raise ConfigError(
+                    f"no final answer can be read from {solution[-60:]!r}: it would score 0 against itself",
+                    where=where,
+                    fix="Write it behind #### or in \\boxed{…}, or pass skip_unscorable=True to leave such lines out.",
+                )
+            continue
+        family = "all" if family_field is None else _text_of(record, family_field, where)
         level = 0 if level_field is None else _field(record, level_field, where)
         if isinstance(level, bool) or not isinstance(level, int) or level < 0:
             raise ConfigError(f"{level_field} must be a whole number ≥ 0, got {level!r}", where=where)
-        prompt = str(_field(record, question_field, where))
+        prompt = _text_of(record, question_field, where)
         questions.append(Question(prompt, solution if with_targets else None, family, level))
         expected.append(final)
+    for kind, entry in trouble.to_json().items():
+        if kind == EMPTY:
+            continue
+        raise ConfigError(f"{entry['count']} {kind}", where=entry["first"][0], fix="Mend or remove them.")
+    if unscorable:
+        print(f"{path}: {unscorable} lines without a final answer were left out", file=sys.stderr)
     return text_prompts(
         questions,
         lambda row, completion: float(is_same_answer(extract_answer(completion), expected[row])),
@@ -77,14 +98,22 @@ def gsm8k(
     )
 
 
-def _record(line: str, where: str) -> dict[str, object]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"not valid JSON: {error.msg}", where=where) from None
-    if not isinstance(record, dict):
-        raise ConfigError("a line must be an object", where=where, fix='Write {"question": …, "answer": …}.')
-    return record
+def _final_answer(solution: str) -> str | None:
+    """What completions are compared with: the answer of a worked solution, or a short answer as it stands."""
+    is_short = "####" not in solution and "\\boxed" not in solution and parse_number(solution) is not None
+    return solution.strip() if is_short else extract_answer(solution)
+
+
+def _text_of(record: dict[str, object], name: str, where: str) -> str:
+    """A field that holds text or a number."""
+    value = _field(record, name, where)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ConfigError(
+            f"{name!r} must be text or a number, got {str(value)[:60]}",
+            where=where,
+            fix="Write chat-style prompts and lists of answers as one text each.",
+        )
+    return str(value)
 
 
 def _field(record: dict[str, object], name: str, where: str) -> object:

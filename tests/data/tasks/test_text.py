@@ -1,5 +1,6 @@
 """Prompts over a tokenizer: word problems out of JSONL, and the generators of reasoning-gym."""
 
+import gzip
 import json
 from types import SimpleNamespace
 
@@ -56,6 +57,10 @@ def test_word_problems(tmp_path):
         (["[1]"], {}, "must be an object"),
         ([{"question": "x"}], {}, "no 'answer'.*The line has: question"),
         ([{"question": "x", "answer": " "}], {}, "the answer is empty"),
+        ([{"question": "x", "answer": None}], {}, "'answer' must be text or a number, got None"),
+        ([{"question": "x", "answer": ["4", "5"]}], {}, "must be text or a number"),
+        ([{"question": [{"role": "user", "content": "x"}], "answer": 1}], {}, "chat-style prompts"),
+        ([{"question": "x", "answer": "yes"}], {}, "would score 0 against itself"),
         ([{"question": "x", "answer": 1, "level": "hard"}], {"level_field": "level"}, "whole number"),
         ([{"question": "x", "answer": "1" * 60}], {}, "answer 0 has 61 tokens, more than 48"),
         ([], {}, "no questions"),
@@ -66,6 +71,23 @@ def test_word_problems(tmp_path):
 def test_files_that_do_not_do_are_refused(tmp_path, lines, arguments, match):
     with pytest.raises(ConfigError, match=match):
         gsm8k(written(tmp_path, lines), **{"completion_length": 48} | arguments)
+
+
+def test_answers_that_cannot_be_scored_are_left_out_on_request(tmp_path, capsys):
+    lines = [{"question": "x", "answer": a} for a in ("yes", "#### yes", "3 and 4, so 7", "A")]
+    prompts = gsm8k(written(tmp_path, lines), completion_length=16, skip_unscorable=True)
+    assert len(prompts) == 2
+    np.testing.assert_array_equal(prompts.reward(np.arange(2), completions_of(prompts, ["#### Yes", "7"])), 1)
+    assert "2 lines without a final answer were left out" in capsys.readouterr().err
+
+
+def test_a_line_ends_with_a_line_feed_alone(tmp_path):
+    for ending in ("\u2028", "\u0085", "\u000b"):
+        line = json.dumps({"question": f"List:{ending} a", "answer": "#### 4"}, ensure_ascii=False)
+        path = tmp_path / "p.jsonl.gz"
+        path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + line.encode() + b"\r\n"))
+        prompts = gsm8k(path, completion_length=8)
+        assert prompts.decode(prompts.tokens[0]) == f"List:{ending} a\n"
 
 
 def test_a_missing_file_is_named(tmp_path):
