@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxmix.core.errors import ConfigError
+from jaxmix.core.errors import ConfigError, RunError
+
+
+class Losses(NamedTuple):
+    """What a tokenizer could not keep of a text: unknown tokens in its place, and characters without any token."""
+
+    unknown: int
+    lost: int
+
 
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "[SEP]")
 
@@ -17,6 +26,8 @@ _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>",
 @runtime_checkable
 class Tokenizer(Protocol):
     """The tokenizer that `prepare` and the report need.
+
+    One that cannot keep every text may also have `losses(text, tokens) -> Losses`, which `prepare` counts.
 
     Attributes:
         vocab_size: ids are below it.
@@ -51,6 +62,8 @@ class _Bytes:
 
 
 class _File:
+    """A `tokenizer.json`. Nothing is put in front of a document, and special tokens in its text are plain text."""
+
     def __init__(self, path: Path, end_of_document: str | None):
         from tokenizers import Tokenizer as Fast
 
@@ -65,7 +78,16 @@ class _File:
             ) from error
         self._fast.no_padding()
         self._fast.no_truncation()
-        self.vocab_size = int(self._fast.get_vocab_size(with_added_tokens=True))
+        self._fast.encode_special_tokens = True
+        vocabulary = self._fast.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1  # ids may have gaps
+        model = json.loads(data)["model"]
+        unknown = model.get("unk_token")
+        if unknown is None and isinstance(model.get("unk_id"), int):  # Unigram names it by its place
+            unknown = model["vocab"][model["unk_id"]][0]
+        self._unknown = None if unknown is None else vocabulary.get(unknown)
+        is_bytes = model.get("byte_fallback") or '"ByteLevel"' in data.decode("utf-8")
+        self._may_lose = self._unknown is None and not is_bytes
         names = _END_NAMES if end_of_document is None else (end_of_document,)
         ids = [self._fast.token_to_id(name) for name in names]
         found = [i for i in ids if i is not None]
@@ -73,13 +95,30 @@ class _File:
             raise ConfigError(
                 f"{path} has none of the tokens {', '.join(names)} to end a document with",
                 where="data.tokenizer",
-                fix="Name the token: load_tokenizer(path, end_of_document=...).",
+                fix="Name the token in data.end_of_document.",
             )
         self.end_of_document = int(found[0])
         self.fingerprint = hashlib.blake2b(data + str(self.end_of_document).encode(), digest_size=16).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.asarray(e.ids, np.int32) for e in self._fast.encode_batch(list(texts), add_special_tokens=False)]
+        try:
+            encodings = self._fast.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises its own kinds
+            raise RunError(
+                f"the tokenizer cannot encode a text: {str(error).splitlines()[0]}",
+                where="data.tokenizer",
+                fix="Use a tokenizer with an unknown token, or one on bytes.",
+            ) from error
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def losses(self, text: str, tokens: np.ndarray) -> Losses:
+        """What was not kept of `text`, whose tokens are given."""
+        unknown = 0 if self._unknown is None else int(np.count_nonzero(tokens == self._unknown))
+        if not self._may_lose:
+            return Losses(unknown, 0)
+        spans = self._fast.encode(text, add_special_tokens=False).offsets
+        kept = sum(len("".join(text[start:stop].split())) for start, stop in spans)
+        return Losses(unknown, max(len("".join(text.split())) - kept, 0))
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         return self._fast.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
@@ -92,6 +131,9 @@ def byte_tokenizer() -> Tokenizer:
 
 def load_tokenizer(name: str, *, end_of_document: str | None = None) -> Tokenizer:
     """Returns the tokenizer called `byte`, or reads a `tokenizer.json`.
+
+    No token is put in front of a document, whatever the file's post-processor says: a document begins where another one
+    has ended. Names of special tokens within a document are text as any other.
 
     Args:
         name: "byte", or the path of a file of the `tokenizers` library.

@@ -2,14 +2,15 @@
 
 The folder holds, during the work and afterwards:
 
-    plan.json                        the settings, and the hash of every source
-    DOMAIN/unit-00000.json           one finished unit of work: counts, troubles
-    DOMAIN/train-00000.array_record  its documents, one record each (several for a long one)
-    DOMAIN/train-00000.npy           tokens of every record, negative where a record continues a document
-    index.json                       the sums; written last
+    plan.json                            the settings
+    DOMAIN/HASH/unit-00000.json          one finished unit of work: counts, troubles
+    DOMAIN/HASH/train-00000.array_record its documents, one record each (several for a long one)
+    DOMAIN/HASH/train-00000.npy          tokens of every record, negative where a record continues a document
+    index.json                           the sums, and checksums of all files; written last
 
-Every file is written under another name, synced and renamed, and depends on its unit alone: neither the number of
-workers nor kills leave a trace.
+HASH is of what the source holds: a source that is added or mended is tokenized beside what is there, and the others'
+work stays. Every file is written under another name, synced and renamed, and depends on its unit alone: neither the
+number of workers nor kills leave a trace.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import hashlib
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -27,16 +29,22 @@ from typing import Any
 import numpy as np
 
 from jaxmix import __version__
-from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.core.validate import check_count
 from jaxmix.data.files import read_json, write_json, write_whole
+from jaxmix.data.lock import LOCK, locked
+from jaxmix.data.prepared.store import checksum, index_checksum
 from jaxmix.data.sources.readers import Trouble, Unit
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.data.tokenizers import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "validation")
+SHARD = ("file", "records", "tokens", "bytes", "checksum", "lengths_checksum")
+"""What the index says of a file."""
 _BATCH = 64
+_MERGED_BYTES = 2_000_000
+_TAIL = "tail"
 
 Progress = Callable[[int, int, int], None]
 
@@ -49,11 +57,13 @@ class PrepareSummary:
         folder: where.
         index: the content of index.json.
         was_ready: an earlier run had done all the work.
+        changed: sources that had been prepared with other content, or settings of their own, before.
     """
 
     folder: Path
     index: dict[str, Any]
     was_ready: bool
+    changed: tuple[str, ...] = ()
 
     def troubles(self) -> dict[str, dict[str, Any]]:
         """By domain, then kind: `{"count": n, "first": [places]}`; empty where all was well."""
@@ -74,9 +84,12 @@ def prepare_corpus(
     """Tokenizes `sources` into `out`, continuing what a killed run left there.
 
     A record is a document with the end-of-document token behind it; documents of more than `max_record_tokens`
-    tokens become several records. A hash of its tokens, not its place, decides the split of every record:
-    equal records meet in the same split, and adding documents moves none. A domain of two or more records has at
-    least one in each split.
+    tokens become several records. A hash of its tokens, not its place, decides the split of every document, with all
+    its records: equal documents meet in the same split, and adding documents moves none. A domain of two or more
+    documents has at least one in each split; of an only document of several records the last ones are held out.
+
+    The end-of-document token stands at the end of documents alone: in their text it is taken out and counted, and so
+    are unknown tokens, and characters that the tokenizer has nothing for.
 
     Args:
         sources: by domain name.
@@ -89,7 +102,9 @@ def prepare_corpus(
         progress: called as `progress(units done, units in all, tokens so far)`.
 
     Raises:
-        ConfigError: an argument is out of range, a source does not exist, or `out` holds something else.
+        ConfigError: an argument is out of range, a source does not exist or has no document, `out` holds something
+            else, or another process is at work there.
+        RunError: a source cannot be read, or the tokenizer fails.
     """
     if not sources:
         raise ConfigError("there are no sources to prepare", where="sources", fix="Name at least one.")
@@ -111,17 +126,34 @@ def prepare_corpus(
         "max_record_tokens": max_record_tokens,
     }
     folder = Path(out)
-    plan: dict[str, dict[str, Any]] = {
-        "settings": settings,
-        "sources": {name: spec.fingerprint() for name, spec in sources.items()},
-    }
-    _claim(folder, plan)
-    index_path = folder / "index.json"
-    if (done_before := read_json(index_path)) is not None:
-        return PrepareSummary(folder, done_before, was_ready=True)
+    hashes = {name: spec.fingerprint() for name, spec in sources.items()}
+    _check_folder(folder, settings)
+    with locked(folder, "prepares data"):
+        write_json(folder / "plan.json", {"settings": settings})
+        before = read_json(folder / "index.json")
+        if before is not None and before.get("checksum") != index_checksum(before):
+            before = None  # altered: made again from the units' own records
+        old = {} if before is None else {name: entry["source_hash"] for name, entry in before["domains"].items()}
+        if before is not None and list(old.items()) == list(hashes.items()):
+            return PrepareSummary(folder, before, was_ready=True)
+        work = _Work(folder, sources, hashes, tokenizer, settings)
+        records = _tokenize(work, sources, workers, progress)
+        domains = {name: _summary(work, name, found) for name, found in records.items()}
+        index = {"format": FORMAT, "jaxmix": __version__, "settings": settings, "domains": domains}
+        write_json(folder / "index.json", {**index, "checksum": index_checksum(index)})
+        for name in sources:  # what the new index no longer names
+            for left in (folder / name).iterdir():
+                if left.is_dir() and left != work.home(name):
+                    shutil.rmtree(left)
+    changed = tuple(name for name in sources if name in old and old[name] != hashes[name])
+    return PrepareSummary(folder, read_json(folder / "index.json"), was_ready=False, changed=changed)
 
-    units = {name: spec.units() for name, spec in sources.items()}
-    work = _Work(folder, sources, tokenizer, settings)
+
+def _tokenize(
+    work: _Work, sources: Mapping[str, SourceSpec], workers: int | None, progress: Progress | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Does all units that are not done; their records by domain."""
+    units = {name: _merged(spec.units()) for name, spec in sources.items()}
     total, done, tokens = sum(map(len, units.values())), 0, 0
     records: dict[str, list[dict[str, Any]]] = {name: [{}] * len(us) for name, us in units.items()}
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, "jaxmix-prepare") as pool:
@@ -140,42 +172,67 @@ def prepare_corpus(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     for name in sources:
+        work.check_documents(name, records[name])
         records[name] = work.balance(name, units[name], records[name])
-    index = {
-        "format": FORMAT,
-        "jaxmix": __version__,
-        "settings": settings,
-        "domains": {name: _summary(plan["sources"][name], records[name]) for name in sources},
-    }
-    write_json(index_path, index)
-    return PrepareSummary(folder, index, was_ready=False)
+    return records
+
+
+def _merged(units: list[Unit]) -> list[Unit]:
+    """The units with neighbors of small JSON-lines files in one: ten thousand files do not make as many shards."""
+    merged: list[Unit] = []
+    size = 0
+    for unit in units:
+        is_whole = unit.kind == "jsonl" and unit.start == 0 and 0 <= unit.stop < _MERGED_BYTES
+        if is_whole and merged and size and size + unit.stop < _MERGED_BYTES:
+            merged[-1] = Unit("jsonl", (*merged[-1].paths, *unit.paths))
+            size += unit.stop
+        else:
+            merged.append(unit)
+            size = unit.stop if is_whole else 0
+    return merged
 
 
 class _Work:
     """One preparation: turns units of sources into finished files."""
 
     def __init__(
-        self, folder: Path, sources: Mapping[str, SourceSpec], tokenizer: Tokenizer, settings: Mapping[str, Any]
+        self,
+        folder: Path,
+        sources: Mapping[str, SourceSpec],
+        hashes: Mapping[str, str],
+        tokenizer: Tokenizer,
+        settings: Mapping[str, Any],
     ):
-        self._folder, self._sources, self._tokenizer, self._settings = folder, sources, tokenizer, settings
+        self._folder, self.sources, self.hashes = folder, sources, hashes
+        self._tokenizer, self._settings = tokenizer, settings
         self._dtype = np.dtype(settings["dtype"]).newbyteorder("<")
         self._key = settings["seed"].to_bytes(8, "little", signed=True)
         self._threshold = int(settings["validation_fraction"] * 2**64)
 
+    def home(self, name: str) -> Path:
+        """The folder of a source's files."""
+        return self._folder / name / self.hashes[name][:12]
+
     def unit(self, name: str, number: int, unit: Unit, moved: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """Returns the unit's record, doing its work if no earlier run has. `moved` names records of a fixed split."""
-        path = self._folder / name / f"unit-{number:05d}.json"
+        """Returns the unit's record, doing its work if no earlier run has.
+
+        `moved` names documents of a fixed split by their hash; `_TAIL` says how many last records are held out.
+        """
+        path = self.home(name) / f"unit-{number:05d}.json"
         record = read_json(path)
         if record is not None and record["moved"] == dict(moved or record["moved"]):
             return record
         trouble = Trouble()
-        writers = {split: _ShardWriter(self._folder / name, split, number) for split in SPLITS}
+        writers = {split: _ShardWriter(self.home(name), split, number) for split in SPLITS}
         extremes: list[int] = []
         documents = 0
-        for texts in _batches(self._documents(name, unit, trouble)):
-            for tokens in self._tokenizer.encode_batch(texts):
-                documents += 1
-                extremes = self._write(tokens, writers, moved or {}, extremes)
+        for batch in _batches(self._documents(name, unit, trouble)):
+            texts = [text for _, text in batch]
+            for (where, text), tokens in zip(batch, self._tokenizer.encode_batch(texts), strict=True):
+                kept = self._checked(tokens, text, where, trouble)
+                if len(kept):
+                    documents += 1
+                    extremes = self._write(kept, writers, moved or {}, extremes)
         splits = {split: writer.finish() for split, writer in writers.items()}
         record = {
             "documents": documents,
@@ -183,19 +240,58 @@ class _Work:
             "hash_range": [f"{h:016x}" for h in extremes],
             "moved": dict(moved or {}),
             "troubles": trouble.to_json(),
+            "fields": list(trouble.fields),
         }
         write_json(path, record)  # last: a unit without its record is done again
         return record
 
     def _documents(self, name: str, unit: Unit, trouble: Trouble) -> Any:
-        for _, where, text in self._sources[name].texts(unit, trouble):
+        for _, where, text in self.sources[name].texts(unit, trouble):
             if "\0" in text:
                 trouble.add("documents with NUL bytes, which were taken out", where)
                 text = text.replace("\0", "")
                 if not text.strip():
                     trouble.add("empty documents", where)
                     continue
-            yield text
+            yield where, text
+
+    def _checked(self, tokens: np.ndarray, text: str, where: str, trouble: Trouble) -> np.ndarray:
+        """The tokens of a document without ends inside it. Losses are counted."""
+        size, end = self._tokenizer.vocab_size, self._tokenizer.end_of_document
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
+            raise RunError(
+                f"the tokenizer gave the id {int(tokens.max())}, its vocabulary has {size}",
+                where=where,
+                fix="Its vocab_size must be above every id.",
+            )
+        is_end = tokens == end
+        if is_end.any():
+            trouble.add("documents with the end-of-document token in their text, which was taken out", where)
+            tokens = tokens[~is_end]
+        losses = getattr(self._tokenizer, "losses", None)
+        if losses is not None:
+            unknown, lost = losses(text, tokens)
+            trouble.add("unknown tokens", where, count=unknown)
+            trouble.add("characters that the tokenizer has no token for", where, count=lost)
+        if not len(tokens):
+            trouble.add("documents that the tokenizer leaves nothing of", where)
+        return tokens
+
+    def check_documents(self, name: str, records: list[dict[str, Any]]) -> None:
+        """Raises `ConfigError` for a source without a single document, which is never what was meant."""
+        if any(record["documents"] for record in records):
+            return
+        trouble, fields = Trouble(), dict.fromkeys(field for record in records for field in record["fields"])
+        for record in records:
+            trouble.merge(record["troubles"])
+        kinds = [f"{entry['count']} {kind}" for kind, entry in trouble.to_json().items()]
+        field = self.sources[name].text_field
+        fix = nearest(field, fields) if fields else "Look at the files, or leave the source out."
+        raise ConfigError(
+            f"source {name!r} has no document" + (f": {', '.join(kinds)}" if kinds else ""),
+            where=f"sources.{name}" + (".text_field" if fields else ""),
+            fix=f"{fix} The other sources' work is kept." if len(self.sources) > 1 else fix,
+        )
 
     def _write(
         self, tokens: np.ndarray, writers: Mapping[str, _ShardWriter], moved: Mapping[str, int], extremes: list[int]
@@ -205,19 +301,28 @@ class _Work:
         size = self._settings["max_record_tokens"]
         # A last piece of only the end-of-document token would be a document of nothing.
         cuts = [*range(0, max(len(whole) - 1, 1), size), len(whole)]
+        value = int.from_bytes(hashlib.blake2b(whole.tobytes(), digest_size=8, key=self._key).digest(), "big")
+        is_held_out = bool(moved.get(f"{value:016x}", value < self._threshold))
+        tail = len(cuts) - 1 - moved.get(_TAIL, len(cuts) - 1)
         for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
-            data = whole[start:stop].tobytes()
-            value = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest(), "big")
-            is_held_out = moved.get(f"{value:016x}", value < self._threshold)
-            writers["validation" if is_held_out else "train"].add(data, stop - start, is_continued=number > 0)
-            extremes = [min(extremes[0], value), max(extremes[1], value)] if extremes else [value, value]
-        return extremes
+            split = "validation" if (number >= tail if _TAIL in moved else is_held_out) else "train"
+            writers[split].add(whole[start:stop].tobytes(), stop - start, is_continued=number > 0)
+        return [min(extremes[0], value), max(extremes[1], value)] if extremes else [value, value]
 
     def balance(self, name: str, units: list[Unit], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Moves the record with the smallest (largest) hash to the split that got none."""
+        """Moves the document with the smallest (largest) hash to the split that got none.
+
+        Of an only document of several records the last ones are held out.
+        """
+        if sum(record["documents"] for record in records) == 1:
+            (number,) = (i for i, record in enumerate(records) if record["documents"])
+            pieces = sum(records[number]["splits"][split]["records"] for split in SPLITS)
+            if pieces > 1:
+                held_out = min(max(round(self._settings["validation_fraction"] * pieces), 1), pieces - 1)
+                records[number] = self.unit(name, number, units[number], {_TAIL: held_out})
+            return records
         for split, pick, side in (("validation", 0, min), ("train", 1, max)):
-            counts = {s: sum(r["splits"][s]["records"] for r in records) for s in SPLITS}
-            if counts[split] or sum(counts.values()) < 2:
+            if any(record["splits"][split]["records"] for record in records):
                 continue
             value = side(r["hash_range"][pick] for r in records if r["hash_range"])
             for number, record in enumerate(records):
@@ -232,7 +337,7 @@ class _ShardWriter:
     def __init__(self, folder: Path, split: str, number: int):
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{split}-{number:05d}.array_record"
-        self._partial = folder / f".{self._path.name}.partial"
+        self._partial = folder / f".{self._path.name}.{os.getpid()}.partial"
         self._lengths: list[int] = []
         self._documents = 0
         self._writer: Any = None
@@ -265,15 +370,21 @@ class _ShardWriter:
         buffer = io.BytesIO()
         np.save(buffer, lengths)
         write_whole(self._path.with_suffix(".npy"), buffer.getvalue())
-        return {**summary, "file": self._path.name, "bytes": self._path.stat().st_size}
+        return {
+            **summary,
+            "file": self._path.name,
+            "bytes": self._path.stat().st_size,
+            "checksum": checksum(self._path),
+            "lengths_checksum": checksum(self._path.with_suffix(".npy")),
+        }
 
 
-def _batches(texts: Any) -> Any:
-    """Documents in batches for the tokenizer, none of them large."""
-    batch: list[str] = []
+def _batches(documents: Any) -> Any:
+    """Documents with their places, in batches for the tokenizer, none of them large."""
+    batch: list[tuple[str, str]] = []
     size = 0
-    for text in texts:
-        batch.append(text)
+    for where, text in documents:
+        batch.append((where, text))
         size += len(text)
         if len(batch) >= _BATCH or size > 4_000_000:
             yield batch
@@ -282,54 +393,42 @@ def _batches(texts: Any) -> Any:
         yield batch
 
 
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Writes plan.json, or checks that the folder was begun with the same plan."""
-    path = folder / "plan.json"
-    found = read_json(path)
+def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for a folder of something else, or one that was begun with other settings."""
+    found = read_json(folder / "plan.json")
     if found is None:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
             raise ConfigError(
                 f"{folder} is not empty and holds no prepared data",
                 where="data.prepared",
                 fix="Choose another folder; nothing there was touched.",
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, plan)
         return
-    if found == plan:
-        return
-    for key, value in plan["settings"].items():
+    for key, value in settings.items():
         if found["settings"].get(key) != value:
             raise ConfigError(
                 f"{folder} was prepared with {key} {found['settings'].get(key)!r}, now it is {value!r}",
                 where="data",
                 fix="Choose another folder for the new settings, or remove the old one.",
             )
-    names = sorted(n for n in plan["sources"].keys() | found["sources"].keys())
-    changed = [n for n in names if plan["sources"].get(n) != found["sources"].get(n)]
-    what = f"source {changed[0]!r} has changed" if changed else "the order of the sources has changed"
-    raise ConfigError(
-        f"{what} since {folder} was prepared",
-        where="sources",
-        fix="Choose another folder, or remove the old one to prepare again.",
-    )
 
 
-def _summary(source_hash: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(work: _Work, name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     trouble = Trouble()
+    trouble.merge(work.sources[name].listing()[1])
     for record in records:
         trouble.merge(record["troubles"])
+        trouble.add("only documents, of which the end is held out", count=int(_TAIL in record["moved"]))
     splits = {}
     for split in SPLITS:
         parts = [record["splits"][split] for record in records]
         splits[split] = {
             **{key: sum(part[key] for part in parts) for key in ("documents", "records", "tokens")},
-            "shards": [
-                {key: part[key] for key in ("file", "records", "tokens", "bytes")} for part in parts if part["file"]
-            ],
+            "shards": [{key: part[key] for key in SHARD} for part in parts if part["file"]],
         }
     return {
-        "source_hash": source_hash,
+        "source_hash": work.hashes[name],
+        "folder": work.home(name).name,
         "documents": sum(record["documents"] for record in records),
         "tokens": sum(split["tokens"] for split in splits.values()),
         "bytes": sum(shard["bytes"] for split in splits.values() for shard in split["shards"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,13 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: nothing is there, or its preparation was not finished.
     """
-    index = read_json(Path(folder) / "index.json")
+    path = Path(folder) / "index.json"
+    index = read_json(path)
+    if index is not None and index.get("checksum") != index_checksum(index):
+        what = "is of another version of jaxmix" if "checksum" not in index else "was altered"
+        raise RunError(
+            f"{path} {what}", where="data.prepared", fix="Remove it and run jaxmix prepare; finished work is kept."
+        )
     if index is None:
         is_begun = (Path(folder) / "plan.json").is_file()
         raise ConfigError(
@@ -31,21 +39,60 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     return index
 
 
-def open_prepared(folder: str | Path, split: str = "train") -> dict[str, PreparedSource]:
+def index_checksum(index: dict[str, Any]) -> str:
+    """Of the content of index.json but the checksum itself."""
+    content = {key: value for key, value in index.items() if key != "checksum"}
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def open_prepared(folder: str | Path, split: str = "train", *, verify: bool = False) -> dict[str, PreparedSource]:
     """Opens a split of every domain, in the order of the sources.
+
+    The index, every file's size and the tables of lengths are always checked, which notices files that were cut,
+    exchanged or altered in length.
+
+    Args:
+        folder: that `prepare_corpus` wrote.
+        split: "train" or "validation".
+        verify: also read all data and compare its checksums, at the speed of the disk.
 
     Raises:
         ConfigError: no such split or folder.
-        RunError: a file is missing or has another size than the index says.
+        RunError: a file is missing or is not the one that the index names.
     """
     index = read_index(folder)
     dtype = index["settings"]["dtype"]
+    most_open = max(_MOST_OPEN // max(len(index["domains"]), 1), 1)
     sources = {}
     for name, entry in index["domains"].items():
         if split not in entry["splits"]:
             raise ConfigError(f"unknown split {split!r}", where="open_prepared", fix="Use train or validation.")
-        sources[name] = PreparedSource(Path(folder) / name, name, dtype, entry["splits"][split]["shards"])
+        home, shards = Path(folder) / name / entry["folder"], entry["splits"][split]["shards"]
+        sources[name] = PreparedSource(home, name, dtype, shards, most_open=most_open)
+        if verify:
+            for shard in shards:
+                _check(home / shard["file"], shard["checksum"], checksum(home / shard["file"]), "the checksum")
     return sources
+
+
+_MOST_OPEN = 256
+"""Files of one split that are open at once: a process may usually open 1,024, and both splits and others need some."""
+
+
+def _check(path: Path, expected: Any, found: Any, what: str) -> None:
+    if found != expected:
+        has = "is missing" if found is None else f"has {what} {found}"
+        raise RunError(
+            f"{path} {has}, the index says {expected}",
+            fix="The prepared folder is damaged. Remove the folder of this source and index.json, and run jaxmix "
+            "prepare again.",
+        )
 
 
 class PreparedSource:
@@ -61,18 +108,18 @@ class PreparedSource:
         num_tokens, num_bytes, num_documents: of the split; bytes are on disk.
     """
 
-    def __init__(self, folder: Path, name: str, dtype: str, shards: Sequence[dict[str, Any]]):
+    def __init__(
+        self, folder: Path, name: str, dtype: str, shards: Sequence[dict[str, Any]], *, most_open: int = _MOST_OPEN
+    ):
         self.name = name
         self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._most_open = most_open
         self._paths = [folder / shard["file"] for shard in shards]
         for path, shard in zip(self._paths, shards, strict=True):
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard["bytes"]:
-                raise RunError(
-                    f"{path} {'is missing' if size is None else f'has {size} bytes'}, "
-                    f"the index says {shard['bytes']} bytes",
-                    fix="The prepared folder is damaged. Remove it and run jaxmix prepare again.",
-                )
+            _check(path, shard["bytes"], path.stat().st_size if path.is_file() else None, "bytes:")
+            table = path.with_suffix(".npy")
+            found = checksum(table) if table.is_file() else None
+            _check(table, shard["lengths_checksum"], found, "the checksum")
         lengths = [np.load(path.with_suffix(".npy")) for path in self._paths]
         signed = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         self.doc_lengths, self.is_continued = np.abs(signed), signed < 0
@@ -116,9 +163,12 @@ class PreparedSource:
             self._readers.clear()
 
     def _reader(self, shard: int) -> Any:
-        reader = self._readers.get(shard)
+        reader = self._readers.pop(shard, None)
         if reader is None:
-            reader = self._readers[shard] = array_record_reader(self._paths[shard])
+            reader = array_record_reader(self._paths[shard])
+            if len(self._readers) >= self._most_open:  # close the one that was read the longest ago
+                self._readers.pop(next(iter(self._readers))).close()
+        self._readers[shard] = reader
         return reader
 
     def __getstate__(self) -> dict[str, Any]:

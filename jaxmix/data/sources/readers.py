@@ -73,7 +73,7 @@ class Unit:
 
     Attributes:
         kind: a key of `FORMATS`, or "tfds", "hf", "memory".
-        paths: files, in order.
+        paths: files, in order; several of them are whole.
         start, stop: bytes of a plain JSON-lines file, row groups of a Parquet file, or records; −1: to the end.
     """
 

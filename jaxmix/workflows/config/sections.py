@@ -51,6 +51,9 @@ class DataConfig:
 
     prepared: str | None = setting(None, help="folder of prepared token files: read, or written by `prepare`")
     tokenizer: str = setting("byte", help="`byte`, or the path of a tokenizer.json")
+    end_of_document: str | None = setting(
+        None, help="the token of a tokenizer.json that ends a document; empty: the first of the usual ones"
+    )
     seq_len: int = setting(256, at_least=2, help="tokens per row")
     batch_size: int = setting(16, at_least=1, help="rows per optimizer step, over all devices and micro-batches")
     block: int = setting(8, at_least=1, help="batches drawn by the same weights")
@@ -204,6 +207,9 @@ def config_hash(config: Any) -> str:
         plain.pop(key, None)
     if plain.get("selection") is None:  # as before there was such a section
         plain.pop("selection", None)
+    data = plain.get("data", {})
     for key in ("prepared", "workers"):
-        plain.get("data", {}).pop(key, None)
+        data.pop(key, None)
+    if data.get("end_of_document") is None:  # as before there was such a key
+        data.pop("end_of_document", None)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

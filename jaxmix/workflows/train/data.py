@@ -84,7 +84,7 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
         ConfigError: the configuration has no sources, or they do not fit what the folder holds.
     """
     specs = _specs(config)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = load_tokenizer(config.data.tokenizer, end_of_document=config.data.end_of_document)
     with contextlib.closing(_PrepareProgress()) as progress:
         summary = prepare_corpus(
             specs,
@@ -94,6 +94,8 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
             workers=config.data.workers,
             progress=progress,
         )
+    for name in summary.changed:
+        print(f"prepare: {name} has changed and was tokenized again", file=sys.stderr)
     for name, kinds in summary.troubles().items():
         for kind, entry in kinds.items():
             more = ", …" if entry["count"] > len(entry["first"]) else ""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError
-from jaxmix.data import MixtureStream, SourceSpec, byte_tokenizer, load_tokenizer, open_prepared, prepare_corpus
-from jaxmix.data.prepared.store import read_index
+from jaxmix.data import MixtureStream, SourceSpec, byte_tokenizer, open_prepared, prepare_corpus
+from jaxmix.data.lock import locked
+from jaxmix.data.prepared.store import PreparedSource, read_index
 
 TEXTS = ["The first document.", "Ein zweites, mit Umlauten: äöü.", "三つ目。", "last"]
 END = 0xFF
@@ -211,8 +213,99 @@ def test_a_ready_folder_is_used_again_and_a_changed_source_noticed(tmp_path):
         prepare({"a": folder}, tmp_path / "out", validation_fraction=0.1)
     path = folder / "001.jsonl"
     path.write_text(path.read_text().replace("word", "wort", 1))
-    with pytest.raises(ConfigError, match="source 'a' has changed"):
-        prepare({"a": folder}, tmp_path / "out")
+    again = prepare({"a": folder}, tmp_path / "out")
+    assert (again.was_ready, again.changed) == (False, ("a",))
+    assert len(list((tmp_path / "out" / "a").iterdir())) == 1  # the old files are gone
+    assert any("wort" in text for text in texts_of(tmp_path / "out"))
+
+
+def test_one_source_added_or_mended_leaves_the_others_as_they_are(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            json.dumps({"body": name}) + "\n" + json.dumps({"body": name * 2}) + "\n"
+        )
+    spec = lambda name, field="body": SourceSpec(name, path=tmp_path / f"{name}.jsonl", text_field=field)
+    with pytest.raises(ConfigError, match=r"source 'b' has no document: 2 records without 'bdy'.*mean 'body'"):
+        prepare({"a": spec("a"), "b": spec("b", "bdy")}, tmp_path / "out")
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "a").rglob("*.array_record")}
+    summary = prepare({"a": spec("a"), "b": spec("b")}, tmp_path / "out")
+    assert texts_of(tmp_path / "out", "b") == ["b", "bb"]
+    assert summary.changed == ()  # b was never ready before
+    (tmp_path / "c.txt").write_text("c")
+    prepare({"c": SourceSpec("c", path=tmp_path / "c.txt"), "a": spec("a"), "b": spec("b")}, tmp_path / "out")
+    assert list(open_prepared(tmp_path / "out")) == ["c", "a", "b"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "a").rglob("*.array_record")} == finished
+
+
+def test_what_was_passed_over_is_in_the_summary(tmp_path):
+    (tmp_path / "in" / ".cache").mkdir(parents=True)
+    (tmp_path / "in" / "a.txt").write_text("a")
+    (tmp_path / "in" / "b.json").write_text("[]")
+    troubles = prepare({"a": tmp_path / "in"}, tmp_path / "out").troubles()["a"]
+    assert troubles == {
+        "files whose ending names no format": {"count": 1, "first": ["b.json"]},
+        "hidden folders": {"count": 1, "first": [".cache"]},
+    }
+
+
+def test_a_document_is_in_one_split_with_all_its_pieces(tmp_path):
+    texts = [f"{i} " + "abcdefgh" * 700 for i in range(60)]
+    specs = {"a": SourceSpec(name="a", documents=texts)}
+    prepare_corpus(specs, tmp_path, tokenizer=byte_tokenizer(), validation_fraction=0.3, max_record_tokens=512)
+    stored = []
+    for split in ("train", "validation"):
+        source = open_prepared(tmp_path, split)["a"]
+        whole = b"".join(bytes(source[i].astype(np.uint8)) for i in range(len(source)))
+        stored.append({part.decode() for part in whole.split(bytes([END])) if part})
+    assert stored[0] | stored[1] == set(texts)
+    assert not stored[0] & stored[1]
+    assert 5 < len(stored[1]) < 40
+
+
+def test_of_an_only_document_the_end_is_held_out(tmp_path):
+    text = "".join(f"{i} " for i in range(40_000))
+    summary = prepare({"a": SourceSpec(name="a", documents=[text])}, tmp_path)
+    train, held_out = open_prepared(tmp_path)["a"], open_prepared(tmp_path, "validation")["a"]
+    stored = [bytes(source[i].astype(np.uint8)) for source in (train, held_out) for i in range(len(source))]
+    assert b"".join(stored)[:-1].decode() == text
+    assert len(held_out) == 1
+    assert summary.troubles()["a"]["only documents, of which the end is held out"]["count"] == 1
+    assert prepare({"a": SourceSpec(name="a", documents=[text])}, tmp_path).was_ready
+
+
+def test_two_processes_do_not_prepare_one_folder(tmp_path):
+    with locked(tmp_path / "out", "prepares data"), pytest.raises(ConfigError, match="prepares data here since"):
+        prepare({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path / "out")
+    prepare({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path / "out")
+
+
+def test_small_files_share_shards(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(200):
+        (folder / f"{i:03}.jsonl").write_text(json.dumps({"text": f"{i} " + "x" * 12_000}) + "\n" * (i % 2))
+    (folder / "100.jsonl").write_text("")
+    summary = prepare({"a": folder}, tmp_path / "out")
+    assert len(summary.index["domains"]["a"]["splits"]["train"]["shards"]) == 2
+    assert [text.split(" ")[0] for text in texts_of(tmp_path / "out")] == sorted(str(i) for i in range(200) if i != 100)
+    assert summary.troubles()["a"] == {"empty files": {"count": 1, "first": ["100.jsonl"]}}
+
+
+def test_more_files_than_a_process_may_open(tmp_path, monkeypatch):
+    """Sixteen files of which three may be open: every record is read, in any order, by several threads."""
+    monkeypatch.setattr("jaxmix.data.prepared.prepare._MERGED_BYTES", 1)
+    prepare({"a": many_files(tmp_path / "in", 16)}, tmp_path / "out")
+    index = read_index(tmp_path / "out")["domains"]["a"]
+    home, shards = tmp_path / "out" / "a" / index["folder"], index["splits"]["train"]["shards"]
+    assert len(shards) == 16
+    few, all_open = (PreparedSource(home, "a", "uint16", shards, most_open=n) for n in (3, 256))
+    order = np.random.default_rng(0).permutation(len(few)).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(few.read, [order[i::4] for i in range(4)]))
+    assert len(few._readers) <= 3
+    for i, part in enumerate(parts):
+        for one, other in zip(part, all_open.read(order[i::4]), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path):
@@ -271,8 +364,28 @@ def test_a_store_reads_in_any_order_and_travels(tmp_path):
 
 def test_damage_is_told_on_opening(tmp_path):
     prepare({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path)
-    shard = next((tmp_path / "a").glob("train-*.array_record"))
-    shard.write_bytes(shard.read_bytes()[:-1])
+    shard = next((tmp_path / "a").rglob("train-*.array_record"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    open_prepared(tmp_path)  # of the same size
+    with pytest.raises(RunError, match=r"has the checksum .* the index says"):
+        open_prepared(tmp_path, verify=True)
+    shard.write_bytes(data)
+    open_prepared(tmp_path, verify=True)
+    lengths = shard.with_suffix(".npy")
+    table = np.load(lengths)
+    np.save(lengths, table[::-1])
+    with pytest.raises(RunError, match=r"train-00000.npy has the checksum"):
+        open_prepared(tmp_path)
+    np.save(lengths, table)
+    index = tmp_path / "index.json"
+    content = index.read_text()
+    index.write_text(content.replace('"documents": 4', '"documents": 5'))
+    with pytest.raises(RunError, match=r"was altered.*finished work is kept"):
+        read_index(tmp_path)
+    assert not prepare({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path).was_ready
+    assert index.read_text() == content
+    shard.write_bytes(data[:-1])
     with pytest.raises(RunError, match="the index says"):
         open_prepared(tmp_path)
     shard.unlink()
@@ -299,40 +412,3 @@ def test_a_source_without_files_is_an_error_before_anything_is_made(tmp_path):
     with pytest.raises(ConfigError, match="no file at"):
         prepare({"a": tmp_path / "nothing"}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_tokenizer_file(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
-    trained.train_from_iterator(TEXTS * 5, trainer)
-    trained.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
-    assert tokenizer.end_of_document == 0
-    encoded = tokenizer.encode_batch(TEXTS)
-    assert all(ids.dtype == np.int32 and ids.max() < tokenizer.vocab_size for ids in encoded)
-    prepare_corpus({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path / "out", tokenizer=tokenizer)
-    index = read_index(tmp_path / "out")
-    assert index["settings"]["tokenizer"] == tokenizer.fingerprint
-    assert index["domains"]["a"]["tokens"] == sum(len(ids) + 1 for ids in encoded)
-
-    bare = Tokenizer(models.BPE())
-    bare.save(str(tmp_path / "bare.json"))
-    with pytest.raises(ConfigError, match="none of the tokens"):
-        load_tokenizer(str(tmp_path / "bare.json"))
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not a tokenizer file"):
-        load_tokenizer(str(tmp_path / "broken.json"))
-    with pytest.raises(ConfigError, match="there is no tokenizer file"):
-        load_tokenizer(str(tmp_path / "none.json"))
-
-
-def test_bytes_are_tokens_and_back():
-    tokenizer = byte_tokenizer()
-    for text in [*TEXTS, ""]:
-        (tokens,) = tokenizer.encode_batch([text])
-        assert END not in tokens
-        assert tokenizer.decode(tokens) == text
-    assert load_tokenizer("byte").fingerprint == tokenizer.fingerprint

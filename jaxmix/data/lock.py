@@ -1,0 +1,105 @@
+"""A folder that one process at a time writes into, held by a lock file that says who it is."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxmix.core.errors import ConfigError
+
+LOCK = ".lock"
+_ATTEMPTS, _SECONDS_BETWEEN = 50, 0.02
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Holds `folder` for this process, which is made when missing; the lock of a process that died is taken over.
+
+    A process of this machine is known to be dead by its number and start. Of another machine's nothing is known: its
+    lock is never taken over.
+
+    Args:
+        folder: to hold.
+        what: the process does there, for the other one's error: "prepares data".
+
+    Raises:
+        ConfigError: another process holds it: which one, where and since when.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, own = folder / LOCK, {**_this_process(), "what": what}
+    for _ in range(_ATTEMPTS):
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                json.dump(own, file)
+            break
+        except FileExistsError:
+            holder = _read(path)
+            if holder is None:  # just being written, or just given up
+                time.sleep(_SECONDS_BETWEEN)
+            elif _is_alive(holder):
+                raise ConfigError(
+                    f"process {holder['pid']} on {holder['host']} {holder['what']} here since {holder['began']}",
+                    where=str(folder),
+                    fix=f"Wait for it, or use another folder. If it is gone, remove {path}.",
+                ) from None
+            else:
+                _remove(path, holder)
+    else:
+        raise ConfigError("the lock cannot be read", where=str(path), fix="Remove it if no process is at work there.")
+    try:
+        yield
+    finally:
+        _remove(path, own)
+
+
+def _remove(path: Path, holder: dict[str, Any]) -> None:
+    """Removes the lock of `holder`; that of another process, which was quicker, is put back."""
+    aside = path.with_name(f"{LOCK}.{os.getpid()}-{secrets.token_hex(4)}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if _read(aside) == holder:
+            aside.unlink()
+        else:
+            aside.rename(path)
+
+
+def _this_process() -> dict[str, Any]:
+    began = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "began": began, "start": _start_of(pid)}
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process was started, in ticks since the machine's: numbers of processes come again. None if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    start = _start_of(holder["pid"])
+    return start is None or start == holder["start"]
