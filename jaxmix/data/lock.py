@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +18,16 @@ from jaxmix.core.errors import ConfigError
 
 LOCK = ".lock"
 _ATTEMPTS, _SECONDS_BETWEEN = 50, 0.02
+_BEAT, _SILENCE = 20.0, 120.0
+"""Seconds between touches, and after how many without one a process of another machine counts as dead."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Holds `folder` for this process, which is made when missing; the lock of a process that died is taken over.
 
-    A process of this machine is known to be dead by its number and start. Of another machine's nothing is known: its
-    lock is never taken over.
+    A process of this machine is known to be dead by its number and start. One of another machine is taken to be dead
+    when it has not touched its lock for two minutes.
 
     Args:
         folder: to hold.
@@ -44,7 +47,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             holder = _read(path)
             if holder is None:  # just being written, or just given up
                 time.sleep(_SECONDS_BETWEEN)
-            elif _is_alive(holder):
+            elif _is_alive(holder, path):
                 raise ConfigError(
                     f"process {holder['pid']} on {holder['host']} {holder['what']} here since {holder['began']}",
                     where=str(folder),
@@ -54,10 +57,19 @@ def locked(folder: Path, what: str) -> Iterator[None]:
                 _remove(path, holder)
     else:
         raise ConfigError("the lock cannot be read", where=str(path), fix="Remove it if no process is at work there.")
+    done = threading.Event()
+    threading.Thread(target=_touch, args=(path, done), name="jaxmix-lock", daemon=True).start()
     try:
         yield
     finally:
+        done.set()
         _remove(path, own)
+
+
+def _touch(path: Path, done: threading.Event) -> None:
+    while not done.wait(_BEAT):
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
 
 def _remove(path: Path, holder: dict[str, Any]) -> None:
@@ -92,9 +104,16 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
+def _is_alive(holder: dict[str, Any], path: Path) -> bool:
     if holder["host"] != socket.gethostname():
-        return True
+        probe = path.with_name(f"{LOCK}.{os.getpid()}-{secrets.token_hex(4)}")
+        probe.touch()  # the clock of the file system, which may be that of a third machine
+        try:
+            return probe.stat().st_mtime - path.stat().st_mtime < _SILENCE
+        except FileNotFoundError:
+            return True  # given up just now: the next attempt sees it
+        finally:
+            probe.unlink()
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:

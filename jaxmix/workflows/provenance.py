@@ -16,7 +16,8 @@ import jax
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
-from jaxmix.workflows.config.sections import RunFolder
+from jaxmix.data.lock import locked
+from jaxmix.workflows.config.sections import RunFolder, what_is_trained
 from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.doctor import installed_version
 
@@ -76,6 +77,8 @@ def begin_run(folder: RunFolder, *, command: str, content: Mapping[str, Any]) ->
     """
     made = made_by(command)
     session = {"started": now(), "command": command, "devices": made["devices"]}
+    if changed := changed_settings(folder):
+        session["changed"] = changed
     sessions = [session]
     old = folder.path / PROVENANCE
     if not folder.starts_anew and old.is_file():
@@ -122,6 +125,66 @@ def check_fixed(folder: RunFolder, fixed: Callable[[Mapping[str, Any]], Mapping[
                 where=str(folder.path),
                 fix="Choose another run folder with --out, or restore the old value.",
             )
+
+
+def changed_settings(folder: RunFolder) -> dict[str, list[Any]]:
+    """What the run's configuration changes of the one that is written there: before and after, by dotted name."""
+    path = folder.path / "config.yaml"
+    if folder.starts_anew or not path.is_file():
+        return {}
+    stored = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    before, after = (_flat(what_is_trained(plain)) for plain in (stored, folder.plain))
+    return {key: [before.get(key), after.get(key)] for key in {**before, **after} if before.get(key) != after.get(key)}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {path: value}
+    parts = (_flat(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items())
+    return {key: inner for part in parts for key, inner in part.items()}
+
+
+def check_steps_left(folder: RunFolder, steps: int) -> None:
+    """Raises `ConfigError` for another configuration of a run that has no step left: its record would be wrong."""
+    saved = [int(path.name) for path in (folder.path / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+    changed = changed_settings(folder)
+    if changed and saved and max(saved) >= steps:
+        shown = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in list(changed.items())[:5])
+        raise ConfigError(
+            f"the run has had {max(saved)} steps: none of {steps} is left to train with other settings: {shown}",
+            where=str(folder.path),
+            fix="Nothing was touched. Choose another folder with --out, or raise train.steps.",
+        )
+
+
+def check_same_data(folder: RunFolder, data_hash: Any, *, allowed: bool) -> None:
+    """Raises `ConfigError` where a run would be continued on other data than it began with.
+
+    Args:
+        folder: of the run.
+        data_hash: of the data, by source or of all.
+        allowed: `checkpoint.allow_changed_data`.
+    """
+    path = folder.path / PROVENANCE
+    if allowed or folder.starts_anew or not any((folder.path / "checkpoints").glob("[0-9]*")):
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")).get("data_hash")
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    pairs = (before, data_hash) if isinstance(before, Mapping) else ({"": before}, {"": data_hash})
+    for name in pairs[0]:
+        if name in pairs[1] and pairs[0][name] != pairs[1][name]:
+            raise ConfigError(
+                f"source {name!r} has changed since the run began" if name else "the prompts have changed",
+                where=str(folder.path),
+                fix="Put the old data back, choose another folder with --out, or set checkpoint.allow_changed_data.",
+            )
+
+
+def hold(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
+    """Holds a run's folder for this process, on process 0; another one that trains there is refused by name."""
+    return locked(folder.path, "trains") if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

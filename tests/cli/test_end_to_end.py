@@ -123,7 +123,7 @@ def test_a_run_that_fails_ends_with_one(config, capsys):
 
 def test_damaged_data_ends_with_one(config, tmp_path, capsys):
     assert main(["prepare", str(config)]) == 0
-    shard = next((tmp_path / "prepared" / "plain").glob("train-*.array_record"))
+    shard = next((tmp_path / "prepared" / "plain").rglob("train-*.array_record"))
     shard.write_bytes(shard.read_bytes()[:-3])
     assert main(["train", str(config)]) == 1
     assert "the index says" in capsys.readouterr().err

@@ -41,11 +41,15 @@ def test_the_same_process_cannot_hold_it_twice(tmp_path):
         pass
 
 
-def test_a_lock_of_another_machine_stays(tmp_path):
+def test_a_lock_of_another_machine_stays_as_long_as_it_is_touched(tmp_path):
     holder = {"host": "elsewhere", "pid": 1, "began": "then", "start": None, "what": "trains"}
     (tmp_path / LOCK).write_text(json.dumps(holder))
     with refused("process 1 on elsewhere trains here since then"), locked(tmp_path, "trains"):
         pass
+    os.utime(tmp_path / LOCK, (time.time() - 130,) * 2)
+    with locked(tmp_path, "trains"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_number_that_came_again_is_another_process(tmp_path):

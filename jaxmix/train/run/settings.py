@@ -30,6 +30,9 @@ class LoopSettings:
     resume: Resume = setting(
         "auto", place="checkpoint.resume", help="auto, must (fails without a checkpoint) or never (fails with one)"
     )
+    allow_changed_data: bool = setting(
+        False, place="checkpoint.allow_changed_data", help="continue although the sources hold other documents now"
+    )
     max_consecutive_skipped: int = setting(
         20, at_least=1, help="updates in a row that may be not finite before the run stops"
     )

@@ -201,15 +201,18 @@ def folder_of(config: Any) -> RunFolder:
 
 
 def config_hash(config: Any) -> str:
-    """SHA-256 over all settings that can change what is trained: folders, trackers and checkpoints do not count."""
-    plain = to_plain(config)
-    for key in ("out", "track", "checkpoint"):
-        plain.pop(key, None)
-    if plain.get("selection") is None:  # as before there was such a section
-        plain.pop("selection", None)
-    data = plain.get("data", {})
-    for key in ("prepared", "workers"):
-        data.pop(key, None)
-    if data.get("end_of_document") is None:  # as before there was such a key
-        data.pop("end_of_document", None)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    """SHA-256 over all settings that can change what is trained, see `what_is_trained`."""
+    text = json.dumps(what_is_trained(to_plain(config)), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def what_is_trained(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A written configuration without folders, trackers and checkpoints, which do not change what is trained."""
+    kept = {key: value for key, value in plain.items() if key not in ("out", "track", "checkpoint")}
+    if kept.get("selection") is None:  # as before there was such a section
+        kept.pop("selection", None)
+    if "data" in kept:
+        kept["data"] = {key: value for key, value in kept["data"].items() if key not in ("prepared", "workers")}
+        if kept["data"].get("end_of_document") is None:  # as before there was such a key
+            kept["data"].pop("end_of_document", None)
+    return kept

@@ -31,7 +31,15 @@ from jaxmix.workflows.finetune.config import FinetuneConfig
 from jaxmix.workflows.finetune.plan import plan_of
 from jaxmix.workflows.finetune.reduction import reduce_prompts
 from jaxmix.workflows.finetune.resolve import FinetuneRun, resolve_finetune
-from jaxmix.workflows.provenance import begin_run, check_fixed, now, write_json
+from jaxmix.workflows.provenance import (
+    begin_run,
+    check_fixed,
+    check_same_data,
+    check_steps_left,
+    hold,
+    now,
+    write_json,
+)
 
 REDUCTION, START = "reduction.json", "start"
 """Inside a run folder: clusters and kept prompts; the supervised start, a checkpoint as any other."""
@@ -100,12 +108,29 @@ def run_finetune(
         ConfigError: also when the folder holds a run that this configuration cannot continue.
         RunError: the run could not continue; its latest checkpoint is complete.
     """
+    with hold(folder_of(config)):
+        return _run_finetune(config, command, programs, start_dir, label, extra or {}, has_page, say)
+
+
+def _run_finetune(
+    config: FinetuneConfig,
+    command: str,
+    programs: PolicyPrograms | None,
+    start_dir: Path | None,
+    label: str,
+    extra: Mapping[str, Any],
+    has_page: bool,
+    say: Callable[[str], None],
+) -> FinetuneOutcome:
     check_finetune_continuation(folder_of(config))
+    check_steps_left(folder_of(config), config.train.steps)
     run = resolve_finetune(config)
+    data_hash = _prompts_hash(run.prompts, run.held_out)
+    check_same_data(folder_of(config), data_hash, allowed=config.train.allow_changed_data)
     folder, settings, model = run.folder, run.settings, transformer(run.model)
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](run.mesh))
     is_main = jax.process_index() == 0
-    provenance = begin_run(folder, command=command, content={**_about(run), **(extra or {})})
+    provenance = begin_run(folder, command=command, content={**_about(run, data_hash), **extra})
     params = _start(run, start_dir or folder.path / START, model, mesh, say)
     prompts = run.prompts
     programs = programs or build_policy_programs(
@@ -203,11 +228,11 @@ def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
     return fixed | {f"train.{k}": train.get(k) for k in keys}
 
 
-def _about(run: FinetuneRun) -> dict[str, Any]:
+def _about(run: FinetuneRun, data_hash: str) -> dict[str, Any]:
     """What provenance.json tells of a fine-tuning run."""
     arms = zip(run.held_out.arm_names, run.held_out.families, run.held_out.levels, strict=True)
     return {
-        "data_hash": _prompts_hash(run.prompts, run.held_out),
+        "data_hash": data_hash,
         "seed": run.settings.seed,
         "arms": [
             {"name": name, "family": family, "level": level, "is_learnable": family not in run.noise}

@@ -26,7 +26,15 @@ from jaxmix.workflows.config.mixer import inactive_names
 from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.sections import DataConfig, RunConfig, RunFolder, folder_of
 from jaxmix.workflows.config.yaml import dump_yaml
-from jaxmix.workflows.provenance import begin_run, check_fixed, now, write_json
+from jaxmix.workflows.provenance import (
+    begin_run,
+    check_fixed,
+    check_same_data,
+    check_steps_left,
+    hold,
+    now,
+    write_json,
+)
 from jaxmix.workflows.train.cost import compute_of
 from jaxmix.workflows.train.data import RunData, prepare_and_open
 from jaxmix.workflows.train.reference import load_reference
@@ -95,15 +103,30 @@ def run_train(
         ConfigError: also when the folder holds a run that this configuration cannot continue.
         RunError: the run could not continue; its latest checkpoint is complete.
     """
+    with hold(folder_of(config)):
+        return _run_train(config, command, data, programs, label, extra or {}, has_page)
+
+
+def _run_train(
+    config: RunConfig,
+    command: str,
+    data: RunData | None,
+    programs: Programs | None,
+    label: str,
+    extra: Mapping[str, Any],
+    has_page: bool,
+) -> TrainOutcome:
     check_continuation(folder_of(config))
+    check_steps_left(folder_of(config), config.train.steps)
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     _check_rows(config.data.batch_size, config.train.accumulate * shards)
     data = data or prepare_and_open(config)
+    check_same_data(folder_of(config), data.data_hash, allowed=config.train.allow_changed_data)
     run = resolve_run(config, data.known, is_drawing=True)
     folder, settings, rows = run.folder, run.settings, run.data.batch_size
     model, is_main = transformer(run.model), jax.process_index() == 0
-    provenance = begin_run(folder, command=command, content={**_about(run, data), **(extra or {})})
+    provenance = begin_run(folder, command=command, content={**_about(run, data), **extra})
     programs = programs or build_programs(model, settings, num_domains=len(data.train), mesh=mesh)
     programs = with_selection(programs, run.selection, mixer=run.mixer, batch_size=rows)
     prior, drawn, pieces = run.prior, run.drawn(shards=shards), 1

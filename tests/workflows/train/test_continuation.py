@@ -1,13 +1,17 @@
 """What a run folder may be continued with."""
 
+import json
+
 import pytest
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.data.lock import locked
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.sections import folder_of
 from jaxmix.workflows.config.yaml import dump_yaml
-from jaxmix.workflows.train.run import check_continuation
+from jaxmix.workflows.provenance import begin_run, changed_settings, check_same_data, check_steps_left
+from jaxmix.workflows.train.run import check_continuation, run_train
 
 
 def config(**sections):
@@ -62,3 +66,43 @@ def test_a_model_setting_taken_back_may_not_either(run_dir):
 def test_without_checkpoints_anything_goes(run_dir):
     (run_dir / "checkpoints" / "50").rmdir()
     check_continuation(folder_of(config(model={"preset": "lm-3m"}, out=str(run_dir))))
+
+
+def test_a_run_without_steps_left_is_not_touched_by_other_settings(run_dir):
+    changed = {"mixture": {"weights": "uniform"}, "train": {"steps": 50}}
+    before = {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    with pytest.raises(
+        ConfigError, match=r"has had 50 steps.*mixture\.weights was 'natural' and is 'uniform'.*Nothing was"
+    ):
+        check_steps_left(folder_of(config(**changed, out=str(run_dir))), 50)
+    with pytest.raises(ConfigError, match=r"train\.steps was 100 and is 50"):
+        run_train(config(train={"steps": 50}, out=str(run_dir)), command="test")
+    assert {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()} == before
+    check_steps_left(folder_of(config(mixture={"weights": "uniform"}, out=str(run_dir))), 100)
+    check_steps_left(folder_of(config(train={"steps": 100}, checkpoint={"every": 9}, out=str(run_dir))), 50)
+
+
+def test_a_session_says_what_it_changed(run_dir):
+    folder = folder_of(config(train={"steps": 500}, mixture={"weights": "uniform"}, out=str(run_dir)))
+    begin_run(folder, command="test", content={})
+    (session,) = json.loads((run_dir / "provenance.json").read_text())["sessions"]
+    assert session["changed"] == {"train.steps": [100, 500], "mixture.weights": ["natural", "uniform"]}
+    assert changed_settings(folder) == {}
+
+
+def test_other_data_are_refused_by_name(run_dir):
+    (run_dir / "provenance.json").write_text(json.dumps({"data_hash": {"web": "1", "code": "2"}}))
+    folder = folder_of(config(out=str(run_dir)))
+    check_same_data(folder, {"web": "1", "code": "2", "new": "3"}, allowed=False)
+    with pytest.raises(
+        ConfigError, match=r"source 'code' has changed since the run began.*checkpoint\.allow_changed_data"
+    ):
+        check_same_data(folder, {"web": "1", "code": "x"}, allowed=False)
+    check_same_data(folder, {"web": "1", "code": "x"}, allowed=True)
+    never = folder_of(config(out=str(run_dir), checkpoint={"resume": "never"}))
+    check_same_data(never, {"web": "1", "code": "x"}, allowed=False)
+
+
+def test_two_runs_do_not_share_a_folder(run_dir):
+    with locked(run_dir, "trains"), pytest.raises(ConfigError, match=r"process \d+ on .* trains here since"):
+        run_train(config(out=str(run_dir)), command="test")
