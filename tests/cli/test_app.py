@@ -76,3 +76,9 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("Usage: jaxmix train")
     assert "jaxmix:" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in app.COMMANDS if c.sections], ids=lambda c: c.name)
+def test_every_key_that_a_help_page_lists_can_be_overridden(command):
+    listed = {name.split(".")[0] for name, _ in app._config_keys(command)}
+    assert listed <= {*command.sections, *(flag.key for flag in command.flags)}
