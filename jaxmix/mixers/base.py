@@ -112,6 +112,18 @@ class Cadence(NamedTuple):
         is_in_window = self.round_length == 0 or position <= self.evaluations * num_domains * self.validate
         return is_in_window and position % self.validate == 0
 
+    def count_validations(self, steps: int, num_domains: int) -> int:
+        """How many of the steps 0, …, `steps` have a validation that is due."""
+        last = steps - self.first_step
+        if self.validate == 0 or last < 0:
+            return 0
+        if self.round_length == 0:
+            return last // self.validate + 1
+        window = min(self.evaluations * num_domains * self.validate, self.round_length - 1)
+        rounds, rest = divmod(last + 1, self.round_length)
+        partial = 0 if rest == 0 else min(rest - 1, window) // self.validate + 1
+        return rounds * (window // self.validate + 1) + partial
+
 
 class MixerInfo(NamedTuple):
     """What one update reports for diagnosis; logged, not carried over.

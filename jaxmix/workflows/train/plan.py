@@ -171,7 +171,7 @@ def make_plan(config: RunConfig) -> Plan:
         notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
     if mixer.needs:
         notes.append(f"the mixer {run.mixer_name!r} moves the weights; draws and epochs hold at the prior")
-    mixer_evaluations = sum(mixer.cadence.is_validation_due(step, len(sources)) for step in range(settings.steps + 1))
+    mixer_evaluations = mixer.cadence.count_validations(settings.steps, len(sources))
     notes.extend(_mixer_notes(run, mixer_evaluations, settings.steps * tokens_per_step))
     devices = {axis: (size if (size := run.mesh.get(axis, 1)) > 0 else None) for axis in MESH_AXES}
     rows = -(-data.batch_size // settings.accumulate // _fixed(devices, "data", "fsdp"))
