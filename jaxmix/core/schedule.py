@@ -115,6 +115,32 @@ def schedule_weights(schedule: MixtureSchedule, position: Counter | int | Int[Ar
     return (1.0 - fraction) * table[index] + fraction * table[following]
 
 
+def mean_schedule_weights(schedule: MixtureSchedule, length: int, prior: Sequence[float]) -> np.ndarray:
+    """Mean of the weights over the positions 0, …, `length` − 1, f64[m], in NumPy; touches no device.
+
+    Args:
+        schedule: as for `schedule_weights`.
+        length: ≥ 1, in the schedule's unit. Between two points at most 100,000 positions are taken, evenly spaced.
+        prior: [m], what the row "prior" stands for.
+    """
+    names = {"prior": np.asarray(prior, np.float64), "uniform": np.full(len(prior), 1.0 / len(prior))}
+    table = [names[row] if isinstance(row, str) else np.asarray(row, np.float64) for row in schedule.rows]
+    total = min(schedule.at[0], length) * table[0]
+    for i, (start, row) in enumerate(zip(schedule.at, table, strict=True)):
+        is_last = i + 1 == len(table)
+        end, following = (length, row) if is_last else (schedule.at[i + 1], table[i + 1])
+        count = min(end, length) - start
+        if count <= 0:
+            break
+        fraction = np.linspace(0, count - 1, min(count, 100_000)).round() / (end - start)
+        if schedule.interpolation == "step":
+            fraction = np.zeros(1)
+        elif schedule.interpolation == "cosine":
+            fraction = np.sin(0.5 * np.pi * fraction) ** 2
+        total = total + count * (row + fraction.mean() * (following - row))
+    return total / length
+
+
 def _table(schedule: MixtureSchedule, prior: Weights) -> Float[Array, "r m"]:
     m = prior.shape[0]
     rows = []

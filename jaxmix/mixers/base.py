@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.pytree import state
 from jaxmix.core.registry import Registry
+from jaxmix.core.schedule import MixtureSchedule
 from jaxmix.core.types import Array, Bool, DomainVector, Float, PRNGKeyArray, Weights
 from jaxmix.core.validate import check_simplex
 
@@ -172,6 +173,7 @@ class Mixer(NamedTuple):
             and leave the draws alone; `None` for all 1.
         loss_normalization: the normalization of the training loss that `loss_weights` are meant for; `None` for any.
         final: `(state) -> f32[m]`, the mixture that the method recommends for another run; `None`: its weights.
+        schedule: that the weights follow, for a plan of the run; `None` where they follow something else.
     """
 
     init: _Init
@@ -184,6 +186,7 @@ class Mixer(NamedTuple):
     loss_weights: _Weights | None = None
     final: _Weights | None = None
     loss_normalization: str | None = None
+    schedule: MixtureSchedule | None = None
 
 
 def require(feedback: Feedback, needs: frozenset[str], name: str) -> None:

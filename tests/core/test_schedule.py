@@ -10,7 +10,7 @@ from tolerance import WEIGHTS
 
 from jaxmix.core.counter import counter
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.schedule import mixture_schedule, schedule_weights
+from jaxmix.core.schedule import mean_schedule_weights, mixture_schedule, schedule_weights
 
 PRIOR = jnp.asarray([0.5, 0.5])
 POINTS = [{"at": 10, "weights": [1, 0]}, {"at": 20, "weights": [0.5, 0.5]}, {"at": 60, "weights": [0.25, 0.75]}]
@@ -92,3 +92,12 @@ def test_errors_name_the_point(points, options, message):
 def test_wrong_number_of_domains():
     with pytest.raises(ConfigError, match="2 weights for 3 domains"):
         schedule_weights(mixture_schedule(POINTS), 0, jnp.full(3, 1 / 3))
+
+
+@pytest.mark.parametrize("interpolation", ["step", "linear", "cosine"])
+def test_the_mean_is_that_of_all_positions(interpolation):
+    points = [{"at": 3, "weights": [1.0, 0.0]}, {"at": 9, "weights": "uniform"}, {"at": 20, "weights": "prior"}]
+    schedule, prior = mixture_schedule(points, interpolation=interpolation), [0.1, 0.9]
+    every = [schedule_weights(schedule, i, jnp.asarray(prior, jnp.float32)) for i in range(40)]
+    np.testing.assert_allclose(mean_schedule_weights(schedule, 40, prior), np.mean(every, axis=0), atol=1e-6)
+    assert mean_schedule_weights(schedule, 10**9, prior) == pytest.approx(prior, abs=1e-6)

@@ -89,4 +89,4 @@ def scheduled(
             position = add(position, jnp.int32(1))
         return ScheduledState(position, state.prior), MixerInfo(score=jnp.zeros_like(state.prior), extra={})
 
-    return Mixer(init=init, update=update, weights=weights, needs=needs, name="scheduled")
+    return Mixer(init=init, update=update, weights=weights, needs=needs, name="scheduled", schedule=plan)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.schedule import mean_schedule_weights
 from jaxmix.core.validate import MESH_AXES
 from jaxmix.models.lm.accounting import count_params
 from jaxmix.models.lm.config import TransformerConfig
@@ -20,7 +21,7 @@ from jaxmix.workflows.train.data import known_sizes
 
 @dataclasses.dataclass(frozen=True)
 class SourcePlan:
-    """Expected use of one source if the weights stay at the prior.
+    """Expected use of one source if the weights stay at the prior, or follow the schedule.
 
     Attributes:
         name: domain.
@@ -158,7 +159,8 @@ def make_plan(config: RunConfig) -> Plan:
     settings, data, mixer, selection = run.settings, run.data, run.mixer, run.selection
     drawn = run.drawn()
     tokens_per_step = drawn * data.seq_len
-    sources = _sources(run, settings.steps * drawn)
+    weights = _mean_weights(run, settings.steps * tokens_per_step)
+    sources = _sources(run, weights, settings.steps * drawn)
     if run.prior is None and sizes.tokens:
         unknown.append("natural weights need the size of every source: run `jaxmix prepare`, or give `tokens:`")
     notes = [
@@ -169,7 +171,9 @@ def make_plan(config: RunConfig) -> Plan:
     ]
     if data.unit == "rows":
         notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
-    if mixer.needs:
+    if mixer.schedule is not None:
+        notes.append("weights, draws and epochs are means over the schedule")
+    elif mixer.needs:
         notes.append(f"the mixer {run.mixer_name!r} moves the weights; draws and epochs hold at the prior")
     mixer_evaluations = mixer.cadence.count_validations(settings.steps, len(sources))
     notes.extend(_mixer_notes(run, mixer_evaluations, settings.steps * tokens_per_step))
@@ -241,11 +245,21 @@ def _fixed(devices: Mapping[str, int | None], *axes: str) -> int:
     return int(np.prod([devices[axis] or 1 for axis in axes]))
 
 
-def _sources(run: Run, rows: int) -> tuple[SourcePlan, ...]:
-    drawn, seq_len = _rows_by_source(run, rows), run.data.seq_len
+def _mean_weights(run: Run, tokens: int) -> dict[str, float] | None:
+    """Mean weights over a run of so many tokens: of its schedule, or the prior where there is none."""
+    schedule, prior = run.mixer.schedule, run.prior
+    if schedule is None or prior is None:
+        return prior
+    length = run.settings.steps if schedule.unit == "steps" else tokens
+    mean = mean_schedule_weights(schedule, length, list(prior.values()))
+    return dict(zip(prior, mean.tolist(), strict=True))
+
+
+def _sources(run: Run, weights: Mapping[str, float] | None, rows: int) -> tuple[SourcePlan, ...]:
+    drawn, seq_len = _rows_by_source(run, weights, rows), run.data.seq_len
     plans = []
     for name, size in run.sizes.tokens.items():
-        weight = None if run.prior is None else run.prior[name]
+        weight = None if weights is None else weights[name]
         mine, count = drawn[name], run.sizes.counts[name]
         if size == 0 and weight:
             raise ConfigError(f"source {name!r} has no tokens and a weight of {weight:g}", fix="Set it to 0.")
@@ -264,15 +278,15 @@ def _rows_per_epoch(tokens: float, seq_len: int) -> float:
     return -(-tokens // seq_len)
 
 
-def _rows_by_source(run: Run, rows: int) -> Mapping[str, float | None]:
+def _rows_by_source(run: Run, weights: Mapping[str, float] | None, rows: int) -> Mapping[str, float | None]:
     """Expected rows of every source, as `MixtureStream` shares them out for the unit that weights count."""
     sizes = run.sizes
-    if run.prior is None:
+    if weights is None:
         return dict.fromkeys(sizes.tokens)
     if run.data.unit != "documents":
-        return {name: rows * weight for name, weight in run.prior.items()}
+        return {name: rows * weight for name, weight in weights.items()}
     shares = {}
-    for name, weight in run.prior.items():
+    for name, weight in weights.items():
         size, count = sizes.tokens[name], sizes.counts[name]
         if size is None or count is None:
             return dict.fromkeys(sizes.tokens)

@@ -105,3 +105,21 @@ def test_natural_weights_follow_sizes():
     sized = lambda **tokens: Sizes(tokens, {}, None)
     assert prior_weights(loaded, sized(web=30, code=10)) == {"web": 0.75, "code": 0.25}
     assert prior_weights(loaded, sized(web=30, code=None)) is None
+
+
+def test_a_plan_follows_the_schedule():
+    """From all of web to all of code in the first tenth, linearly, then back at once."""
+    points = [
+        {"at": 0, "weights": [1.0, 0.0]},
+        {"at": 10, "weights": {"web": 0, "code": 1}},
+        {"at": 11, "weights": "prior"},
+    ]
+    mixer = {"name": "scheduled", "points": points, "interpolation": "linear"}
+    weights = {"weights": {"web": 0.8, "code": 0.2}}
+    plan = make_plan(from_mapping(config(mixer=mixer, mixture=weights), file="web.yaml"))
+    code = (sum(i / 10 for i in range(10)) + 1 + 89 * 0.2) / 100
+    assert {s.name: s.weight for s in plan.sources} == pytest.approx({"web": 1 - code, "code": code})
+    assert "weights, draws and epochs are means over the schedule" in plan.notes
+    wrapped = {**mixer, "wrap": [{"floor": 0.01}]}
+    plan = make_plan(from_mapping(config(mixer=wrapped, mixture=weights), file="web.yaml"))
+    assert {s.name: s.weight for s in plan.sources} == pytest.approx({"web": 0.8, "code": 0.2})
