@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxmix.core.errors import JaxmixError
 from jaxmix.data.files import write_whole
-from jaxmix.report.paired import student_interval
+from jaxmix.report.intervals import student_interval
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.discover.config import discovery_from

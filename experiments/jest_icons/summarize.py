@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from cells import POLICIES, POOLS
 
-from jaxmix.report.paired import student_interval
+from jaxmix.report.intervals import student_interval
 
 AXES = ("steps", "trained", "scanned", "flops")
 METRICS = ("recall@1", "recall@10")

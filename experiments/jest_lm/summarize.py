@@ -15,7 +15,7 @@ import numpy as np
 from run import ARMS, STEPS
 from texts import NOISE, WEIGHTS
 
-from jaxmix.report.paired import student_interval
+from jaxmix.report.intervals import student_interval
 
 HERE = Path(__file__).parent
 COMPARED = ("iid", "clean_only")

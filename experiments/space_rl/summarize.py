@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from cells import SUITES, UNIQUE, cells
 
+from jaxmix.report.intervals import Interval, student_interval
 from jaxmix.report.pages.finetune_metrics import (
     accuracy,
     area,
@@ -27,7 +28,6 @@ from jaxmix.report.pages.finetune_metrics import (
     prompts_to,
     share_of,
 )
-from jaxmix.report.paired import Interval, student_interval
 from jaxmix.report.run_folder import RunRecord, load_run
 
 BASELINES = ("pool", "clusters")

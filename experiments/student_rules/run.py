@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxmix.data.files import write_whole
 from jaxmix.models.student.sampling import RULES
-from jaxmix.report.paired import student_interval
+from jaxmix.report.intervals import student_interval
 from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.run import run_discovery
 

@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from jaxmix.report.cost import Cost, cost_of
+from jaxmix.report.intervals import LEVEL, Interval, student_interval
 from jaxmix.report.numbers import number, perplexity
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import Table, finished_by_variant, mean_loss
-
-LEVEL = 0.95
-"""Confidence level of all intervals."""
-
-
-class Interval(NamedTuple):
-    """A mean over seeds with its confidence interval.
-
-    Attributes:
-        values: one per seed, in the order of the seeds.
-        mean: nan without values.
-        half_width: of Student's interval at `LEVEL`; None with fewer than two values.
-    """
-
-    values: tuple[float, ...]
-    mean: float
-    half_width: float | None
-
-    @property
-    def low(self) -> float:
-        return self.mean - (self.half_width or 0.0)
-
-    @property
-    def high(self) -> float:
-        return self.mean + (self.half_width or 0.0)
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.half_width is not None and not self.low <= 0 <= self.high
-
-
-def student_interval(values: Iterable[float]) -> Interval:
-    """Mean and Student's t interval of independent values: `mean ± t(n − 1) · s / √n`."""
-    from scipy.special import stdtrit
-
-    known = tuple(values)
-    if not known:
-        return Interval((), math.nan, None)
-    mean = statistics.fmean(known)
-    if len(known) < 2:
-        return Interval(known, mean, None)
-    quantile = float(stdtrit(len(known) - 1, 0.5 + LEVEL / 2))
-    return Interval(known, mean, quantile * statistics.stdev(known) / math.sqrt(len(known)))
-
 
 Metric = Callable[[RunRecord], float]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.report.cost import cost_of
+from jaxmix.report.intervals import LEVEL, Interval
 from jaxmix.report.numbers import mean_of_known
-from jaxmix.report.paired import LEVEL, Interval, Pairing, pairings
+from jaxmix.report.paired import Pairing, pairings
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import mean_loss
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from jaxmix.report.intervals import LEVEL, student_interval
+
 Losses = Mapping[str, Mapping[int, float]]
 """variant → seed → loss (nats per token)."""
 
@@ -17,7 +19,7 @@ class Standing:
         variant: its name.
         by_seed: loss by seed.
         differences: loss minus the best variant's loss of the same seed; empty for the best itself.
-        is_separated: the ranges over seeds of this variant and the best do not overlap.
+        is_separated: Student's interval of the differences excludes 0.
     """
 
     variant: str
@@ -65,8 +67,7 @@ class Comparison:
             )
         parts = [_against(s) for s in (*beaten, *tied)]
         spread = (
-            "Separated means that the ranges over seeds do not overlap"
-            + (f"; {seeds} seeds show a spread and prove nothing further." if seeds < 5 else ".")
+            f"Separated means that Student's interval of the differences over paired seeds, at {LEVEL:.0%}, excludes 0."
             if seeds > 1
             else "With one seed the spread is unknown, so no difference counts as separated."
         )
@@ -89,7 +90,8 @@ def _against(s: Standing) -> str:
 def compare(losses: Losses) -> Comparison:
     """Ranks variants by their mean loss over seeds.
 
-    Two variants are separated when their ranges over seeds do not overlap, which takes at least two seeds each.
+    Two variants are separated when the interval of their differences over paired seeds excludes 0, as in
+    `jaxmix.report.paired`; that takes at least two seeds in common.
 
     Args:
         losses: at least one variant, each with at least one seed.
@@ -103,6 +105,5 @@ def compare(losses: Losses) -> Comparison:
         mine = dict(losses[variant])
         is_best = variant == order[0]
         differences = {} if is_best else {seed: mine[seed] - best[seed] for seed in sorted(mine) if seed in best}
-        is_apart = not is_best and min(len(mine), len(best)) > 1 and min(mine.values()) > max(best.values())
-        standings.append(Standing(variant, mine, differences, is_apart))
+        standings.append(Standing(variant, mine, differences, student_interval(differences.values()).excludes_zero))
     return Comparison(tuple(standings))

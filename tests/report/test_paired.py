@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxmix.report.paired import domain_tables, paired_sentences, paired_table, pairings, student_interval
+from jaxmix.report.intervals import student_interval
+from jaxmix.report.paired import domain_tables, paired_sentences, paired_table, pairings
 from jaxmix.report.run_folder import load_run
 from jaxmix.report.summary import summarize
 

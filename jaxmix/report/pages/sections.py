@@ -10,7 +10,8 @@ from jaxmix.report.charts import Dot, Matrix
 from jaxmix.report.cost import cost_sentence
 from jaxmix.report.diagnosis import interaction_snapshots, lag_sentence, warnings
 from jaxmix.report.html import Html
-from jaxmix.report.paired import LEVEL, Interval, domain_tables, paired_sentences, paired_table, pairings
+from jaxmix.report.intervals import LEVEL, Interval
+from jaxmix.report.paired import domain_tables, paired_sentences, paired_table, pairings
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.widgets import curve, domains_shown
 
