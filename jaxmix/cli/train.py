@@ -11,10 +11,11 @@ from jaxmix.cli.session import continuable, join_processes
 from jaxmix.report import RunRecord, describe_result, load_run
 from jaxmix.report.tables import Table, run_table
 from jaxmix.workflows.config.load import load_config
-from jaxmix.workflows.config.sections import RunConfig
+from jaxmix.workflows.config.sections import RunConfig, folder_of
+from jaxmix.workflows.provenance import check_steps_left
 from jaxmix.workflows.train.data import describe_preparation, preparation_table, prepare_sources
 from jaxmix.workflows.train.plan import make_plan, plan_lines, plan_rows
-from jaxmix.workflows.train.run import run_train
+from jaxmix.workflows.train.run import check_continuation, run_train
 
 
 def prepare(arguments: Arguments) -> int:
@@ -42,6 +43,8 @@ def train(arguments: Arguments) -> int:
     out = [] if arguments.out is None else [("out", f'"{arguments.out}"')]
     config = load_config(arguments.config, [*arguments.overrides, *out])
     if arguments.dry_run:
+        check_continuation(folder_of(config))
+        check_steps_left(folder_of(config), config.train.steps)
         return answer(arguments, *_plan(config), f"\nWould write to {config.out}. Nothing was written.")
     join_processes(arguments)
     with continuable(arguments):

@@ -46,6 +46,12 @@ def check_arguments(
     sources: Mapping[str, Any], unit: str, shard: tuple[int, int], *, batch_size: int, prefetch: int, **counts: int
 ) -> None:
     """Raises `ConfigError` for a value that is out of range; `counts` are the other numbers, all ≥ 1."""
+    if not isinstance(sources, Mapping):
+        raise ConfigError(
+            f"sources must be a mapping from names to sources, got a {type(sources).__name__}",
+            where="MixtureStream(sources)",
+            fix='Write {"web": source}; a source has `len` and `read(indices)`, as those of `open_prepared`.',
+        )
     if not sources:
         raise ConfigError("there are no sources", where="MixtureStream", fix="Give at least one.")
     check_choice("MixtureStream", "unit", unit, UNITS)

@@ -45,6 +45,8 @@ SHARD = ("file", "records", "tokens", "bytes", "checksum", "lengths_checksum")
 _BATCH = 64
 _MERGED_BYTES = 2_000_000
 _TAIL = "tail"
+_LEAST_DIVIDED = 64
+"""Tokens of an only document that is divided between the splits."""
 
 Progress = Callable[[int, int, int], None]
 
@@ -58,12 +60,14 @@ class PrepareSummary:
         index: the content of index.json.
         was_ready: an earlier run had done all the work.
         changed: sources that had been prepared with other content, or settings of their own, before.
+        dropped: sources that the folder listed before; their files are kept.
     """
 
     folder: Path
     index: dict[str, Any]
     was_ready: bool
     changed: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def troubles(self) -> dict[str, dict[str, Any]]:
         """By domain, then kind: `{"count": n, "first": [places]}`; empty where all was well."""
@@ -146,7 +150,8 @@ def prepare_corpus(
                 if left.is_dir() and left != work.home(name):
                     shutil.rmtree(left)
     changed = tuple(name for name in sources if name in old and old[name] != hashes[name])
-    return PrepareSummary(folder, read_json(folder / "index.json"), was_ready=False, changed=changed)
+    dropped = tuple(name for name in old if name not in sources)
+    return PrepareSummary(folder, read_json(folder / "index.json"), was_ready=False, changed=changed, dropped=dropped)
 
 
 def _tokenize(
@@ -216,7 +221,7 @@ class _Work:
     def unit(self, name: str, number: int, unit: Unit, moved: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Returns the unit's record, doing its work if no earlier run has.
 
-        `moved` names documents of a fixed split by their hash; `_TAIL` says how many last records are held out.
+        `moved` names documents of a fixed split by their hash; `_TAIL` says how many last tokens are held out.
         """
         path = self.home(name) / f"unit-{number:05d}.json"
         record = read_json(path)
@@ -299,26 +304,26 @@ class _Work:
         """Writes a document's records to their splits; keeps the smallest and largest hash of the unit."""
         whole = np.append(tokens, self._tokenizer.end_of_document).astype(self._dtype)
         size = self._settings["max_record_tokens"]
-        # A last piece of only the end-of-document token would be a document of nothing.
-        cuts = [*range(0, max(len(whole) - 1, 1), size), len(whole)]
         value = int.from_bytes(hashlib.blake2b(whole.tobytes(), digest_size=8, key=self._key).digest(), "big")
         is_held_out = bool(moved.get(f"{value:016x}", value < self._threshold))
-        tail = len(cuts) - 1 - moved.get(_TAIL, len(cuts) - 1)
+        tail = len(whole) - moved[_TAIL] if _TAIL in moved else 0
+        # A last piece of only the end-of-document token would be a document of nothing.
+        cuts = sorted({0, tail, *range(tail, max(len(whole) - 1, 1), size), *range(0, tail, size), len(whole)})
         for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
-            split = "validation" if (number >= tail if _TAIL in moved else is_held_out) else "train"
+            split = "validation" if (start >= tail if tail else is_held_out) else "train"
             writers[split].add(whole[start:stop].tobytes(), stop - start, is_continued=number > 0)
         return [min(extremes[0], value), max(extremes[1], value)] if extremes else [value, value]
 
     def balance(self, name: str, units: list[Unit], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Moves the document with the smallest (largest) hash to the split that got none.
 
-        Of an only document of several records the last ones are held out.
+        Of an only document the end is held out, which makes it two records or more.
         """
         if sum(record["documents"] for record in records) == 1:
             (number,) = (i for i, record in enumerate(records) if record["documents"])
-            pieces = sum(records[number]["splits"][split]["records"] for split in SPLITS)
-            if pieces > 1:
-                held_out = min(max(round(self._settings["validation_fraction"] * pieces), 1), pieces - 1)
+            tokens = sum(records[number]["splits"][split]["tokens"] for split in SPLITS)
+            if tokens >= _LEAST_DIVIDED:
+                held_out = max(round(self._settings["validation_fraction"] * tokens), 2)
                 records[number] = self.unit(name, number, units[number], {_TAIL: held_out})
             return records
         for split, pick, side in (("validation", 0, min), ("train", 1, max)):
@@ -418,7 +423,7 @@ def _summary(work: _Work, name: str, records: list[dict[str, Any]]) -> dict[str,
     trouble.merge(work.sources[name].listing()[1])
     for record in records:
         trouble.merge(record["troubles"])
-        trouble.add("only documents, of which the end is held out", count=int(_TAIL in record["moved"]))
+        trouble.add("document alone in its source, of which the end is held out", count=int(_TAIL in record["moved"]))
     splits = {}
     for split in SPLITS:
         parts = [record["splits"][split] for record in records]

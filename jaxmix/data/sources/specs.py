@@ -16,6 +16,8 @@ from jaxmix.data.sources.readers import FORMATS, Trouble, Unit, detect_format, r
 LABELS = ".labels.parquet"
 """Ending of the files that `jaxmix label` writes beside documents: no documents themselves."""
 
+UNKNOWN_ENDING = "files not read, whose ending names no format (format: text reads them)"
+
 _GROUP_BYTES, _GROUP_FILES = 8_000_000, 2000
 _GROUP_RECORDS = 20_000
 _HASHED_WHOLE = 1_000_000_000
@@ -83,7 +85,11 @@ class SourceSpec:
             if path.is_dir():
                 inside = _below(path, passed)
                 unknown = [p for p in inside if self.format == "auto" and detect_format(p) is None]
-                passed.add("files whose ending names no format", *map(shown, unknown), count=len(unknown))
+                passed.add(
+                    UNKNOWN_ENDING,
+                    *map(shown, unknown),
+                    count=len(unknown),
+                )
                 inside = sorted(set(inside) - set(unknown))
             elif path.is_file():
                 inside = [path]
@@ -103,7 +109,7 @@ class SourceSpec:
     def _no_file(self, passed: Trouble) -> ConfigError:
         endings = ", ".join(e for endings in FORMATS.values() for e in endings)
         what, fix = f"no file at {self.path}", f"Known endings: {endings}."
-        if unknown := passed.to_json().get("files whose ending names no format"):
+        if unknown := passed.to_json().get(UNKNOWN_ENDING):
             what = (
                 f"{self.path} has {unknown['count']} files and none with a known ending, such as {unknown['first'][0]}"
             )

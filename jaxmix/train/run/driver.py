@@ -337,6 +337,8 @@ class Driver(Generic[Result]):
 
     def _train(self, resumed_from: int | None, interruption: Interruption) -> Result:
         step, ended_early = resumed_from or 0, None
+        # Of a finished run that is called again the evaluation at its end is there already.
+        self.is_recording = step < self.settings.steps
         if resumed_from is None:  # a checkpoint is written after the evaluations at its step
             self._evaluate(step)
         while step < self.settings.steps:
@@ -386,7 +388,8 @@ class Driver(Generic[Result]):
 
             def record(values: Mapping[str, Any], name: str = hook.name) -> None:
                 fields = {f"{name}/{key}": float(value) for key, value in values.items()}
-                self.files.write({"kind": name, "step": step, **self.loop.position(step), **fields})
+                if self.is_recording:
+                    self.files.write({"kind": name, "step": step, **self.loop.position(step), **fields})
 
             if (values := hook.run(View(step, self.loop.state, record, self.files.note))) is not None:
                 record(values)
@@ -442,6 +445,8 @@ def _guarded(hook: Hook) -> Callable[[View], None]:
     def run(view: View) -> None:
         try:
             if (values := hook.run(view)) is not None:
+                if not isinstance(values, Mapping):
+                    raise TypeError(f"it must return a mapping of numbers by name, or None, and returned {values!r}")
                 view.record(values)
         except Exception as error:
             raise RunError(

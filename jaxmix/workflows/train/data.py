@@ -94,12 +94,15 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
             workers=config.data.workers,
             progress=progress,
         )
+    if summary.dropped:
+        print(f"prepare: {summary.folder} no longer lists {', '.join(summary.dropped)}", file=sys.stderr)
     for name in summary.changed:
         print(f"prepare: {name} has changed and was tokenized again", file=sys.stderr)
     for name, kinds in summary.troubles().items():
         for kind, entry in kinds.items():
             more = ", …" if entry["count"] > len(entry["first"]) else ""
-            print(f"prepare: {name}: {entry['count']} {kind}: {', '.join(entry['first'])}{more}", file=sys.stderr)
+            places = f": {', '.join(entry['first'])}{more}" if entry["first"] else ""
+            print(f"prepare: {name}: {entry['count']} {kind}{places}", file=sys.stderr)
     return {"prepared": str(summary.folder), "was_ready": summary.was_ready, **summary.index}
 
 
@@ -153,6 +156,11 @@ def known_sizes(config: RunConfig) -> tuple[Sizes, list[str]]:
         kept = 1 - config.data.validation_fraction
         tokens = {name: domain.num_bytes * kept for name, domain in bundled_corpus().items()}
     elif isinstance(config.sources, Mapping):
+        for name, spec in source_specs(config.sources).items():
+            try:
+                spec.files()
+            except ConfigError as error:
+                unknown.append(f"{error.what} (from {Path.cwd()})" if name in error.what else str(error))
         tokens = {name: source.tokens for name, source in config.sources.items()}
         missing = [name for name, size in tokens.items() if size is None]
         if missing:

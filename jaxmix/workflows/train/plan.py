@@ -174,7 +174,7 @@ def make_plan(config: RunConfig) -> Plan:
     if mixer.schedule is not None:
         notes.append("weights, draws and epochs are means over the schedule")
     elif mixer.needs:
-        notes.append(f"the mixer {run.mixer_name!r} moves the weights; draws and epochs hold at the prior")
+        notes.append(f"the mixer {run.mixer_name!r} moves the weights; draws and epochs are those of the prior")
     mixer_evaluations = mixer.cadence.count_validations(settings.steps, len(sources))
     notes.extend(_mixer_notes(run, mixer_evaluations, settings.steps * tokens_per_step))
     devices = {axis: (size if (size := run.mesh.get(axis, 1)) > 0 else None) for axis in MESH_AXES}
@@ -318,15 +318,16 @@ def plan_lines(plan: Plan) -> list[str]:
     memory = plan.memory
     parts = ("params", "gradients", "optimizer", "activations", "logits")
     sizes = ", ".join(f"{name} {_bytes(getattr(memory, name))}" for name in parts)
-    mesh = " x ".join(f"{axis} {'all' if size is None else size}" for axis, size in plan.devices.items())
+    mesh = ", ".join(f"{axis} = {'all devices' if size is None else size}" for axis, size in plan.devices.items())
     return [
         f"Steps: {plan.steps:,} of {plan.tokens_per_step:,} tokens, {plan.tokens:,} tokens in all",
         f"Model: {plan.num_params:,} parameters, {plan.flops:.3g} floating-point operations",
         *_cost_lines(plan),
         f"Memory per device, roughly: {_bytes(memory.total)} ({sizes})",
-        f"Devices: {mesh}",
+        f"Mesh: {mesh}",
         f"Mixer: {plan.mixer}",
-        f"Evaluations: {plan.evaluations} and {plan.mixer_evaluations} for the mixer, checkpoints: {plan.checkpoints}",
+        f"Evaluations: {plan.evaluations}, {plan.mixer_evaluations} more for the mixer",
+        f"Checkpoints: {plan.checkpoints}",
         *(f"Unknown: {line}" for line in plan.unknown),
         *(f"Note: {line}" for line in plan.notes),
     ]

@@ -20,6 +20,7 @@ from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError
 from jaxmix.data import MixtureStream, SourceSpec, byte_tokenizer, open_prepared, prepare_corpus
 from jaxmix.data.lock import locked
 from jaxmix.data.prepared.store import PreparedSource, read_index
+from jaxmix.data.sources.specs import UNKNOWN_ENDING
 
 TEXTS = ["The first document.", "Ein zweites, mit Umlauten: äöü.", "三つ目。", "last"]
 END = 0xFF
@@ -243,7 +244,7 @@ def test_what_was_passed_over_is_in_the_summary(tmp_path):
     (tmp_path / "in" / "b.json").write_text("[]")
     troubles = prepare({"a": tmp_path / "in"}, tmp_path / "out").troubles()["a"]
     assert troubles == {
-        "files whose ending names no format": {"count": 1, "first": ["b.json"]},
+        UNKNOWN_ENDING: {"count": 1, "first": ["b.json"]},
         "hidden folders": {"count": 1, "first": [".cache"]},
     }
 
@@ -268,8 +269,9 @@ def test_of_an_only_document_the_end_is_held_out(tmp_path):
     train, held_out = open_prepared(tmp_path)["a"], open_prepared(tmp_path, "validation")["a"]
     stored = [bytes(source[i].astype(np.uint8)) for source in (train, held_out) for i in range(len(source))]
     assert b"".join(stored)[:-1].decode() == text
-    assert len(held_out) == 1
-    assert summary.troubles()["a"]["only documents, of which the end is held out"]["count"] == 1
+    assert (len(held_out), held_out.num_tokens) == (1, round(0.05 * (len(text) + 1)))
+    assert held_out.is_continued.all()
+    assert summary.troubles()["a"]["document alone in its source, of which the end is held out"]["count"] == 1
     assert prepare({"a": SourceSpec(name="a", documents=[text])}, tmp_path).was_ready
 
 

@@ -12,7 +12,7 @@ import pytest
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.sources import readers
 from jaxmix.data.sources.readers import Trouble
-from jaxmix.data.sources.specs import SourceSpec
+from jaxmix.data.sources.specs import UNKNOWN_ENDING, SourceSpec
 
 
 def documents(path, **settings):
@@ -57,7 +57,11 @@ def test_what_lies_beside_the_data_is_named_and_not_read(tmp_path):
         (tmp_path / folder / "part.jsonl").write_bytes(lines("1", "2", "3"))
     for name in ("part2.json", "part3.jsonl.gzip", ".part.jsonl"):
         (tmp_path / name).write_bytes(lines("4"))
-    found = {"hidden folders": 2, "hidden files": 1, "files whose ending names no format": 2}
+    found = {
+        "hidden folders": 2,
+        "hidden files": 1,
+        UNKNOWN_ENDING: 2,
+    }
     assert documents(tmp_path) == (["1", "2", "3"], found)
 
 
