@@ -36,6 +36,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it: which one, where and since when.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", where=str(folder), fix="Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     path, own = folder / LOCK, {**_this_process(), "what": what}
     for _ in range(_ATTEMPTS):
@@ -86,7 +88,15 @@ def _remove(path: Path, holder: dict[str, Any]) -> None:
 def _this_process() -> dict[str, Any]:
     began = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "began": began, "start": _start_of(pid)}
+    return {"host": socket.gethostname(), "space": _space(), "pid": pid, "began": began, "start": _start_of(pid)}
+
+
+def _space() -> str | None:
+    """What numbers of processes are counted in: containers of one name have their own. None if unknown."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _start_of(pid: int) -> str | None:
@@ -99,13 +109,15 @@ def _start_of(pid: int) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+    keys = ("host", "space", "pid", "began", "start", "what")
+    return found if isinstance(found, dict) and all(key in found for key in keys) else None
 
 
 def _is_alive(holder: dict[str, Any], path: Path) -> bool:
-    if holder["host"] != socket.gethostname():
+    if (holder["host"], holder["space"]) != (socket.gethostname(), _space()):
         probe = path.with_name(f"{LOCK}.{os.getpid()}-{secrets.token_hex(4)}")
         probe.touch()  # the clock of the file system, which may be that of a third machine
         try:

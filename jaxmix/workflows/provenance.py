@@ -107,6 +107,11 @@ def is_finished(folder: RunFolder, *, result: str) -> bool:
     return is_same and "finished" in provenance and (folder.path / result).is_file()
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of a folder's finished checkpoints; what a killed process was writing is none."""
+    return [int(path.name) for path in (folder / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+
+
 def check_fixed(folder: RunFolder, fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
     """Raises `ConfigError` if the folder has checkpoints that its configuration cannot continue.
 
@@ -115,7 +120,7 @@ def check_fixed(folder: RunFolder, fixed: Callable[[Mapping[str, Any]], Mapping[
         fixed: picks the settings that a run keeps for life, by dotted name.
     """
     path = folder.path / "config.yaml"
-    if folder.starts_anew or not path.is_file() or not any((folder.path / "checkpoints").glob("[0-9]*")):
+    if folder.starts_anew or not path.is_file() or not saved_steps(folder.path):
         return
     before, after = fixed(parse_yaml(path.read_text(encoding="utf-8"), where=str(path))), fixed(folder.plain)
     for key in {**before, **after}:
@@ -146,7 +151,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def check_steps_left(folder: RunFolder, steps: int) -> None:
     """Raises `ConfigError` for another configuration of a run that has no step left: its record would be wrong."""
-    saved = [int(path.name) for path in (folder.path / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+    saved = saved_steps(folder.path)
     changed = changed_settings(folder)
     if changed and saved and max(saved) >= steps:
         shown = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in list(changed.items())[:5])
@@ -166,7 +171,7 @@ def check_same_data(folder: RunFolder, data_hash: Any, *, allowed: bool) -> None
         allowed: `checkpoint.allow_changed_data`.
     """
     path = folder.path / PROVENANCE
-    if allowed or folder.starts_anew or not any((folder.path / "checkpoints").glob("[0-9]*")):
+    if allowed or folder.starts_anew or not saved_steps(folder.path):
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8")).get("data_hash")

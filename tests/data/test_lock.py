@@ -42,7 +42,7 @@ def test_the_same_process_cannot_hold_it_twice(tmp_path):
 
 
 def test_a_lock_of_another_machine_stays_as_long_as_it_is_touched(tmp_path):
-    holder = {"host": "elsewhere", "pid": 1, "began": "then", "start": None, "what": "trains"}
+    holder = {"host": "elsewhere", "space": None, "pid": 1, "began": "then", "start": None, "what": "trains"}
     (tmp_path / LOCK).write_text(json.dumps(holder))
     with refused("process 1 on elsewhere trains here since then"), locked(tmp_path, "trains"):
         pass

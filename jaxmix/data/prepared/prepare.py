@@ -32,7 +32,7 @@ from jaxmix import __version__
 from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.core.validate import check_count
 from jaxmix.data.files import read_json, write_json, write_whole
-from jaxmix.data.lock import LOCK, locked
+from jaxmix.data.lock import locked
 from jaxmix.data.prepared.store import checksum, index_checksum
 from jaxmix.data.sources.readers import Trouble, Unit
 from jaxmix.data.sources.specs import SourceSpec
@@ -90,7 +90,7 @@ def prepare_corpus(
     A record is a document with the end-of-document token behind it; documents of more than `max_record_tokens`
     tokens become several records. A hash of its tokens, not its place, decides the split of every document, with all
     its records: equal documents meet in the same split, and adding documents moves none. A domain of two or more
-    documents has at least one in each split; of an only document of several records the last ones are held out.
+    different documents has at least one in each split; of an only document the end is held out.
 
     The end-of-document token stands at the end of documents alone: in their text it is taken out and counted, and so
     are unknown tokens, and characters that the tokenizer has nothing for.
@@ -132,23 +132,30 @@ def prepare_corpus(
     folder = Path(out)
     hashes = {name: spec.fingerprint() for name, spec in sources.items()}
     _check_folder(folder, settings)
+    if (ready := _ready(folder, hashes)) is not None:  # asks for no lock: ready data may be shared and read-only
+        return PrepareSummary(folder, ready, was_ready=True)
     with locked(folder, "prepares data"):
+        if (ready := _ready(folder, hashes)) is not None:
+            return PrepareSummary(folder, ready, was_ready=True)
+        for left in folder.rglob(".*.partial"):  # of a process that was killed
+            left.unlink(missing_ok=True)
         write_json(folder / "plan.json", {"settings": settings})
-        before = read_json(folder / "index.json")
-        if before is not None and before.get("checksum") != index_checksum(before):
-            before = None  # altered: made again from the units' own records
-        old = {} if before is None else {name: entry["source_hash"] for name, entry in before["domains"].items()}
-        if before is not None and list(old.items()) == list(hashes.items()):
-            return PrepareSummary(folder, before, was_ready=True)
+        old = {name: entry["source_hash"] for name, entry in (_index(folder) or {"domains": {}})["domains"].items()}
         work = _Work(folder, sources, hashes, tokenizer, settings)
         records = _tokenize(work, sources, workers, progress)
+        for name, spec in sources.items():
+            if spec.fingerprint() != hashes[name]:
+                what = f"source {name!r} changed while it was read"
+                raise RunError(what, where=f"sources.{name}", fix="Run the same command again.")
         domains = {name: _summary(work, name, found) for name, found in records.items()}
         index = {"format": FORMAT, "jaxmix": __version__, "settings": settings, "domains": domains}
         write_json(folder / "index.json", {**index, "checksum": index_checksum(index)})
-        for name in sources:  # what the new index no longer names
-            for left in (folder / name).iterdir():
-                if left.is_dir() and left != work.home(name):
-                    shutil.rmtree(left)
+        for name in sources:
+            # The content before this one stays, for runs that read it; a folder is renamed before it goes, so that no
+            # half of one is taken for finished work.
+            kept = {work.home(name).name, old.get(name, "")[:12]}
+            for left in [path for path in (folder / name).iterdir() if path.is_dir() and path.name not in kept]:
+                shutil.rmtree(left.rename(left.with_name(f".{left.name}.removed")))
     changed = tuple(name for name in sources if name in old and old[name] != hashes[name])
     dropped = tuple(name for name in old if name not in sources)
     return PrepareSummary(folder, read_json(folder / "index.json"), was_ready=False, changed=changed, dropped=dropped)
@@ -398,11 +405,29 @@ def _batches(documents: Any) -> Any:
         yield batch
 
 
+def _index(folder: Path) -> dict[str, Any] | None:
+    """The index; None where there is none, or an altered one, which is made again from the units' own records."""
+    index = read_json(folder / "index.json")
+    is_whole = isinstance(index, dict) and index.get("checksum") == index_checksum(index)
+    return index if is_whole else None
+
+
+def _ready(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any] | None:
+    """The index, if it is of exactly these sources in this order."""
+    index = _index(folder)
+    if index is None:
+        return None
+    found = [(name, entry["source_hash"]) for name, entry in index["domains"].items()]
+    return index if found == list(hashes.items()) else None
+
+
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for a folder of something else, or one that was begun with other settings."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", where="data.prepared", fix="Choose another folder.")
     found = read_json(folder / "plan.json")
-    if found is None:
-        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ConfigError(
                 f"{folder} is not empty and holds no prepared data",
                 where="data.prepared",

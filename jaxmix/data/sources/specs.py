@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmix.core.errors import ConfigError, EnvironmentProblem, nearest
+from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError, nearest
 from jaxmix.data.sources.readers import FORMATS, Trouble, Unit, detect_format, read_unit, shown, split_file
 
 LABELS = ".labels.parquet"
@@ -57,6 +57,10 @@ class SourceSpec:
             raise ConfigError(
                 f"source {self.name!r}: {what}", where=where, fix="Give exactly one of path, tfds, hf and documents."
             )
+        paths = self.path if isinstance(self.path, tuple) else (self.path,)
+        if (self.path is not None and not all(paths)) or paths == ():
+            what = f"source {self.name!r} has an empty path"
+            raise ConfigError(what, where=f"{where}.path", fix="Name a file or folder; . is this one.")
         if self.format != "auto" and self.format not in FORMATS:
             raise ConfigError(
                 f"unknown format {self.format!r}", where=f"{where}.format", fix=nearest(self.format, ("auto", *FORMATS))
@@ -222,7 +226,14 @@ def _below(folder: Path, passed: Trouble) -> list[Path]:
     """All files below a folder but hidden ones, in order; a folder that links lead to twice is read once."""
     files: list[Path] = []
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+
+    def failed(error: OSError) -> None:
+        where = shown(str(error.filename))
+        if not isinstance(error, PermissionError):
+            raise RunError(f"the folder cannot be read: {error.strerror}", where=where, fix="Try again.") from error
+        passed.add("folders without permission", where)
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=failed):
         state = os.stat(place)
         if (state.st_dev, state.st_ino) in seen:
             folders.clear()
@@ -234,7 +245,10 @@ def _below(folder: Path, passed: Trouble) -> list[Path]:
             hidden = [name for name in entries if name.startswith(".")]
             passed.add(kind, *map(shown, hidden), count=len(hidden))
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [path for name in names if not name.startswith(".") and (path := Path(place, name)).is_file()]
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        nothing = [path for path in paths if not path.is_file()]
+        passed.add("links that lead nowhere, and what is no file", *map(shown, nothing), count=len(nothing))
+        files += [path for path in paths if path.is_file()]
     return files
 
 

@@ -37,7 +37,15 @@ _SPACES = re.compile(r"\\(?:,|;|!|:|quad|ldots)")
 _DEGREES = re.compile(r"\^?\s*\{?\s*\\circ\s*\}?|\u00b0")
 _CURRENCIES = {"$": "dollar", "\u20ac": "euro", "\u00a3": "pound"}
 _SCALES = {"k": 10**3, "thousand": 10**3, "m": 10**6, "million": 10**6, "b": 10**9, "bn": 10**9, "billion": 10**9}
-_SCALES |= {"trillion": 10**12}
+_SCALES |= {"trillion": 10**12, "hundred": 100, "dozen": 12, "lakh": 10**5, "crore": 10**7, "mil": 10**6}
+_NO_UNITS = {"and", "or", "minus", "plus", "times", "over", "divided", "squared", "cubed", "pi"}
+_NO_UNITS |= {"half", "halves", "third", "thirds", "quarter", "quarters", *(word for word in _SCALES if len(word) > 2)}
+"""Words that make another number of the one before them."""
+_SHORT_UNITS = {"mm", "cm", "km", "kg", "mg", "ml", "hr", "ft", "in", "lb", "oz", "am", "pm", "kw", "mb", "gb"}
+_ALIASES = {"feet": "foot", "hr": "hour", "min": "minute", "sec": "second", "inche": "inch"}
+_ALIASES |= {"hrs": "hour", "mins": "minute", "secs": "second", "lb": "pound", "lbs": "pound"}
+_ANSWER = re.compile(r"^(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*[:=]?\s*(?=\S)", re.IGNORECASE)
+_HEADINGS = frozenset(("final", "answer", "final answer", "the answer", "result", "solution", "conclusion"))
 _LETTERS = frozenset("mgslhLNJWVAKCF")
 """Units of one letter; any other single letter behind a number is a variable."""
 
@@ -61,9 +69,13 @@ def extract_answer(text: str) -> str | None:
     marks = list(_HASHES.finditer(text))
     if marks and (marked := marks[-1][1].strip().strip("*_`").strip()):
         rest = text[marks[-1].end() :]
-        if not rest.strip() or any(c.isdigit() for c in marked):
-            return marked
-        return extract_answer(rest) or marked  # a heading: the answer stands below it
+        is_heading = not any(c.isdigit() for c in marked)
+        if rest.strip() and (is_heading or "\\boxed" in rest):
+            return extract_answer(rest) or marked  # the answer stands below it
+        if marked.casefold().rstrip(":") in _HEADINGS:
+            return _last_boxed(text) or marked
+        marked = _ANSWER.sub("", re.sub(r"(?:\s*<[^<>]*>)+$", "", marked)).rstrip(",; ").strip("*_`")
+        return (_last_boxed(marked) if marked.startswith("\\boxed") else None) or marked
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed
@@ -96,7 +108,7 @@ def _quantity(text: str) -> tuple[Fraction, str] | None:
     if len(text) > _LONGEST_NUMBER:
         return None
     text = _LATEX_FRACTION.sub(r" \1/\2 ", text)
-    text = re.sub(r"\\left|\\right|\\(?=[$%])|[{}()*_`]", "", text)
+    text = _bare(re.sub(r"\\left|\\right|\\(?=[$%])", "", text))
     unit = next((name for sign, name in _CURRENCIES.items() if sign in text), "")
     text = re.sub(r"[$\u20ac\u00a3]", "", text).replace("%", " percent")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
@@ -106,13 +118,14 @@ def _quantity(text: str) -> tuple[Fraction, str] | None:
     found = _WHOLE.match(bare)
     if found is None:
         return None
-    rest = bare[found.end() :].strip(" -") if re.match(r"[ -]?[^\W\d_]|[²³]|$", bare[found.end() :]) else None
-    if rest is None:
+    behind = bare[found.end() :]
+    if re.match(r"[ -]?[^\W\d_]|$", behind) is None:
         return None
+    rest = behind.strip(" -")
     word, _, behind = rest.partition(" ")
     scale = _SCALES.get(word if len(word) > 1 else word.lower() if unit or word == "k" else "", 1)
     rest = behind if scale > 1 else rest
-    if rest and not _is_unit(rest):
+    if rest and not _is_unit(rest, is_apart=behind[:1] in (" ", "-")):
         return None
     value = _value(found)
     return None if value is None else (value * scale, unit or _singular(rest))
@@ -133,18 +146,39 @@ def _value(found: re.Match[str]) -> Fraction | None:
     return sign * value
 
 
-def _is_unit(text: str) -> bool:
-    """Whether this is a unit: words, possibly with powers and `/`, no number and no single letter that is none."""
-    if re.fullmatch(r"[²³]|[^\W\d_][^\d=+*^-]*(?:-[^\W\d_]+)*(?:\^?[23²³])?", text) is None:
+def _is_unit(text: str, *, is_apart: bool) -> bool:
+    """Whether this is a unit: words, possibly with powers and `/`; no number, variable, or word of a number.
+
+    Letters right behind a number (`2xy`) are a unit only where they are a known one, or a word.
+    """
+    if re.fullmatch(r"[^\W\d_][^\d=+*^(){}_-]*(?:-[^\W\d_]+)*(?:\^?[23²³])?", text) is None:
         return False
-    return len(text) > 1 or text in _LETTERS or text in "²³"
+    words = re.findall(r"[^\W\d_]+", text)
+    if any(word.casefold() in _NO_UNITS or (len(word) == 1 and word not in _LETTERS) for word in words):
+        return False
+    return is_apart or len(words[0]) != 2 or words[0].casefold() in _SHORT_UNITS
+
+
+def _bare(text: str) -> str:
+    """Text without marks of emphasis and brackets around all of it."""
+    text = text.strip(" *_`")
+    while len(text) > 1 and (text[0], text[-1]) in (("(", ")"), ("{", "}")) and not set(text[1:-1]) & set("(){},"):
+        text = text[1:-1].strip(" *_`")
+    return text
 
 
 def _singular(unit: str) -> str:
-    """A unit without case, and its words without the s of the plural, so that `dollars` is `dollar`."""
-    return " ".join(
-        w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in unit.casefold().split()
-    )
+    """A unit without case, and its words in one form: `dollars` is `dollar`, `hrs` is `hour`."""
+    return " ".join(map(_in_one_form, unit.casefold().split()))
+
+
+def _in_one_form(word: str) -> str:
+    if word in _ALIASES:
+        return _ALIASES[word]
+    if word.endswith(("xes", "ches", "shes", "sses")):
+        return word[:-2]
+    word = word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+    return _ALIASES.get(word, word)
 
 
 def is_same_answer(given: str | None, expected: str) -> bool:
@@ -164,7 +198,9 @@ def is_same_answer(given: str | None, expected: str) -> bool:
     left, right = _quantity(given), _quantity(expected)
     if left is not None and right is not None:
         return left[0] == right[0] and (left[1] == right[1] or not (left[1] and right[1]))
-    plain = lambda text: re.sub(r"\s+", " ", text).strip(" .$*").casefold()
+    plain = lambda text: _bare(
+        re.sub(r"\s+|(?<=,) ", " ", _WORDS.sub(r"\1", text)).replace(", ", ",").strip(" .$")
+    ).casefold()
     return plain(given) == plain(expected)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxmix.core.errors import ConfigError
@@ -57,7 +59,7 @@ def gsm8k(
     questions: list[Question] = []
     expected: list[str] = []
     trouble, unscorable = Trouble(), 0
-    for where, record, _ in json_lines(path, trouble):
+    for where, record in _records(path, trouble):
         if limit is not None and len(questions) >= limit:
             break
         if not isinstance(record, dict):
@@ -98,6 +100,19 @@ def gsm8k(
     )
 
 
+def _records(path: Path, trouble: Trouble) -> Iterator[tuple[str, object]]:
+    """The lines of the file; one that cannot be read to its end is an error."""
+    try:
+        for where, record, line in json_lines(path, trouble):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                raise ConfigError("the line is not UTF-8", where=where, fix="Save the file as UTF-8.") from None
+            yield where, record
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"the file cannot be read: {error}", where=str(path), fix="Copy it again.") from error
+
+
 def _final_answer(solution: str) -> str | None:
     """What completions are compared with: the answer of a worked solution, or a short answer as it stands."""
     is_short = "####" not in solution and "\\boxed" not in solution and parse_number(solution) is not None
@@ -113,7 +128,10 @@ def _text_of(record: dict[str, object], name: str, where: str) -> str:
             where=where,
             fix="Write chat-style prompts and lists of answers as one text each.",
         )
-    return str(value)
+    text = str(value)
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ConfigError(f"{name!r} has half of a surrogate pair", where=where, fix="Write the character itself.")
+    return text
 
 
 def _field(record: dict[str, object], name: str, where: str) -> object:

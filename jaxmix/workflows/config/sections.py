@@ -111,15 +111,16 @@ def _checked_wrapper(entry: Mapping[str, Any], origin: Origin, path: str) -> dic
     ((name, value),) = entry.items()
     factory = wrappers.get(name, where=origin(path))
     convert = functools.partial(arguments, factory, origin=origin, path=path, skip=1, takes_names=True)
-    if isinstance(value, Mapping):
-        return {name: convert(value)}
+    if value is None or isinstance(value, Mapping):
+        return {name: convert(value or {})}
     (converted,) = convert({first_argument(name): value}).values()
     return {name: converted}
 
 
 def first_argument(wrapper: str) -> str:
-    """The argument of a wrapper that may be given alone."""
-    return "max_epochs" if wrapper == "epoch_cap" else list(inspect.signature(wrappers.get(wrapper)).parameters)[1]
+    """The argument of a wrapper that may be given alone; one that it has not, where it takes none."""
+    _, *names = inspect.signature(wrappers.get(wrapper)).parameters
+    return "max_epochs" if wrapper == "epoch_cap" else names[0] if names else "argument"
 
 
 @dataclass(frozen=True)

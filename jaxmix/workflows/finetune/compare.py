@@ -23,7 +23,7 @@ from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import read_config_file
 from jaxmix.workflows.finetune.config import FinetuneConfig
 from jaxmix.workflows.finetune.load import finetune_of
-from jaxmix.workflows.finetune.run import FinetuneOutcome, check_finetune_continuation, run_finetune
+from jaxmix.workflows.finetune.run import FinetuneOutcome, check_finetune_continuation, run_finetune, start_settings
 from jaxmix.workflows.provenance import write_json
 
 
@@ -94,6 +94,5 @@ def run_finetune_comparison(
 
 def _start_key(config: FinetuneConfig) -> str:
     """A hash of everything that the supervised start depends on."""
-    plain = to_plain(config)
-    tasks = {k: v for k, v in plain["tasks"].items() if k not in ("kept_per_arm", "evaluation")}
-    return hashlib.sha256(json.dumps([tasks, plain["model"], plain["start"]], sort_keys=True).encode()).hexdigest()[:12]
+    settings = list(start_settings(to_plain(config)).values())
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -47,11 +48,15 @@ def reduce_prompts(
         say: receives one line.
 
     Raises:
-        RunError: the file is of other prompts.
+        RunError: the file is of other prompts or settings.
     """
+    settings = dataclasses.asdict(section)
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         labels, kept = np.asarray(stored["labels"], np.int32), np.asarray(stored["kept"], np.int32)
+        if stored.get("settings", settings) != settings:
+            what = f"the prompts were reduced by other settings: {stored['settings']}"
+            raise RunError(what, where=str(path), fix="Remove the file.")
         if len(labels) != len(prompts):
             raise RunError(f"{len(labels)} labels for {len(prompts)} prompts", where=str(path), fix="Remove the file.")
         return prompts.with_clusters(labels, len(kept)), kept
@@ -76,9 +81,8 @@ def reduce_prompts(
     )
     labels, kept = np.asarray(found.labels, np.int32), np.asarray(found.kept, np.int32)
     say(f"reduction: {int((kept >= 0).sum())} of {len(prompts)} prompts kept, in {len(kept)} clusters")
-    write_whole(
-        path, json.dumps({"labels": labels.tolist(), "kept": kept.tolist(), "encoder": encoder.identity}) + "\n"
-    )
+    found_here = {"labels": labels.tolist(), "kept": kept.tolist(), "encoder": encoder.identity}
+    write_whole(path, json.dumps({"settings": settings, **found_here}) + "\n")
     return prompts.with_clusters(labels, len(kept)), kept
 
 

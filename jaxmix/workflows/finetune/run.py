@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh
-from jaxmix.data.files import write_whole
+from jaxmix.data.files import read_json, write_whole
 from jaxmix.data.tasks import PromptSet
 from jaxmix.models import transformer
 from jaxmix.models.base import Model
@@ -38,10 +39,11 @@ from jaxmix.workflows.provenance import (
     check_steps_left,
     hold,
     now,
+    saved_steps,
     write_json,
 )
 
-REDUCTION, START = "reduction.json", "start"
+REDUCTION, START, START_SETTINGS = "reduction.json", "start", "settings.json"
 """Inside a run folder: clusters and kept prompts; the supervised start, a checkpoint as any other."""
 
 
@@ -184,7 +186,14 @@ def _start(run: FinetuneRun, folder: Path, model: Model, mesh: Mesh, say: Callab
     template = params_template(model, mesh)
     if section.run is not None:
         return read_params(Path(section.run), template)
-    if any((folder / "checkpoints").glob("[0-9]*")):
+    made_by = start_settings(run.folder.plain)
+    if saved_steps(folder):
+        if read_json(folder / START_SETTINGS) not in (made_by, None):
+            raise ConfigError(
+                "the supervised start was made with other settings of tasks, model or start",
+                where=str(folder),
+                fix="Remove it to train it again, or choose another folder with --out.",
+            )
         return read_params(folder, template)
     say(f"supervised start: {section.steps} steps of {section.batch_size} prompts")
     params = warm_start(
@@ -198,6 +207,7 @@ def _start(run: FinetuneRun, folder: Path, model: Model, mesh: Mesh, say: Callab
         mesh=mesh,
         report=lambda step, loss: say(f"supervised start, step {step}: {loss:.4f} nats per token"),
     )
+    write_json(folder / START_SETTINGS, made_by)
     checkpointer = Checkpointer(folder / "checkpoints", keep=1, report=say)
     try:
         checkpointer.save(section.steps, {"train": {"params": params}}, {})
@@ -205,6 +215,12 @@ def _start(run: FinetuneRun, folder: Path, model: Model, mesh: Mesh, say: Callab
     finally:
         checkpointer.close()
     return params
+
+
+def start_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a supervised start depends on, of a written configuration."""
+    tasks = {k: v for k, v in plain["tasks"].items() if k not in ("kept_per_arm", "evaluation")}
+    return {"tasks": tasks, "model": plain["model"], "start": plain["start"]}
 
 
 def check_finetune_continuation(folder: RunFolder) -> None:

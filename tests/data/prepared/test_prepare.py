@@ -216,7 +216,7 @@ def test_a_ready_folder_is_used_again_and_a_changed_source_noticed(tmp_path):
     path.write_text(path.read_text().replace("word", "wort", 1))
     again = prepare({"a": folder}, tmp_path / "out")
     assert (again.was_ready, again.changed) == (False, ("a",))
-    assert len(list((tmp_path / "out" / "a").iterdir())) == 1  # the old files are gone
+    assert len(list((tmp_path / "out" / "a").iterdir())) == 2  # the old files stay for those who read them
     assert any("wort" in text for text in texts_of(tmp_path / "out"))
 
 
@@ -273,6 +273,24 @@ def test_of_an_only_document_the_end_is_held_out(tmp_path):
     assert held_out.is_continued.all()
     assert summary.troubles()["a"]["document alone in its source, of which the end is held out"]["count"] == 1
     assert prepare({"a": SourceSpec(name="a", documents=[text])}, tmp_path).was_ready
+
+
+def test_ready_data_are_shared_and_may_be_read_only(tmp_path):
+    documents = {"a": SourceSpec(name="a", documents=TEXTS)}
+    prepare(documents, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    with locked(tmp_path / "out", "prepares data"):
+        assert prepare(documents, tmp_path / "out").was_ready
+    assert {path: path.stat().st_mtime_ns for path in before if path != tmp_path / "out"} == {
+        path: time for path, time in before.items() if path != tmp_path / "out"
+    }
+
+
+def test_a_kill_while_the_plan_is_written_does_not_stand_in_the_way(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".plan.json.7-x.partial").write_text("{")
+    prepare({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def test_two_processes_do_not_prepare_one_folder(tmp_path):

@@ -199,3 +199,27 @@ def test_no_good_document_is_lost_among_bad_lines(tmp_path, seed):
     (tmp_path / "a.jsonl").write_bytes(data)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(data))
     assert [text for text in documents(tmp_path)[0] if text.startswith("good")] == good * 2
+
+
+def test_an_empty_path_is_an_error():
+    for path in ("", (), ("a", "")):
+        with pytest.raises(ConfigError, match="has an empty path"):
+            SourceSpec("x", path=path)
+
+
+def test_folders_that_cannot_be_listed_are_not_passed_over_in_silence(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "nothing.txt").symlink_to(tmp_path / "gone")
+    assert documents(tmp_path) == (["a"], {"links that lead nowhere, and what is no file": 1})
+    walk = os.walk
+
+    def failing(folder, error, **settings):
+        settings["onerror"](error)
+        yield from walk(folder, **settings)
+
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "locked"))
+    monkeypatch.setattr(os, "walk", lambda folder, **settings: failing(folder, error, **settings))
+    assert documents(tmp_path)[1]["folders without permission"] == 1
+    error = OSError(errno.EIO, "Input/output error", str(tmp_path / "away"))
+    with pytest.raises(RunError, match=r"the folder cannot be read: Input/output error"):
+        documents(tmp_path)

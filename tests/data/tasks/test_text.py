@@ -90,6 +90,16 @@ def test_a_line_ends_with_a_line_feed_alone(tmp_path):
         assert prompts.decode(prompts.tokens[0]) == f"List:{ending} a\n"
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    whole = gzip.compress(json.dumps({"question": "x", "answer": 1}).encode() * 9)
+    cases = {"a.jsonl.gz": whole[:-9], "b.jsonl.gz": b"no archive", "c.jsonl": b'{"question": "\xff", "answer": 1}\n'}
+    cases["d.jsonl"] = b'{"question": "\\ud800", "answer": 1}\n'
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ConfigError, match=r"cannot be read|not UTF-8|surrogate"):
+            gsm8k(tmp_path / name)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no file"):
         gsm8k(tmp_path / "none.jsonl")

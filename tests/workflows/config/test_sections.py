@@ -79,6 +79,13 @@ def test_arguments_have_the_types_of_the_mixer_once_the_file_is_read():
         )
 
 
+def test_a_wrapper_may_be_written_without_an_argument():
+    section = from_mapping(config(mixer={"name": "odm", "wrap": [{"time_average": None}]}), file="web.yaml").mixer
+    assert section.wrap == ({"time_average": {}},)
+    with pytest.raises(ConfigError, match="unknown key 'argument'"):
+        from_mapping(config(mixer={"name": "odm", "wrap": [{"time_average": 3}]}), file="web.yaml")
+
+
 def test_a_resolved_run_holds_the_configuration_only_as_written():
     run = resolve_run(from_mapping(config(), file="web.yaml"))
     assert str(run.folder.path) == "runs/web"
