@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
 from jaxmix.data.lock import locked
-from jaxmix.workflows.config.sections import RunFolder, what_is_trained
+from jaxmix.workflows.config.sections import RunFolder, folder_of, what_is_trained
 from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.doctor import installed_version
 
 PROVENANCE = "provenance.json"
+C, P, R = TypeVar("C"), ParamSpec("P"), TypeVar("R")
 
 _DISTRIBUTIONS = ("jaxmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -187,9 +189,16 @@ def check_same_data(folder: RunFolder, data_hash: Any, *, allowed: bool) -> None
             )
 
 
-def hold(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
-    """Holds a run's folder for this process, on process 0; another one that trains there is refused by name."""
-    return locked(folder.path, "trains") if jax.process_index() == 0 else contextlib.nullcontext()
+def in_its_folder(run: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
+    """`run(config, …)` while process 0 holds the run's folder: another one that trains there is refused by name."""
+
+    @functools.wraps(run)
+    def held(config: C, *args: P.args, **options: P.kwargs) -> R:
+        is_main = jax.process_index() == 0
+        with locked(folder_of(config).path, "trains") if is_main else contextlib.nullcontext():
+            return run(config, *args, **options)
+
+    return held
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

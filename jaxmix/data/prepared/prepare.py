@@ -145,6 +145,7 @@ def prepare_corpus(
         records = _tokenize(work, sources, workers, progress)
         for name, spec in sources.items():
             if spec.fingerprint() != hashes[name]:
+                shutil.rmtree(work.home(name))  # not to be taken for the content of that hash
                 what = f"source {name!r} changed while it was read"
                 raise RunError(what, where=f"sources.{name}", fix="Run the same command again.")
         domains = {name: _summary(work, name, found) for name, found in records.items()}

@@ -37,7 +37,7 @@ from jaxmix.workflows.provenance import (
     check_fixed,
     check_same_data,
     check_steps_left,
-    hold,
+    in_its_folder,
     now,
     saved_steps,
     write_json,
@@ -80,6 +80,7 @@ class FinetuneOutcome:
         }
 
 
+@in_its_folder
 def run_finetune(
     config: FinetuneConfig,
     *,
@@ -110,20 +111,6 @@ def run_finetune(
         ConfigError: also when the folder holds a run that this configuration cannot continue.
         RunError: the run could not continue; its latest checkpoint is complete.
     """
-    with hold(folder_of(config)):
-        return _run_finetune(config, command, programs, start_dir, label, extra or {}, has_page, say)
-
-
-def _run_finetune(
-    config: FinetuneConfig,
-    command: str,
-    programs: PolicyPrograms | None,
-    start_dir: Path | None,
-    label: str,
-    extra: Mapping[str, Any],
-    has_page: bool,
-    say: Callable[[str], None],
-) -> FinetuneOutcome:
     check_finetune_continuation(folder_of(config))
     check_steps_left(folder_of(config), config.train.steps)
     run = resolve_finetune(config)
@@ -132,7 +119,7 @@ def _run_finetune(
     folder, settings, model = run.folder, run.settings, transformer(run.model)
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](run.mesh))
     is_main = jax.process_index() == 0
-    provenance = begin_run(folder, command=command, content={**_about(run, data_hash), **extra})
+    provenance = begin_run(folder, command=command, content={**_about(run, data_hash), **(extra or {})})
     params = _start(run, start_dir or folder.path / START, model, mesh, say)
     prompts = run.prompts
     programs = programs or build_policy_programs(

@@ -31,7 +31,7 @@ from jaxmix.workflows.provenance import (
     check_fixed,
     check_same_data,
     check_steps_left,
-    hold,
+    in_its_folder,
     now,
     write_json,
 )
@@ -78,6 +78,7 @@ class TrainOutcome:
         }
 
 
+@in_its_folder
 def run_train(
     config: RunConfig,
     *,
@@ -103,19 +104,6 @@ def run_train(
         ConfigError: also when the folder holds a run that this configuration cannot continue.
         RunError: the run could not continue; its latest checkpoint is complete.
     """
-    with hold(folder_of(config)):
-        return _run_train(config, command, data, programs, label, extra or {}, has_page)
-
-
-def _run_train(
-    config: RunConfig,
-    command: str,
-    data: RunData | None,
-    programs: Programs | None,
-    label: str,
-    extra: Mapping[str, Any],
-    has_page: bool,
-) -> TrainOutcome:
     check_continuation(folder_of(config))
     check_steps_left(folder_of(config), config.train.steps)
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.mesh))
@@ -126,7 +114,7 @@ def _run_train(
     run = resolve_run(config, data.known, is_drawing=True)
     folder, settings, rows = run.folder, run.settings, run.data.batch_size
     model, is_main = transformer(run.model), jax.process_index() == 0
-    provenance = begin_run(folder, command=command, content={**_about(run, data), **extra})
+    provenance = begin_run(folder, command=command, content={**_about(run, data), **(extra or {})})
     programs = programs or build_programs(model, settings, num_domains=len(data.train), mesh=mesh)
     programs = with_selection(programs, run.selection, mixer=run.mixer, batch_size=rows)
     prior, drawn, pieces = run.prior, run.drawn(shards=shards), 1

@@ -293,6 +293,23 @@ def test_a_kill_while_the_plan_is_written_does_not_stand_in_the_way(tmp_path):
     assert not list((tmp_path / "out").rglob(".*"))
 
 
+def test_a_source_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path, real = tmp_path / "a.txt", SourceSpec.decoded
+    path.write_text("before")
+
+    def changing(self, unit, trouble):
+        path.write_text("after!")
+        yield from real(self, unit, trouble)
+
+    monkeypatch.setattr(SourceSpec, "decoded", changing)
+    with pytest.raises(RunError, match="source 'a' changed while it was read"):
+        prepare({"a": path}, tmp_path / "out")
+    monkeypatch.undo()
+    path.write_text("before")
+    prepare({"a": path}, tmp_path / "out")
+    assert texts_of(tmp_path / "out") == ["before"]
+
+
 def test_two_processes_do_not_prepare_one_folder(tmp_path):
     with locked(tmp_path / "out", "prepares data"), pytest.raises(ConfigError, match="prepares data here since"):
         prepare({"a": SourceSpec(name="a", documents=TEXTS)}, tmp_path / "out")
