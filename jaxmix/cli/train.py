@@ -12,7 +12,6 @@ from jaxmix.report import RunRecord, describe_result, load_run
 from jaxmix.report.tables import Table, run_table
 from jaxmix.workflows.config.load import load_config
 from jaxmix.workflows.config.sections import RunConfig, folder_of
-from jaxmix.workflows.provenance import check_steps_left
 from jaxmix.workflows.train.data import describe_preparation, preparation_table, prepare_sources
 from jaxmix.workflows.train.plan import make_plan, plan_lines, plan_rows
 from jaxmix.workflows.train.run import check_continuation, run_train
@@ -44,7 +43,6 @@ def train(arguments: Arguments) -> int:
     config = load_config(arguments.config, [*arguments.overrides, *out])
     if arguments.dry_run:
         check_continuation(folder_of(config))
-        check_steps_left(folder_of(config), config.train.steps)
         return answer(arguments, *_plan(config), f"\nWould write to {config.out}. Nothing was written.")
     join_processes(arguments)
     with continuable(arguments):

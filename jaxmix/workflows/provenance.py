@@ -18,7 +18,7 @@ import jax
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.files import write_whole
 from jaxmix.data.lock import locked
-from jaxmix.workflows.config.sections import RunFolder, folder_of, what_is_trained
+from jaxmix.workflows.config.sections import RunFolder, folder_path, what_is_trained
 from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.doctor import installed_version
 
@@ -117,12 +117,14 @@ def saved_steps(folder: Path) -> list[int]:
 def check_fixed(folder: RunFolder, fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
     """Raises `ConfigError` if the folder has checkpoints that its configuration cannot continue.
 
+    Nor can another configuration continue a run that has no step left: nothing would be trained by it.
+
     Args:
         folder: of the run.
         fixed: picks the settings that a run keeps for life, by dotted name.
     """
-    path = folder.path / "config.yaml"
-    if folder.starts_anew or not path.is_file() or not saved_steps(folder.path):
+    path, saved, steps = folder.path / "config.yaml", saved_steps(folder.path), folder.plain["train"]["steps"]
+    if folder.starts_anew or not path.is_file() or not saved:
         return
     before, after = fixed(parse_yaml(path.read_text(encoding="utf-8"), where=str(path))), fixed(folder.plain)
     for key in {**before, **after}:
@@ -132,6 +134,14 @@ def check_fixed(folder: RunFolder, fixed: Callable[[Mapping[str, Any]], Mapping[
                 where=str(folder.path),
                 fix="Choose another run folder with --out, or restore the old value.",
             )
+    changed = changed_settings(folder)
+    if changed and max(saved) >= steps:
+        shown = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in list(changed.items())[:5])
+        raise ConfigError(
+            f"the run has had {max(saved)} steps: none of {steps} is left to train with other settings: {shown}",
+            where=str(folder.path),
+            fix="Nothing was touched. Choose another folder with --out, or raise train.steps.",
+        )
 
 
 def changed_settings(folder: RunFolder) -> dict[str, list[Any]]:
@@ -149,19 +159,6 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
         return {path: value}
     parts = (_flat(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items())
     return {key: inner for part in parts for key, inner in part.items()}
-
-
-def check_steps_left(folder: RunFolder, steps: int) -> None:
-    """Raises `ConfigError` for another configuration of a run that has no step left: its record would be wrong."""
-    saved = saved_steps(folder.path)
-    changed = changed_settings(folder)
-    if changed and saved and max(saved) >= steps:
-        shown = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in list(changed.items())[:5])
-        raise ConfigError(
-            f"the run has had {max(saved)} steps: none of {steps} is left to train with other settings: {shown}",
-            where=str(folder.path),
-            fix="Nothing was touched. Choose another folder with --out, or raise train.steps.",
-        )
 
 
 def check_same_data(folder: RunFolder, data_hash: Any, *, allowed: bool) -> None:
@@ -195,7 +192,7 @@ def in_its_folder(run: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C
     @functools.wraps(run)
     def held(config: C, *args: P.args, **options: P.kwargs) -> R:
         is_main = jax.process_index() == 0
-        with locked(folder_of(config).path, "trains") if is_main else contextlib.nullcontext():
+        with locked(folder_path(config), "trains") if is_main else contextlib.nullcontext():
             return run(config, *args, **options)
 
     return held

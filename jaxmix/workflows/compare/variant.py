@@ -18,7 +18,7 @@ from jaxmix.report import RunRecord, load_run
 from jaxmix.workflows.config.build import Origin, read, to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.resolve import check_folder_name
-from jaxmix.workflows.config.sections import RunConfig, RunFolder, folder_of
+from jaxmix.workflows.config.sections import RunConfig, RunFolder, folder_of, folder_path
 from jaxmix.workflows.config.yaml import apply_overrides
 from jaxmix.workflows.provenance import is_finished
 
@@ -62,7 +62,7 @@ class Member(Generic[C]):
     @property
     def folder(self) -> Path:
         """Of the run."""
-        return Path(self.config.out or "")
+        return folder_path(self.config)
 
 
 @dataclasses.dataclass(frozen=True)

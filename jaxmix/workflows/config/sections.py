@@ -183,12 +183,16 @@ class RunFolder:
     Attributes:
         path: of the folder.
         plain: the configuration with every key written out, as config.yaml holds it.
-        config_hash: over what can change the result, see `config_hash`.
     """
 
     path: Path
     plain: dict[str, Any]
-    config_hash: str
+
+    @functools.cached_property
+    def config_hash(self) -> str:
+        """SHA-256 over all settings that can change what is trained, see `what_is_trained`."""
+        text = json.dumps(what_is_trained(self.plain), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def starts_anew(self) -> bool:
@@ -198,13 +202,17 @@ class RunFolder:
 
 def folder_of(config: Any) -> RunFolder:
     """The folder of a run of any kind, from its configuration."""
-    return RunFolder(Path(config.out or ""), to_plain(config), config_hash(config))
+    return RunFolder(folder_path(config), to_plain(config))
+
+
+def folder_path(config: Any) -> Path:
+    """Where a run of any kind is kept."""
+    return Path(config.out or "")
 
 
 def config_hash(config: Any) -> str:
-    """SHA-256 over all settings that can change what is trained, see `what_is_trained`."""
-    text = json.dumps(what_is_trained(to_plain(config)), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """The hash of a configuration, see `RunFolder.config_hash`."""
+    return folder_of(config).config_hash
 
 
 def what_is_trained(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from jaxmix.workflows.provenance import (
     begin_run,
     check_fixed,
     check_same_data,
-    check_steps_left,
     in_its_folder,
     now,
     saved_steps,
@@ -112,11 +111,10 @@ def run_finetune(
         RunError: the run could not continue; its latest checkpoint is complete.
     """
     check_finetune_continuation(folder_of(config))
-    check_steps_left(folder_of(config), config.train.steps)
     run = resolve_finetune(config)
-    data_hash = _prompts_hash(run.prompts, run.held_out)
-    check_same_data(folder_of(config), data_hash, allowed=config.train.allow_changed_data)
     folder, settings, model = run.folder, run.settings, transformer(run.model)
+    data_hash = _prompts_hash(run.prompts, run.held_out)
+    check_same_data(folder, data_hash, allowed=settings.allow_changed_data)
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](run.mesh))
     is_main = jax.process_index() == 0
     provenance = begin_run(folder, command=command, content={**_about(run, data_hash), **(extra or {})})

@@ -156,11 +156,11 @@ def known_sizes(config: RunConfig) -> tuple[Sizes, list[str]]:
         kept = 1 - config.data.validation_fraction
         tokens = {name: domain.num_bytes * kept for name, domain in bundled_corpus().items()}
     elif isinstance(config.sources, Mapping):
-        for name, spec in source_specs(config.sources).items():
+        for spec in source_specs(config.sources).values():
             try:
                 spec.files()
             except ConfigError as error:
-                unknown.append(f"{error.what} (from {Path.cwd()})" if name in error.what else str(error))
+                unknown.append(f"{error.what} (from {Path.cwd()})")
         tokens = {name: source.tokens for name, source in config.sources.items()}
         missing = [name for name, size in tokens.items() if size is None]
         if missing:

@@ -30,7 +30,6 @@ from jaxmix.workflows.provenance import (
     begin_run,
     check_fixed,
     check_same_data,
-    check_steps_left,
     in_its_folder,
     now,
     write_json,
@@ -105,14 +104,13 @@ def run_train(
         RunError: the run could not continue; its latest checkpoint is complete.
     """
     check_continuation(folder_of(config))
-    check_steps_left(folder_of(config), config.train.steps)
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](config.mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     _check_rows(config.data.batch_size, config.train.accumulate * shards)
     data = data or prepare_and_open(config)
-    check_same_data(folder_of(config), data.data_hash, allowed=config.train.allow_changed_data)
     run = resolve_run(config, data.known, is_drawing=True)
     folder, settings, rows = run.folder, run.settings, run.data.batch_size
+    check_same_data(folder, data.data_hash, allowed=settings.allow_changed_data)
     model, is_main = transformer(run.model), jax.process_index() == 0
     provenance = begin_run(folder, command=command, content={**_about(run, data), **(extra or {})})
     programs = programs or build_programs(model, settings, num_domains=len(data.train), mesh=mesh)

@@ -10,7 +10,7 @@ from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.sections import folder_of
 from jaxmix.workflows.config.yaml import dump_yaml
-from jaxmix.workflows.provenance import begin_run, changed_settings, check_same_data, check_steps_left
+from jaxmix.workflows.provenance import begin_run, changed_settings, check_same_data
 from jaxmix.workflows.train.run import check_continuation, run_train
 
 
@@ -74,12 +74,13 @@ def test_a_run_without_steps_left_is_not_touched_by_other_settings(run_dir):
     with pytest.raises(
         ConfigError, match=r"has had 50 steps.*mixture\.weights was 'natural' and is 'uniform'.*Nothing was"
     ):
-        check_steps_left(folder_of(config(**changed, out=str(run_dir))), 50)
+        check_continuation(folder_of(config(**changed, out=str(run_dir))))
     with pytest.raises(ConfigError, match=r"train\.steps was 100 and is 50"):
         run_train(config(train={"steps": 50}, out=str(run_dir)), command="test")
     assert {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()} == before
-    check_steps_left(folder_of(config(mixture={"weights": "uniform"}, out=str(run_dir))), 100)
-    check_steps_left(folder_of(config(train={"steps": 100}, checkpoint={"every": 9}, out=str(run_dir))), 50)
+    check_continuation(folder_of(config(mixture={"weights": "uniform"}, out=str(run_dir))))
+    (run_dir / "config.yaml").write_text(dump_yaml(to_plain(config(train={"steps": 50}))))
+    check_continuation(folder_of(config(train={"steps": 50}, checkpoint={"every": 9}, out=str(run_dir))))
 
 
 def test_a_session_says_what_it_changed(run_dir):
