@@ -48,12 +48,11 @@ class Trouble:
         self._kinds: dict[str, tuple[int, list[str]]] = {}
         self.fields: dict[str, None] = {}
 
-    def add(self, kind: str, *where: str, count: int = 1) -> None:
-        """Counts `count` more of a kind, at these places; 0 changes nothing."""
-        if not count:
-            return
-        total, first = self._kinds.get(kind, (0, []))
-        self._kinds[kind] = (total + count, [*first, *where][:_NAMED])
+    def add(self, kind: str, *where: str, count: int | None = None) -> None:
+        """Counts one of a kind at each place, or `count` of them; none changes nothing."""
+        if more := len(where) if count is None else count:
+            total, first = self._kinds.get(kind, (0, []))
+            self._kinds[kind] = (total + more, [*first, *where][:_NAMED])
 
     def merge(self, other: Trouble | Mapping[str, Any]) -> None:
         """Adds what another one has counted, or its `to_json`."""

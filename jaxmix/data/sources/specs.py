@@ -89,11 +89,7 @@ class SourceSpec:
             if path.is_dir():
                 inside = _below(path, passed)
                 unknown = [p for p in inside if self.format == "auto" and detect_format(p) is None]
-                passed.add(
-                    UNKNOWN_ENDING,
-                    *map(shown, unknown),
-                    count=len(unknown),
-                )
+                passed.add(UNKNOWN_ENDING, *map(shown, unknown))
                 inside = sorted(set(inside) - set(unknown))
             elif path.is_file():
                 inside = [path]
@@ -243,11 +239,11 @@ def _below(folder: Path, passed: Trouble) -> list[Path]:
         names.sort()
         for kind, entries in (("hidden folders", folders), ("hidden files", names)):
             hidden = [name for name in entries if name.startswith(".")]
-            passed.add(kind, *map(shown, hidden), count=len(hidden))
+            passed.add(kind, *map(shown, hidden))
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         nothing = [path for path in paths if not path.is_file()]
-        passed.add("links that lead nowhere, and what is no file", *map(shown, nothing), count=len(nothing))
+        passed.add("links that lead nowhere, and what is no file", *map(shown, nothing))
         files += [path for path in paths if path.is_file()]
     return files
 
