@@ -122,9 +122,9 @@ def _quantity(text: str) -> tuple[Fraction, str] | None:
     if re.match(r"[ -]?[^\W\d_]|$", behind) is None:
         return None
     rest = behind.strip(" -")
-    word, _, behind = rest.partition(" ")
+    word, _, after = rest.partition(" ")
     scale = _SCALES.get(word if len(word) > 1 else word.lower() if unit or word == "k" else "", 1)
-    rest = behind if scale > 1 else rest
+    rest = after if scale > 1 else rest
     if rest and not _is_unit(rest, is_apart=behind[:1] in (" ", "-")):
         return None
     value = _value(found)
@@ -198,10 +198,13 @@ def is_same_answer(given: str | None, expected: str) -> bool:
     left, right = _quantity(given), _quantity(expected)
     if left is not None and right is not None:
         return left[0] == right[0] and (left[1] == right[1] or not (left[1] and right[1]))
-    plain = lambda text: _bare(
-        re.sub(r"\s+|(?<=,) ", " ", _WORDS.sub(r"\1", text)).replace(", ", ",").strip(" .$")
-    ).casefold()
-    return plain(given) == plain(expected)
+    return _plain(given) == _plain(expected)
+
+
+def _plain(text: str) -> str:
+    """Words without case, emphasis, and space that does not matter."""
+    words = re.sub(r"\s+", " ", _WORDS.sub(r"\1", text))
+    return _bare(words.replace(", ", ",").strip(" .$")).casefold()
 
 
 def _last_boxed(text: str) -> str | None:

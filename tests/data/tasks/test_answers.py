@@ -170,6 +170,8 @@ def test_extraction(text):
         ("3 boxes", "3 box", True),
         ("3 hrs", "3 hours", True),
         ("12 km", "12km", True),
+        ("5 qt", "5", True),
+        ("5 million qt", "5000000", True),
     ],
 )
 def test_comparison(given_text, expected, is_same):
