@@ -18,10 +18,17 @@ from jaxmix.core.types import Array
 _SPECS: dict[str, PartitionSpec] = {
     "table": PartitionSpec("tensor", "fsdp"),  # [v, d]
     "readout": PartitionSpec("tensor", "fsdp"),  # [v, d]
+    "position": PartitionSpec(None, "fsdp"),  # [p, d]
     "attention/input": PartitionSpec("fsdp", "tensor", None, None),  # [d, g, r + 2, k]
     "attention/output": PartitionSpec("tensor", None, "fsdp"),  # [h, k, d]
+    "attention/input_bias": PartitionSpec("tensor", None, None),  # [g, r + 2, k]
+    "attention/output_bias": PartitionSpec(None),  # [d]
+    "query_norm/scale": PartitionSpec(None),  # [k] or [h · k]
+    "key_norm/scale": PartitionSpec(None),  # [k] or [g · k]
     "feed_forward/input": PartitionSpec("fsdp", None, "tensor"),  # [d, i, f]
     "feed_forward/output": PartitionSpec("tensor", "fsdp"),  # [f, d]
+    "feed_forward/input_bias": PartitionSpec(None, "tensor"),  # [i, f]
+    "feed_forward/output_bias": PartitionSpec(None),  # [d]
     "image/patch": PartitionSpec(None, None, None, "fsdp"),  # [p, p, c, d]
     "image/position": PartitionSpec(None, None, "fsdp"),  # [g, g, d]
     "image/projection": PartitionSpec("fsdp", "tensor"),  # [d, e]
@@ -33,7 +40,9 @@ _SPECS: dict[str, PartitionSpec] = {
     "log_temperature": PartitionSpec(),
     "bias": PartitionSpec(),
     "norm/scale": PartitionSpec(None),  # [d]
+    "norm/bias": PartitionSpec(None),  # [d]
     "final_norm/scale": PartitionSpec(None),  # [d]
+    "final_norm/bias": PartitionSpec(None),  # [d]
 }
 
 

@@ -9,29 +9,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.core.types import Array, Bool, Float
+from jaxmix.core.types import Array, Bool, Float, Int
+from jaxmix.models.lm.config import RopeScaling
 from jaxmix.models.precision import wide_dtype
 
 _MOST_BLOCKS = 16
 
 
-def rotary_table(length: int, head_dim: int, base: float) -> tuple[Float[Array, "t half"], Float[Array, "t half"]]:
-    """Cosines and sines of the angles `position · base^(−2i / head_dim)`, i < head_dim / 2; float32.
+def rotary_table(
+    length: int, dim: int, base: float, scaling: RopeScaling | None = None
+) -> tuple[Float[Array, "t half"], Float[Array, "t half"]]:
+    """Cosines and sines of the angles `position · base^(−2i / dim)`, i < dim / 2; float32.
 
     Made by NumPy: as part of the program, XLA's CPU compiler fuses them into their use and computes every cosine
     again for every row and head.
     """
-    angles = np.arange(length)[:, None] * base ** (-np.arange(0, head_dim, 2) / head_dim)
+    frequencies = base ** (-np.arange(0, dim, 2) / max(dim, 1))
+    if scaling is not None:
+        turns = frequencies * scaling.original_length / (2 * np.pi)
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = frequencies * (kept + (1.0 - kept) / scaling.factor)
+    angles = np.arange(length)[:, None] * frequencies
     return jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
 
 
 def apply_rotary(
     x: Float[Array, "b t h k"], table: tuple[Float[Array, "t half"], Float[Array, "t half"]]
 ) -> Float[Array, "b t h k"]:
-    """Turns the pair (x[i], x[i + k/2]) of every head by its position's angle (RoFormer, section 3.2.2)."""
+    """Turns the pairs (x[i], x[i + half]) of every head by its position's angle (RoFormer, section 3.2.2).
+
+    Dimensions from 2 · half on stay as they are.
+    """
     cos, sin = (part[None, :, None, :].astype(x.dtype) for part in table)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned if 2 * half == x.shape[-1] else [*turned, rest], axis=-1)
 
 
 def causal_attention(
@@ -41,17 +55,30 @@ def causal_attention(
     *,
     kind: str,
     block: int,
+    window: int | None = None,
 ) -> Float[Array, "b t h k"]:
     """softmax(q kᵀ / √k over positions not later) v, by the way called `kind` ("auto": blocked on CPU).
 
-    The backend is looked at when the function is traced, so building a model touches no device.
+    With a `window`, over the last `window` of them. The backend is looked at when the function is traced, so building
+    a model touches no device.
     """
     backend = jax.default_backend()
     if kind == "blocked" or (kind == "auto" and backend == "cpu"):
-        return blocked_causal_attention(query, key, value, block=block)
+        return blocked_causal_attention(query, key, value, block=block, window=window)
     return jax.nn.dot_product_attention(
-        query, key, value, is_causal=True, implementation="cudnn" if _suits_cudnn(query, backend) else "xla"
+        query,
+        key,
+        value,
+        is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn" if _suits_cudnn(query, backend) else "xla",
     )
+
+
+def causal_mask(queries: Int[Array, " s"], keys: Int[Array, " u"], window: int | None) -> Bool[Array, "s u"]:
+    """Which keys a query sees, by their positions: those not later, within the window."""
+    before = queries[:, None] - keys[None, :]
+    return before >= 0 if window is None else (before >= 0) & (before < window)
 
 
 def _suits_cudnn(query: Array, backend: str) -> bool:
@@ -63,9 +90,14 @@ def _suits_cudnn(query: Array, backend: str) -> bool:
 
 
 def blocked_causal_attention(
-    query: Float[Array, "b t h k"], key: Float[Array, "b t g k"], value: Float[Array, "b t g k"], *, block: int
+    query: Float[Array, "b t h k"],
+    key: Float[Array, "b t g k"],
+    value: Float[Array, "b t g k"],
+    *,
+    block: int,
+    window: int | None = None,
 ) -> Float[Array, "b t h k"]:
-    """Causal attention in blocks of queries, each against just the keys up to its end.
+    """Causal attention in blocks of queries, each against just the keys from its window's begin to its end.
 
     Half the work of the dense form, and scores of one block at a time. The loop is unrolled, therefore rows longer
     than 16 blocks use larger blocks. Softmax in float32 (float64 if the input is).
@@ -73,6 +105,7 @@ def blocked_causal_attention(
     Args:
         query, key, value: after rotation; the head h attends with the key-value head ⌊h / r⌋.
         block: queries per block, ≥ 1; the last block may be shorter.
+        window: a query sees its own key and window − 1 before it; None: all before it.
     """
     rows, length, heads, size = query.shape
     groups = key.shape[2]
@@ -85,16 +118,17 @@ def blocked_causal_attention(
     outputs = []
     for start in range(0, length, block):
         end = min(start + block, length)
+        first = 0 if window is None else max(0, start - window + 1)
         part = queries[:, :, :, start:end].reshape(rows, groups, -1, size)
-        scores = jnp.einsum("bgqk,bgsk->bgqs", part, keys[:, :, :end], preferred_element_type=wide)
-        scores = scores.reshape(rows, groups, heads // groups, end - start, end)
-        is_visible = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]
+        scores = jnp.einsum("bgqk,bgsk->bgqs", part, keys[:, :, first:end], preferred_element_type=wide)
+        scores = scores.reshape(rows, groups, heads // groups, end - start, end - first)
+        is_visible = causal_mask(jnp.arange(start, end), jnp.arange(first, end), window)
         scores = jnp.where(is_visible[None, None, None], scores, -jnp.inf)
         # Dividing the small output by Σ exp instead of the large weights saves a pass over them.
         weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        flat = weights.astype(value.dtype).reshape(rows, groups, -1, end)
-        mixed = jnp.einsum("bgqs,bgsk->bgqk", flat, values[:, :, :end], preferred_element_type=wide)
+        flat = weights.astype(value.dtype).reshape(rows, groups, -1, end - first)
+        mixed = jnp.einsum("bgqs,bgsk->bgqk", flat, values[:, :, first:end], preferred_element_type=wide)
         outputs.append((mixed.reshape(*scores.shape[:-1], size) / total).astype(value.dtype))
     joined = jnp.concatenate(outputs, axis=3)
     return joined.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, size)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from jaxmix.core.types import Array, Bool, Float, Int
 from jaxmix.models.base import Decoding
-from jaxmix.models.lm.attention import apply_rotary, rotary_table
+from jaxmix.models.lm.attention import apply_rotary, causal_mask
 from jaxmix.models.lm.blocks import map_blocks
 from jaxmix.models.lm.config import TransformerConfig
-from jaxmix.models.lm.layers import Block
+from jaxmix.models.lm.layers import Block, rotary_of_layer, rotated_layers
 from jaxmix.models.lm.loss import token_losses
-from jaxmix.models.precision import compute_dtype, wide_dtype
+from jaxmix.models.precision import wide_dtype
 
 
 class Part(NamedTuple):
@@ -96,7 +96,7 @@ class ContinuedBlock(Block):
     def __call__(  # type: ignore[override]
         self,
         x: Float[Array, "x s d"],
-        kept: tuple[Any, Any],
+        layer: tuple[Any, Any, Any],
         rotary: tuple[Array, Array],
         visible: Array,
         prompt_visible: Array | None = None,
@@ -106,13 +106,14 @@ class ContinuedBlock(Block):
 
         Args:
             x: new tokens.
-            kept: keys and values of the prompts, and of the continuations; None without.
+            layer: keys and values of the prompts, and of the continuations; whether the layer is rotated. None without.
             rotary: of the new tokens' positions.
             visible: as in `Part`, of the continuations' kept keys, the new ones included; or of the new ones alone.
             prompt_visible: of the prompts' keys.
             index: place of the new tokens among the kept ones.
         """
-        prompt, own = kept
+        prompt, own, is_rotated = layer
+        rotary = rotary_of_layer(rotary, is_rotated)
         query, key, value = self.attention.split(x)
         query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         count = 1 if prompt is None else x.shape[0] // prompt[0].shape[0]
@@ -126,50 +127,46 @@ class ContinuedBlock(Block):
         if prompt is not None and prompt_visible is not None:
             parts.append(Part(prompt[0], prompt[1], prompt_visible))
         mixed = joint_attention(by_prompt(query), parts)
-        x = x + self.attention.join(mixed.reshape(query.shape))
-        return x + self.feed_forward(x), (new[0], new[1])
+        return self.add(x, self.attention.join(mixed.reshape(query.shape))), (new[0], new[1])
 
 
 def build_decoding(config: TransformerConfig, merge: Callable[[Any], Any]) -> Decoding:
     """The `Decoding` of a decoder-only transformer; `merge` makes the module of its parameters.
 
     Positions are counted from the first slot, padding included. Rotary attention depends on differences of positions
-    alone, so a prompt's padding changes nothing (but rounding).
+    alone, so a prompt's padding changes nothing (but rounding). Learned positions leave the padding out.
     """
 
     def by_layer(prompt: Any, own: Any) -> Any:
-        """Both, as `map_blocks` wants them: stacked over layers, or a tuple with a pair for each."""
+        """Both and what `rotated_layers` says, as `map_blocks` wants them: stacked, or a tuple with three for each."""
+        rotated = rotated_layers(config)
         if config.is_scanned:
-            return prompt, own
+            return prompt, own, rotated
         nothing = (None,) * config.num_layers
-        return tuple(zip(prompt or nothing, own or nothing, strict=True))
+        return tuple(zip(prompt or nothing, own or nothing, rotated or nothing, strict=True))
 
-    def embed(module: Any, tokens: Int[Array, "x s"]) -> Array:
-        rows = jnp.take(module.table[...], tokens, axis=0, mode="clip")
-        return rows.astype(compute_dtype(config.compute_dtype))
+    def logits(module: Any, x: Float[Array, "b s d"]) -> Array:
+        hidden, words = module.read_out(x)
+        words = words.astype(hidden.dtype)
+        return jnp.einsum("bsd,vd->bsv", hidden, words, preferred_element_type=wide_dtype(words.dtype))
 
-    def readout(module: Any, temperature: float = 1.0) -> Array:
-        words = module.table[...] if config.tie_embeddings else module.readout[...]
-        kernel = module.final_norm.fold(words.T).T
-        return (kernel / temperature).astype(compute_dtype(config.compute_dtype))
+    def sees(queries: Array, keys: Array) -> Array:
+        return causal_mask(queries, keys, config.window)[None, None]
 
-    def logits(module: Any, x: Float[Array, "... d"]) -> Array:
-        words = readout(module)
-        return jnp.einsum("...d,vd->...v", module.final_norm(x), words, preferred_element_type=wide_dtype(words.dtype))
-
-    def rotary(length: int) -> tuple[Array, Array]:
-        return rotary_table(length, config.size_of_head, config.rope_base)
+    def after(valid: Bool[Array, "b p"], count: int, length: int) -> Int[Array, "x s"]:
+        """Positions of the first tokens of `count` continuations."""
+        first = jnp.repeat(jnp.sum(valid, axis=1, dtype=jnp.int32), count)
+        return first[:, None] + jnp.arange(length)[None]
 
     def read_prompts(module: Any, prompts: Array, valid: Array) -> tuple[Array, Any]:
-        """The last token's hidden state [b, d], and keys and values [b, q, p, k] of every layer."""
-        length = prompts.shape[1]
-        is_before = jnp.tril(jnp.ones((length, length), bool))
+        """The last token's hidden state [b, 1, d], and keys and values [b, q, p, k] of every layer."""
+        slots = jnp.arange(prompts.shape[1])
         # A padded slot sees itself, so that its softmax has something to run over; nothing else sees it.
-        visible = is_before[None] & (valid[:, None, :] | jnp.eye(length, dtype=bool)[None])
-        x = embed(module, prompts)
-        kept = by_layer(None, None)
-        x, made = map_blocks(module, ContinuedBlock, config, x, kept, rotary(length), visible[:, None])
-        return x[:, -1], jax.tree.map(lambda y: jnp.squeeze(y, axis=-4), made)
+        visible = sees(slots, slots)[:, 0] & (valid[:, None, :] | jnp.eye(len(slots), dtype=bool)[None])
+        x = module.embed(prompts, jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1)
+        kept, table = by_layer(None, None), module.rotary(len(slots))
+        x, made = map_blocks(module, ContinuedBlock, config, x, kept, table, visible[:, None])
+        return x[:, -1:], jax.tree.map(lambda y: jnp.squeeze(y, axis=-4), made)
 
     def prefill(params: Any, prompts: Array, valid: Array, num_continuations: int, length: int) -> tuple[Array, Cache]:
         module = merge(params)
@@ -179,19 +176,19 @@ def build_decoding(config: TransformerConfig, merge: Callable[[Any], Any]) -> De
             *front, groups, _, size = y.shape
             return jnp.zeros((*front, num_continuations, groups, length, size), y.dtype)
 
-        return logits(module, last), Cache(kept, valid, jax.tree.map(room, kept))
+        return logits(module, last)[:, 0], Cache(kept, valid, jax.tree.map(room, kept))
 
     def extend(params: Any, tokens: Array, index: Array, cache: Cache) -> tuple[Array, Cache]:
         module = merge(params)
         rows, count = tokens.shape
         prompt_length, length = cache.valid.shape[1], jax.tree.leaves(cache.own)[0].shape[-2]
-        table = tuple(
-            jax.lax.dynamic_slice_in_dim(part, prompt_length + index, 1) for part in rotary(prompt_length + length)
-        )
-        visible = (jnp.arange(length) <= index)[None, None, None, :]
-        x = embed(module, tokens.reshape(rows * count, 1))
+        at = (prompt_length + index)[None]
+        table = tuple(jax.lax.dynamic_slice_in_dim(x, at[0], 1) for x in module.rotary(prompt_length + length))
+        x = module.embed(tokens.reshape(rows * count, 1), after(cache.valid, count, 1) + index)
         kept = by_layer(cache.prompt, cache.own)
-        seen = (visible, cache.valid[:, None, None, :], index)
+        visible = sees(at, prompt_length + jnp.arange(length))
+        of_prompt = cache.valid[:, None, None, :] & sees(at, jnp.arange(prompt_length))
+        seen = (visible, of_prompt, index)
         x, own = map_blocks(module, ContinuedBlock, config, x, kept, table, *seen)
         return logits(module, x).reshape(rows, count, -1), cache._replace(own=own)
 
@@ -207,18 +204,20 @@ def build_decoding(config: TransformerConfig, merge: Callable[[Any], Any]) -> De
         rows, count, length = continuations.shape
         prompt_length = prompts.shape[1]
         last, kept = read_prompts(module, prompts, valid)
-        x = jnp.broadcast_to(last[:, None, None, :], (rows, count, 1, last.shape[-1]))
-        x = x.reshape(rows * count, 1, -1)
+        x = jnp.repeat(last, count, axis=0)
         if length > 1:
-            new = embed(module, continuations[:, :, :-1].reshape(rows * count, length - 1))
-            table = tuple(part[prompt_length:] for part in rotary(prompt_length + length - 1))
-            seen = (jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None], valid[:, None, None, :])
+            tokens = continuations[:, :, :-1].reshape(rows * count, length - 1)
+            new = module.embed(tokens, after(valid, count, length - 1))
+            table = tuple(part[prompt_length:] for part in module.rotary(prompt_length + length - 1))
+            slots = jnp.arange(prompt_length, prompt_length + length - 1)
+            of_prompt = valid[:, None, None, :] & sees(slots, jnp.arange(prompt_length))
+            seen = (sees(slots, slots), of_prompt)
             new, _ = map_blocks(module, ContinuedBlock, config, new, by_layer(kept, None), table, *seen)
             x = jnp.concatenate([x, new], axis=1)
         targets = jnp.where(counted, continuations, -1).reshape(rows * count, length)
-        losses, _ = token_losses(
-            module.final_norm(x), readout(module, temperature), targets, chunk=config.positions_per_loss_chunk
-        )
+        hidden, words = module.read_out(x)
+        words = (words / temperature).astype(hidden.dtype)
+        losses, _ = token_losses(hidden, words, targets, chunk=config.positions_per_loss_chunk)
         return -losses.reshape(rows, count, length)
 
     return Decoding(prefill, extend, score)

@@ -8,7 +8,7 @@ from typing import Literal
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import check_fields, setting
 
-Activation = Literal["swiglu", "relu2", "gelu"]
+Activation = Literal["swiglu", "relu2", "gelu", "gelu_exact"]
 ComputeDtype = Literal["auto", "bfloat16", "float32", "float64"]
 Remat = Literal["none", "dots", "block"]
 
@@ -19,8 +19,39 @@ _POSITIONS_PER_LOSS_CHUNK = 128
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's rotary frequencies for rows longer than those of the first training (Llama 3 report, section 3.4.2).
+
+    A frequency that turns more than `high_frequency_factor` times within `original_length` stays, one that turns less
+    than `low_frequency_factor` times is divided by `factor`, and those between are interpolated.
+
+    Attributes:
+        factor: ≥ 1.
+        low_frequency_factor, high_frequency_factor: turns, > 0, the second above the first.
+        original_length: tokens, ≥ 1.
+    """
+
+    factor: float = setting(at_least=1)
+    low_frequency_factor: float = setting(1.0, above=0)
+    high_frequency_factor: float = setting(4.0, above=0)
+    original_length: int = setting(8192, at_least=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model", "rope_scaling.")
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise ConfigError(
+                f"high_frequency_factor must be above low_frequency_factor, got {self.high_frequency_factor} and "
+                f"{self.low_frequency_factor}",
+                where="model.rope_scaling",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """Settings of `jaxmix.models.transformer`. Every value is plain, so that a config file can hold it.
+
+    The defaults are those of a model trained from scratch. Those from `attention_bias` to `max_positions` are there for
+    published architectures; see `jaxmix.models.checkpoints`.
 
     Attributes:
         num_layers: blocks, ≥ 1.
@@ -32,12 +63,25 @@ class TransformerConfig:
             is None too.
         mlp_width: hidden units of the feed-forward part. None: 4 · width; for "swiglu" 8/3 · width rounded up to a
             multiple of 64.
-        activation: "relu2" (max(x, 0)², the fastest on CPU), "gelu" (tanh form) or "swiglu" (two input matrices).
+        activation: "relu2" (max(x, 0)², the fastest on CPU), "gelu" (tanh form), "gelu_exact" or "swiglu" (two input
+            matrices).
         tie_embeddings: read the logits out with the embedding table instead of a matrix of their own.
         z_loss: factor of the regularizer (log Σ exp logits)², ≥ 0; 0 leaves it out.
         seq_len: tokens per row that `flops_per_token` assumes. `apply` takes rows of any length.
         rope_base: base of the rotary frequencies, > 0.
-        norm_epsilon: added to the mean square in RMSNorm, > 0.
+        norm_epsilon: added to the mean square (the variance, with `norm: layer`), > 0.
+        attention_bias: which products around an attention have biases: "none", "input" (query, key, value), "all".
+        mlp_bias: the feed-forward part has biases.
+        norm: "rms", or "layer": the mean is taken away, and there is a bias.
+        norm_after: x + norm(f(x)) in place of x + f(norm(x)).
+        parallel_residual: x + attention(norm(x)) + feed_forward(norm(x)), two norms of the same x.
+        query_key_norm: RMSNorm of queries and keys before they are rotated: "none", "head" (over each head) or "all"
+            (over all heads of a token).
+        rotary_share: part of every head that is rotated, the first dimensions; > 0 and ≤ 1.
+        rope_scaling: see `RopeScaling`; None: none.
+        unrotated_every: every so many-th block has no positions (SmolLM3), ≥ 2; None: all have.
+        window: a token sees itself and window − 1 tokens before it, ≥ 1; None: all before it.
+        max_positions: learned positions, added to the embedding, for rows of at most so many tokens; None: rotary ones.
         compute_dtype: of matrix products and activations. "auto": bfloat16 on GPU and TPU, float32 on CPU, where
             bfloat16 is emulated and slower. Parameters, norms, softmax and loss are float32 whatever it is
             ("float64", with JAX's x64 mode on, raises those too).
@@ -69,6 +113,17 @@ class TransformerConfig:
     seq_len: int = setting(256, at_least=1)
     rope_base: float = setting(10_000.0, above=0)
     norm_epsilon: float = setting(1e-6, above=0)
+    attention_bias: Literal["none", "input", "all"] = "none"
+    mlp_bias: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    norm_after: bool = False
+    parallel_residual: bool = False
+    query_key_norm: Literal["none", "head", "all"] = "none"
+    rotary_share: float = setting(1.0, above=0, at_most=1)
+    rope_scaling: RopeScaling | None = None
+    unrotated_every: int | None = setting(None, at_least=2)
+    window: int | None = setting(None, at_least=1)
+    max_positions: int | None = setting(None, at_least=1)
     compute_dtype: ComputeDtype = "auto"
     attention: Literal["auto", "blocked", "dot_product"] = "auto"
     attention_block: int = setting(64, at_least=1)
@@ -90,12 +145,14 @@ class TransformerConfig:
                 where="model.width",
                 fix="Choose a multiple of head_dim (64 if unset), or set num_heads.",
             )
-        if self.size_of_head % 2:
+        if self.rotated_dim % 2:
             raise ConfigError(
-                f"rotary positions need heads of even size, got {self.size_of_head}",
+                f"rotary positions turn a part of every head of even size, got {self.rotated_dim}",
                 where="model.head_dim",
                 fix="Choose an even head_dim, or num_heads with width / num_heads even.",
             )
+        if self.norm_after and self.parallel_residual:
+            raise ConfigError("norm_after and parallel_residual exclude each other", where="model.norm_after")
         if self.query_heads % self.key_heads:
             raise ConfigError(
                 f"{self.key_heads} key-value heads do not divide {self.query_heads} heads",
@@ -109,6 +166,11 @@ class TransformerConfig:
         if self.head_dim is not None:
             return self.head_dim
         return _DEFAULT_HEAD_DIM if self.num_heads is None else self.width // self.num_heads
+
+    @property
+    def rotated_dim(self) -> int:
+        """Dimensions of a head that rotary positions turn; 0 with learned positions."""
+        return 0 if self.max_positions is not None else int(self.rotary_share * self.size_of_head)
 
     @property
     def query_heads(self) -> int:
