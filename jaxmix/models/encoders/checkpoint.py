@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.models.checkpoints.files import CheckpointFiles
+from jaxmix.models.checkpoints.safetensors import WEIGHTS, StoredArrays
 from jaxmix.models.encoders.bert import BertConfig
-from jaxmix.models.encoders.safetensors import read_safetensors
 
 _FIRST_POSITION = {"bert": 0, "roberta": 1, "xlm-roberta": 1}
 """Supported `model_type`s: how many positions beyond `pad_token_id` come before a text's first one."""
 
-_WEIGHTS = "model.safetensors"
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 _PARTS = {"Transformer", "Pooling", "Normalize"}
 
@@ -40,50 +39,11 @@ class TextSettings:
     is_lowered: bool
 
 
-class EncoderFiles:
-    """The files of a checkpoint folder.
-
-    Raises:
-        ConfigError: the folder, its `config.json` or its `tokenizer.json` is missing, or a file is no JSON.
-    """
+class EncoderFiles(CheckpointFiles):
+    """The files of an encoder's folder, see `CheckpointFiles`; the tokenizer belongs to them."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise ConfigError(
-                f"there is no folder {str(folder)!r}",
-                where="encoder",
-                fix='Name the folder of a checkpoint (config.json, tokenizer.json, model.safetensors), or "builtin".',
-            )
-        for name in ("config.json", "tokenizer.json"):
-            if not (self.folder / name).is_file():
-                raise ConfigError(
-                    f"the checkpoint has no {name}",
-                    where=str(folder),
-                    fix="Fetch the whole repository of the model; the vocab.txt of a slow tokenizer is not enough.",
-                )
-        self.config = self.json("config.json")
-
-    def json(self, name: str) -> Any:
-        """The content of a JSON file, an empty mapping where there is none."""
-        path = self.folder / name
-        if not path.is_file():
-            return {}
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{name} is not JSON: {error}", where=str(self.folder)) from error
-
-    def digest(self) -> str:
-        """Hash of the weights, the configuration and the tokenizer: every byte of their files."""
-        digest = hashlib.blake2b(digest_size=16)
-        names = sorted({*(path.name for path in self.folder.glob("*.safetensors")), "config.json", "tokenizer.json"})
-        for name in names:
-            digest.update(f"{name} {(self.folder / name).stat().st_size} ".encode())
-            with (self.folder / name).open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        super().__init__(folder, where="encoder", needed=("config.json", "tokenizer.json"))
 
 
 def read_config(files: EncoderFiles, compute_dtype: str = "float32") -> BertConfig:
@@ -158,19 +118,19 @@ def read_params(files: EncoderFiles, config: BertConfig) -> Any:
     Raises:
         ConfigError: there is no `model.safetensors`, a weight is missing or has another shape than `config` says.
     """
-    arrays = _named(read_safetensors(files.folder / _WEIGHTS))
-    where = str(files.folder / _WEIGHTS)
+    stored = StoredArrays(files.folder / WEIGHTS)
+    arrays = _named(stored.shapes)
+    where = str(files.folder / WEIGHTS)
     width, heads, hidden = config.width, config.num_heads, config.mlp_width
     size = width // heads
 
     def get(name: str, *shape: int) -> np.ndarray:
         if name not in arrays:
             raise ConfigError(f"there is no weight {name!r}", where=where, fix="Is it a BERT-family encoder?")
-        if arrays[name].shape != shape:
-            raise ConfigError(
-                f"{name!r} has the shape {list(arrays[name].shape)}, config.json says {list(shape)}", where=where
-            )
-        return np.asarray(arrays[name], np.float32)
+        found = stored.shapes[arrays[name]]
+        if found != shape:
+            raise ConfigError(f"{name!r} has the shape {list(found)}, config.json says {list(shape)}", where=where)
+        return stored[arrays[name]].astype(np.float32)
 
     def norm(name: str) -> dict[str, np.ndarray]:
         return {"scale": get(f"{name}.weight", width), "bias": get(f"{name}.bias", width)}
@@ -209,15 +169,15 @@ def read_params(files: EncoderFiles, config: BertConfig) -> Any:
     }
 
 
-def _named(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names without the family's prefix, and with those of today where the checkpoint is old."""
+def _named(stored: Iterable[str]) -> dict[str, str]:
+    """Stored names, by the same without the family's prefix, and with those of today where the checkpoint is old."""
     old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
     named = {}
-    for name, array in arrays.items():
-        name = re.sub(r"^(bert|roberta|xlm_roberta|model|0\.auto_model)\.", "", name)
+    for full in stored:
+        name = re.sub(r"^(bert|roberta|xlm_roberta|model|0\.auto_model)\.", "", full)
         for before, after in old.items():
             name = name.replace(before, after)
-        named[name] = array
+        named[name] = full
     return named
 
 
