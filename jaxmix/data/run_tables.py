@@ -4,8 +4,9 @@ One row per run, columns in any order:
 
     run, model_size, tokens, seed, weight/<domain> …, loss/<metric> …
 
-`run` names the row and is not kept; `model_size` is in millions of parameters, `tokens` in billions; `seed` may be
-left out. An empty cell is a loss that was not measured. A metric called like a domain validates it.
+`run` names the row, is different in every row and is not kept; `model_size` is in millions of parameters, `tokens` in
+billions; `run` and `seed` may be left out. An empty cell is a loss that was not measured. A metric called like a domain
+validates it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,14 +89,15 @@ def read_run_table(path: str | Path, *, renormalize: bool = False) -> RunTable:
     metrics = [c.removeprefix(_LOSS) for c in sheet.columns if c.startswith(_LOSS)]
     for column in sheet.columns:
         if column not in _KNOWN and not column.startswith((_WEIGHT, _LOSS)):
-            fix = nearest(column, [*_KNOWN, "weight/<domain>", "loss/<metric>"])
-            raise ConfigError(f"unknown column {column!r}", where=f"{where}, line 1", fix=fix)
+            raise ConfigError(f"unknown column {column!r}", where=f"{where}, line 1", fix=_known_column(column))
     for column in _REQUIRED:
         if column not in sheet.columns:
             raise ConfigError(f"column {column!r} is missing", where=f"{where}, line 1", fix=_COLUMNS)
     for prefix, found in ((_WEIGHT, domains), (_LOSS, metrics)):
         if not found:
             raise ConfigError(f"there is no column {prefix}…", where=f"{where}, line 1", fix=_COLUMNS)
+    if "run" in sheet.columns:
+        _row_by_id(sheet, "run", may_be_empty=True)
     return RunTable(
         _weights(sheet, [_WEIGHT + n for n in domains], is_rounded=renormalize),
         _losses(sheet, [_LOSS + n for n in metrics]),
@@ -103,6 +107,28 @@ def read_run_table(path: str | Path, *, renormalize: bool = False) -> RunTable:
         metrics,
         seed=_whole(sheet, "seed") if "seed" in sheet.columns else None,
     )
+
+
+def write_mixtures(path: Path, mixtures: Mapping[str, Mapping[str, float]]) -> None:
+    """Writes mixtures by name, all of the same domains: columns `run` and `weight/<domain>`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = list(next(iter(mixtures.values())))
+    writer.writerow(["run", *(_WEIGHT + name for name in names)])
+    writer.writerows([run, *(_text(weights[name]) for name in names)] for run, weights in mixtures.items())
+    write_whole(path, text.getvalue())
+
+
+def read_mixtures(path: Path) -> dict[str, dict[str, float]]:
+    """Mixtures by name, as `write_mixtures` or a person wrote them; errors as of `read_run_table`."""
+    sheet = _read_sheet(path)
+    columns = [c for c in sheet.columns if c.startswith(_WEIGHT)]
+    if "run" not in sheet.columns or not columns or len(sheet.columns) > len(columns) + 1:
+        raise ConfigError(
+            f"the columns must be run and {_WEIGHT}<domain>, got {', '.join(sheet.columns)}", where=f"{path}, line 1"
+        )
+    weights, names = _weights(sheet, columns, is_rounded=False).tolist(), [c.removeprefix(_WEIGHT) for c in columns]
+    return {run: dict(zip(names, weights[row], strict=True)) for run, row in _row_by_id(sheet, "run").items()}
 
 
 def read_regmix(
@@ -116,8 +142,8 @@ def read_regmix(
 ) -> RunTable:
     """Reads a pair of files as RegMix keeps them: mixtures and losses, joined on the column `index`.
 
-    Columns `train_<domain>` are weights, `metric/<domain>_val_loss` losses; `prefix` is taken off all names. Runs that
-    only one of the files has are an error.
+    Columns `train_<domain>` are weights, `metric/<domain>_val_loss` losses; `prefix` is taken off all names. 1 and
+    1.0 are the same index. A run that only one of the files has is an error.
 
     Args:
         mixture_path: CSV with `index` and weights.
@@ -137,22 +163,14 @@ def read_regmix(
     for sheet in (mixtures, losses):
         if "index" not in sheet.columns:
             raise ConfigError("column 'index' is missing", where=f"{sheet.path}, line 1")
-    position: dict[str, int] = {}
-    for row, name in enumerate(losses.cells["index"]):
-        if name in position:
-            raise ConfigError(f"index {name} occurs twice", where=f"{losses.path}, line {losses.lines[row]}")
-        position[name] = row
-    names = mixtures.cells["index"]
-    for row, name in enumerate(names):
-        if name not in position or name in names[:row]:
-            what = "occurs twice" if name in names[:row] else f"is not in {losses.path}"
-            raise ConfigError(f"index {name} {what}", where=f"{mixtures.path}, line {mixtures.lines[row]}")
-    if len(position) != len(names):
-        extra = next(name for name in position if name not in set(names))
-        raise ConfigError(f"index {extra} is not in {mixtures.path}", where=str(losses.path))
+    rows, position = _row_by_id(mixtures, "index"), _row_by_id(losses, "index")
+    for ids, sheet, others, other in ((rows, mixtures, position, losses), (position, losses, rows, mixtures)):
+        for name, row in ids.items():
+            if name not in others:
+                raise ConfigError(f"index {name} is not in {other.path}", where=_place(sheet, row))
     weight_columns = [c for c in mixtures.columns if c != "index"]
     loss_columns = [c for c in losses.columns if c != "index"]
-    order = [position[name] for name in names]
+    order = [position[name] for name in rows]
     weights = _weights(mixtures, weight_columns, is_rounded=renormalize)
     metric = lambda column: column.removeprefix("metric/").removesuffix("_val_loss").removeprefix(prefix)
     check_number("read_regmix", "model_size", model_size, above=0.0)
@@ -160,8 +178,8 @@ def read_regmix(
     return RunTable(
         weights,
         _losses(losses, loss_columns)[order],
-        np.full(len(names), float(model_size)),
-        np.full(len(names), float(tokens)),
+        np.full(len(rows), float(model_size)),
+        np.full(len(rows), float(tokens)),
         [c.removeprefix("train_").removeprefix(prefix) for c in weight_columns],
         [metric(c) for c in loss_columns],
     )
@@ -197,14 +215,23 @@ def _read_sheet(path: str | Path) -> _Sheet:
         fix = nearest(path.name, others) if others else "Name an existing CSV file."
         raise ConfigError(f"there is no table {str(path)!r}", where="table of runs", fix=fix) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        reason = getattr(error, "strerror", None) or reason
         raise ConfigError(
-            f"cannot read {str(path)!r}: {reason}", where="table of runs", fix="Name a CSV file."
+            f"cannot read {str(path)!r}: {reason}", where="table of runs", fix="Name a CSV file, saved as UTF-8."
         ) from None
+    if any("\0" in cell for _, row in rows for cell in row):
+        raise ConfigError("the table holds NUL bytes", where=str(path), fix="Save it as UTF-8, not as UTF-16.")
     if len(rows) < 2:
         raise ConfigError("the table has no runs", where=str(path), fix="Give a line of names and a line per run.")
     (_, header), *body = rows
     columns = [cell.strip() for cell in header]
+    if len(columns) == 1 and re.search("[;\t|]", columns[0]):
+        raise ConfigError(
+            f"the columns are not separated by commas: {columns[0]!r}",
+            where=f"{path}, line 1",
+            fix="Save the table with commas between columns and points in numbers.",
+        )
     for index, name in enumerate(columns):
         if not name or name in columns[:index]:
             what = f"column {name!r} occurs twice" if name else f"column {index + 1} has no name"
@@ -236,9 +263,40 @@ def _positive(sheet: _Sheet, column: str, *, may_be_empty: bool = False) -> np.n
 
 
 def _whole(sheet: _Sheet, column: str) -> np.ndarray:
-    values = _numbers(sheet, column)
-    _check_cells(sheet, column, values != np.round(values), "must be a whole number")
-    return values.astype(np.int64)
+    """A column as int64, to the last digit: a float64 holds no whole number of 17 digits."""
+    values = []
+    for row, text in enumerate(sheet.cells[column]):
+        try:
+            value = Decimal(text)
+        except InvalidOperation:
+            raise _bad_cell(sheet, row, column, f"is not a number: {text!r}" if text else "is empty") from None
+        if not value.is_finite() or not -(2**63) < value < 2**63 or value != int(value):
+            raise _bad_cell(sheet, row, column, f"must be a whole number below 2**63 in size: {text!r}")
+        values.append(int(value))
+    return np.asarray(values, np.int64)
+
+
+def _row_by_id(sheet: _Sheet, column: str, *, may_be_empty: bool = False) -> dict[str, int]:
+    """Row by the name of its run, which no other row may have. A whole number is named alike with and without `.0`."""
+    found: dict[str, int] = {}
+    for row, text in enumerate(sheet.cells[column]):
+        name = text.split(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
+        if name in found:
+            raise _bad_cell(sheet, row, column, f"{text!r} occurs twice, first in line {sheet.lines[found[name]]}")
+        if name:
+            found[name] = row
+        elif not may_be_empty:
+            raise _bad_cell(sheet, row, column, "is empty")
+    return found
+
+
+def _known_column(column: str) -> str:
+    """What to write instead of an unknown column."""
+    found = re.fullmatch(r"(weight|loss)(?:s|es)?(?:[\W_]+(.*))?", column, re.IGNORECASE)
+    if found is None:
+        return nearest(column, [*_KNOWN, "weight/<domain>", "loss/<metric>"])
+    name = found[2] or ("<domain>" if found[1].lower() == "weight" else "<metric>")
+    return f"Did you mean {f'{found[1].lower()}/{name}'!r}? {_COLUMNS}"
 
 
 def _check_cells(sheet: _Sheet, column: str, is_wrong: np.ndarray, what: str) -> None:
@@ -265,14 +323,17 @@ def _weights(sheet: _Sheet, columns: Sequence[str], *, is_rounded: bool) -> np.n
     if off.any():
         row = int(np.argmax(off))
         fix = "If they were rounded, pass renormalize=True." if abs(sums[row] - 1) <= _ROUNDED else None
-        raise ConfigError(
-            f"the weights add up to {sums[row]:.6g}, not 1", where=f"{sheet.path}, line {sheet.lines[row]}", fix=fix
-        )
+        fix = "If they are percent, divide them by 100." if abs(sums[row] / 100 - 1) <= _ROUNDED else fix
+        raise ConfigError(f"the weights add up to {sums[row]:.6g}, not 1", where=_place(sheet, row), fix=fix)
     return weights / sums[:, None] if is_rounded else weights
 
 
 def _bad_cell(sheet: _Sheet, row: int, column: str, what: str) -> ConfigError:
-    return ConfigError(f"{column} {what}", where=f"{sheet.path}, line {sheet.lines[row]}, column {column}")
+    return ConfigError(f"{column} {what}", where=f"{_place(sheet, row)}, column {column}")
+
+
+def _place(sheet: _Sheet, row: int) -> str:
+    return f"{sheet.path}, line {sheet.lines[row]}"
 
 
 def _text(value: float) -> str:

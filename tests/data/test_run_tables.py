@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.data.run_tables import read_regmix, read_run_table, write_run_table
+from jaxmix.data.run_tables import read_mixtures, read_regmix, read_run_table, write_mixtures, write_run_table
 from jaxmix.laws import RunTable
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,25 @@ HEAD = "run,model_size,tokens,seed,weight/x,weight/y,loss/x\n"
         (HEAD + "0,1,1,0,0.5,0.5,inf\n", "loss/x must be finite"),
         (HEAD + "0,1,1,0,0.5,0.5,\n", "'loss/x' holds no loss"),
         (HEAD + "0,1,1,0.5,0.5,0.5,2\n", "seed must be a whole number"),
+        (HEAD + "0,1,1,,0.5,0.5,2\n", "seed is empty (t.csv, line 2, column seed)"),
+        (HEAD + "0,1,1,true,0.5,0.5,2\n", "seed is not a number: 'true'"),
+        (
+            HEAD + "0,1,1,99999999999999999999,0.5,0.5,2\n",
+            "below 2**63 in size: '99999999999999999999' (t.csv, line 2, column seed)",
+        ),
+        (HEAD + "0,1,1,1e999999999,0.5,0.5,2\n", "below 2**63 in size: '1e999999999'"),
+        (HEAD + "0,1,1,nan,0.5,0.5,2\n", "below 2**63 in size: 'nan'"),
+        (HEAD + "3,1,1,0,0.5,0.5,2\n3.0,1,1,1,1,0,2\n", "run '3.0' occurs twice, first in line 2 (t.csv, line 3"),
+        (HEAD + "0,1,1,0,25,75,2\n", "add up to 100, not 1 (t.csv, line 2). If they are percent, divide them by 100"),
+        (HEAD + "0,1,1,0,25%,75%,2\n", "weight/x is not a number: '25%'"),
+        (HEAD + '0,"60,000",1,0,0.5,0.5,2\n', "model_size is not a number: '60,000'"),
+        (HEAD + "0,1,2024-05-01,0,0.5,0.5,2\n", "tokens is not a number: '2024-05-01'"),
+        (HEAD + "0,1,1,0,0.5,nan,2\n", "weight/y must be finite: 'nan'"),
+        (HEAD + "0,1,1e999,0,0.5,0.5,2\n", "tokens must be finite: '1e999'"),
+        (HEAD.replace(",", ";") + "0;1;1;0;0,5;0,5;2\n", "the columns are not separated by commas"),
+        (HEAD.replace(",", "\0,") + "0,1,1,0,0.5,0.5,2\n", "NUL bytes"),
+        ("model_size,tokens,weight_web,weight_code,loss\n1,1,0.5,0.5,2\n", "Did you mean 'weight/web'?"),
+        ("model_size,tokens,weight/web,loss\n1,1,1,2\n", "Did you mean 'loss/<metric>'?"),
     ],
 )
 def test_a_bad_table_is_refused_by_line_and_column(text, complaint, tmp_path, monkeypatch):
@@ -81,6 +100,26 @@ def test_a_bad_table_is_refused_by_line_and_column(text, complaint, tmp_path, mo
     with pytest.raises(ConfigError) as caught:
         read_run_table("t.csv")
     assert complaint in str(caught.value)
+
+
+def test_seeds_are_read_to_the_last_digit(tmp_path):
+    path, seeds = tmp_path / "t.csv", [2**53 + 1, 2**62 + 3, -(2**62) - 1, 2**63 - 1, 3]
+    path.write_text(HEAD + "".join(f"{i},1,1,{seed},0.5,0.5,2\n" for i, seed in enumerate(seeds)) + "9,1,1,1e3,1,0,2\n")
+    table = read_run_table(path)
+    assert table.seed.tolist() == [*seeds, 1000]
+    assert read_run_table(write_run_table(tmp_path / "again.csv", table)).seed.tolist() == [*seeds, 1000]
+
+
+def test_a_file_of_another_encoding_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text(HEAD + "0,1,1,0,0.5,0.5,2\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match=r"not UTF-8 text.*saved as UTF-8"):
+        read_run_table(tmp_path / "t.csv")
+
+
+def test_mixtures_read_back_by_name(tmp_path):
+    mixtures = {"a, b": {'x"': 0.1, "y": 0.9}, "2": {'x"': 1 / 3, "y": 2 / 3}}
+    write_mixtures(tmp_path / "m.csv", mixtures)
+    assert read_mixtures(tmp_path / "m.csv") == mixtures
 
 
 def test_rounded_weights_are_divided_by_their_sum_only_when_asked(tmp_path):
@@ -120,6 +159,15 @@ def test_regmix_files_are_joined_on_their_index(tmp_path):
     np.testing.assert_allclose(table.weights[0], [1 / 3, 2 / 3], rtol=1e-15)
     (tmp_path / "l.csv").write_text("index,metric/the_pile_b_val_loss\n2,3.0\n")
     with pytest.raises(ConfigError, match=r"index 5 is not in .*l\.csv \(.*m\.csv, line 2\)"):
+        read_regmix(tmp_path / "m.csv", tmp_path / "l.csv", model_size=1, tokens=2)
+    (tmp_path / "l.csv").write_text("index,metric/the_pile_b_val_loss\n2.0,3.0\n5.0,2.0\n")
+    assert read_regmix(tmp_path / "m.csv", tmp_path / "l.csv", model_size=1, tokens=2).losses.tolist() == [[2.0], [3.0]]
+    for twice in ("5", "5.0"):
+        (tmp_path / "l.csv").write_text(f"index,metric/the_pile_b_val_loss\n2,3.0\n5,2.0\n{twice},2.0\n")
+        with pytest.raises(ConfigError, match=f"index '{twice}' occurs twice, first in line 3 .*line 4"):
+            read_regmix(tmp_path / "m.csv", tmp_path / "l.csv", model_size=1, tokens=2)
+    (tmp_path / "l.csv").write_text("index,metric/the_pile_b_val_loss\n2,3.0\n,2.0\n")
+    with pytest.raises(ConfigError, match="index is empty"):
         read_regmix(tmp_path / "m.csv", tmp_path / "l.csv", model_size=1, tokens=2)
     (tmp_path / "l.csv").write_text("index,metric/the_pile_b_val_loss\n2,3.0\n5,2.0\n9,2.0\n")
     with pytest.raises(ConfigError, match="index 9 is not in"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data.files import write_whole
-from jaxmix.data.run_tables import write_run_table
+from jaxmix.data.run_tables import read_mixtures, write_mixtures, write_run_table
 from jaxmix.laws.base import RunTable
 from jaxmix.laws.design import dirichlet_designs, sobol_designs
 from jaxmix.models import transformer
@@ -33,7 +32,6 @@ from jaxmix.workflows.train.data import known_sizes, prepare_and_open
 from jaxmix.workflows.train.plan import estimate_memory
 
 DESIGN, TABLE, CURVES = "design.csv", "table.csv", "curves.csv"
-_WEIGHT = "weight/"
 _GPU_SHARE, _CPU_SHARE = 0.7, 0.5
 
 
@@ -64,7 +62,7 @@ def generate(swarm: Swarm, *, is_dry: bool = False) -> dict[str, dict[str, float
                 fix="Choose another folder with --out, or remove the file if no proxy was trained on it.",
             )
     elif not is_dry:
-        _write_design(path, designed)
+        write_mixtures(path, designed)
     return designed
 
 
@@ -98,13 +96,6 @@ def _prior(run: Run) -> dict[str, float]:
     return run.prior
 
 
-def _write_design(path: Path, designed: Mapping[str, Mapping[str, float]]) -> None:
-    names = list(next(iter(designed.values())))
-    lines = [",".join(["run", *(_WEIGHT + name for name in names)])]
-    lines += [",".join([run, *(repr(float(weights[name])) for name in names)]) for run, weights in designed.items()]
-    write_whole(path, "\n".join(lines) + "\n")
-
-
 def read_design(swarm: Swarm) -> dict[str, dict[str, float]]:
     """The mixtures of design.csv by name.
 
@@ -114,27 +105,12 @@ def read_design(swarm: Swarm) -> dict[str, dict[str, float]]:
     path = Path(swarm.out) / DESIGN
     if not path.is_file():
         raise ConfigError("there is no design", where=str(path), fix="Run jaxmix swarm generate first.")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    wanted = swarm.sizes[0].config.source_names
-    result: dict[str, dict[str, float]] = {}
-    for line, row in enumerate(rows, start=2):
-        where = f"{path}, line {line}"
-        names = [column.removeprefix(_WEIGHT) for column in row if str(column).startswith(_WEIGHT)]
-        if not row.get("run") or row["run"] in result or not names:
-            raise ConfigError("a row needs a name of its own under `run`, and weights", where=where)
-        if wanted is not None and names != list(wanted):
-            raise ConfigError(f"weights of {', '.join(names)}, the sources are {', '.join(wanted)}", where=where)
-        try:
-            weights = {name: float(row[_WEIGHT + name]) for name in names}
-        except (TypeError, ValueError):
-            raise ConfigError("a weight is not a number", where=where) from None
-        values = np.asarray(list(weights.values()))
-        if not (np.isfinite(values) & (values >= 0)).all() or abs(values.sum() - 1) > 1e-6:
-            raise ConfigError(f"the weights are no mixture: they add up to {values.sum():.9g}", where=where)
-        result[row["run"]] = weights
-    if not result:
-        raise ConfigError("the design has no mixtures", where=str(path))
+    result = read_mixtures(path)
+    names, wanted = list(next(iter(result.values()))), swarm.sizes[0].config.source_names
+    if wanted is not None and names != list(wanted):
+        raise ConfigError(
+            f"weights of {', '.join(names)}, the sources are {', '.join(wanted)}", where=f"{path}, line 1"
+        )
     return result
 
 

@@ -106,10 +106,11 @@ def test_a_design_is_drawn_once_and_may_be_written_by_hand(base, tmp_path):
     assert read_design(swarm) == {"mine": {"plain": 0.5, "dense": 0.25, "other": 0.25}}
     for text, message in (
         (own.replace("0.5", "0.6"), r"line 2.*|add up to 1.1"),
-        (own.replace("0.5", "half"), "a weight is not a number"),
+        (own.replace("0.5", "half"), "weight/plain is not a number: 'half'"),
         (own.replace("weight/other", "weight/else"), "the sources are plain, dense, other"),
-        (own + "mine,1,0,0\n", "a name of its own"),
-        (own.splitlines()[0] + "\n", "no mixtures"),
+        (own + "mine,1,0,0\n", "'mine' occurs twice, first in line 2"),
+        (own.replace("run", "name"), "the columns must be run and weight/<domain>, got name, weight/plain"),
+        (own.splitlines()[0] + "\n", "no runs"),
     ):
         (tmp_path / "design.csv").write_text(text)
         with pytest.raises(ConfigError, match=message):
