@@ -7,24 +7,32 @@ One row per run, columns in any order:
 `run` names the row, is different in every row and is not kept; `model_size` is in millions of parameters, `tokens` in
 billions; `run` and `seed` may be left out. An empty cell is a loss that was not measured. A metric called like a domain
 validates it.
+
+`table.domains.json` beside `table.csv` says what weights count, and how many billion tokens there are of each domain:
+
+    {"unit": "tokens", "available_tokens": {"web": 1.5, "code": 0.02}}
+
+A swarm writes it; without it, or without `available_tokens`, nothing is known of the data.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
-from jaxmix.core.validate import check_number
-from jaxmix.data.files import write_whole
+from jaxmix.core.validate import check_number, values_in_order
+from jaxmix.data.files import write_json, write_whole
+from jaxmix.data.mixture.arguments import UNITS
 from jaxmix.laws.base import RunTable
 
 _WEIGHT, _LOSS = "weight/", "loss/"
@@ -65,6 +73,13 @@ def write_run_table(path: str | Path, table: RunTable) -> Path:
         writer.writerow([*about, *map(_text, numbers)])
     path = Path(path)
     write_whole(path, text.getvalue())
+    known: dict[str, Any] = {"unit": table.unit}
+    if table.available_tokens is not None:
+        known["available_tokens"] = dict(zip(table.domain_names, table.available_tokens.tolist(), strict=True))
+    if known == {"unit": "tokens"}:
+        _domains_file(path).unlink(missing_ok=True)  # one of an earlier table would speak of other data
+    else:
+        write_json(_domains_file(path), known)
     return path
 
 
@@ -72,7 +87,7 @@ def read_run_table(path: str | Path, *, renormalize: bool = False) -> RunTable:
     """Reads a table of runs.
 
     Args:
-        path: CSV file, see the module's head.
+        path: CSV file, see the module's head, also for the file of its domains.
         renormalize: divide each row of weights by its sum, for files whose weights were rounded; sums must then be
             within 0.02 of 1. Without it a sum off by more than 1e-6 is an error.
 
@@ -106,7 +121,38 @@ def read_run_table(path: str | Path, *, renormalize: bool = False) -> RunTable:
         domains,
         metrics,
         seed=_whole(sheet, "seed") if "seed" in sheet.columns else None,
+        **_read_domains(_domains_file(Path(path)), domains),
     )
+
+
+def _domains_file(path: Path) -> Path:
+    return path.with_suffix(".domains.json")
+
+
+def _read_domains(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """`unit` and `available_tokens` of a table, {} where the file is not there."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read it: {error}", where=str(path), fix="Mend or remove the file.") from None
+    if not isinstance(about, dict):
+        raise ConfigError(f"must be an object, got {about!r}", where=str(path))
+    for key in about:
+        if key not in ("unit", "available_tokens"):
+            raise ConfigError(f"unknown key {key!r}", where=str(path), fix=nearest(key, ["unit", "available_tokens"]))
+    if (unit := about.get("unit", "tokens")) not in UNITS:
+        raise ConfigError(f"unknown unit {unit!r}", where=str(path), fix=nearest(str(unit), UNITS))
+    if "available_tokens" in about:
+        sizes = values_in_order(about["available_tokens"], names, f"{path}, available_tokens", "number of tokens")
+        for name, size in zip(names, sizes, strict=True):
+            if isinstance(size, bool) or not isinstance(size, (int, float)) or not size >= 0:
+                raise ConfigError(
+                    f"available tokens must be billions, at least 0: {name!r} has {size!r}", where=str(path)
+                )
+        about["available_tokens"] = sizes
+    return about
 
 
 def write_mixtures(path: Path, mixtures: Mapping[str, Mapping[str, float]]) -> None:
@@ -322,7 +368,7 @@ def _weights(sheet: _Sheet, columns: Sequence[str], *, is_rounded: bool) -> np.n
     off = np.abs(sums - 1) > (_ROUNDED if is_rounded else _EXACT)
     if off.any():
         row = int(np.argmax(off))
-        fix = "If they were rounded, pass renormalize=True." if abs(sums[row] - 1) <= _ROUNDED else None
+        fix = "If they were rounded, pass renormalize=True (--renormalize)." if abs(sums[row] - 1) <= _ROUNDED else None
         fix = "If they are percent, divide them by 100." if abs(sums[row] / 100 - 1) <= _ROUNDED else fix
         raise ConfigError(f"the weights add up to {sums[row]:.6g}, not 1", where=_place(sheet, row), fix=fix)
     return weights / sums[:, None] if is_rounded else weights

@@ -64,6 +64,8 @@ class RunTable:
             same name.
         seed: i64[r], of each run; zeros if not given. Runs of one mixture are never split between fitting and judging,
             whatever their seeds.
+        available_tokens: float64[m], billions of tokens there are of each domain; None where that is not known.
+        unit: what a weight counts: "tokens", "documents" or "rows".
     """
 
     weights: Any
@@ -74,6 +76,8 @@ class RunTable:
     metric_names: Sequence[str]
     metric_domain: Any = None
     seed: Any = None
+    available_tokens: Any = None
+    unit: str = "tokens"
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)
@@ -90,6 +94,8 @@ class RunTable:
             put("metric_domain", np.asarray(self.metric_domain, np.int64))
             _check_metric_domain(self)
         put("seed", np.zeros(len(self.weights), np.int64) if self.seed is None else np.asarray(self.seed, np.int64))
+        if self.available_tokens is not None:
+            put("available_tokens", check_available(self.available_tokens, len(self.domain_names), "RunTable"))
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -228,6 +234,17 @@ class Law(NamedTuple):
     fit: Fit
     build: Callable[[Shape], Form] | None = None
     extrapolates: bool = True
+
+
+def check_available(values: Any, num_domains: int, where: str) -> np.ndarray:
+    """Billions of tokens of every domain as float64[m]: ≥ 0, infinity for no limit."""
+    found = np.asarray(values, np.float64)
+    if found.shape != (num_domains,) or np.isnan(found).any() or (found < 0).any():
+        raise ConfigError(
+            f"available_tokens must be {num_domains} numbers >= 0, got {found.tolist()}",
+            where=f"{where}(available_tokens)",
+        )
+    return found
 
 
 def _check_shapes(table: RunTable) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -108,6 +110,33 @@ def test_seeds_are_read_to_the_last_digit(tmp_path):
     table = read_run_table(path)
     assert table.seed.tolist() == [*seeds, 1000]
     assert read_run_table(write_run_table(tmp_path / "again.csv", table)).seed.tolist() == [*seeds, 1000]
+
+
+def test_a_table_knows_its_domains_by_the_file_beside_it(tmp_path):
+    table = dataclasses.replace(random_table(), available_tokens=[0.1, 2e-9, 3.0, 1 / 3], unit="documents")
+    path, beside = write_run_table(tmp_path / "t.csv", table), tmp_path / "t.domains.json"
+    assert json.loads(beside.read_text())["available_tokens"]["a"] == 0.1
+    read = read_run_table(path)
+    assert (read.unit, read.available_tokens.tolist()) == ("documents", [0.1, 2e-9, 3.0, 1 / 3])
+    for text, complaint in (
+        ('{"unit": "document"}', "Did you mean 'documents'"),
+        ('{"availabel_tokens": {}}', "Did you mean 'available_tokens'"),
+        ('{"available_tokens": {"a": 1, "b, c": 1, "é/x": 1}}', "no number of tokens for source 'd \"quoted\"'"),
+        ('{"available_tokens": {"A": 1}}', "unknown source 'A'"),
+        ('{"available_tokens": [1, 2, "3", 4]}', "has '3'"),
+        ('{"available_tokens": [1, 2, -3, 4]}', "has -3"),
+        ('{"available_tokens": [1, 2, NaN, 4]}', "has nan"),
+        ("[]", "must be an object"),
+        ("{", "cannot read it"),
+    ):
+        beside.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            read_run_table(path)
+        assert complaint in str(caught.value)
+        assert "t.domains.json" in str(caught.value)
+    write_run_table(path, random_table())  # an earlier table's file would speak of other data
+    assert not beside.exists()
+    assert read_run_table(path).available_tokens is None
 
 
 def test_a_file_of_another_encoding_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.core.validate import check_number
-from jaxmix.laws.base import Law, Shape
+from jaxmix.laws.base import Law, Shape, check_available
 from jaxmix.laws.checks import metric_shares, on_simplex
 
 
@@ -74,23 +74,12 @@ def check_constraints(
     check_number("propose", "kl_strength", kl_strength, 0.0)
     shares = metric_shares(metric_weights, shape, "propose(metric_weights)")
     prior = on_simplex(np.ones(m) if prior is None else prior, m, "propose(prior)")
-    available = _available(available_tokens, m)
+    available = np.full(m, np.inf) if available_tokens is None else check_available(available_tokens, m, "propose")
     floors = _bound("min_weights", min_weights, m)
     caps = np.minimum(_bound("max_weights", 1.0 if max_weights is None else max_weights, m), 1.0)
     caps = np.where((available > 0) & ((prior > 0) | (kl_strength == 0)), caps, 0.0)
     _check_bounds(caps, floors)
     return Constraints(shares, prior, caps, floors, available)
-
-
-def _available(available_tokens: Any, m: int) -> np.ndarray:
-    if available_tokens is None:
-        return np.full(m, np.inf)
-    values = np.asarray(available_tokens, np.float64)
-    if values.shape != (m,) or np.isnan(values).any() or (values < 0).any():
-        raise ConfigError(
-            f"available_tokens must be {m} numbers >= 0, got {values.tolist()}", where="propose(available_tokens)"
-        )
-    return values
 
 
 def _bound(name: str, value: Any, m: int) -> np.ndarray:

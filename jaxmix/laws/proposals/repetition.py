@@ -17,6 +17,9 @@ from jaxmix.core.validate import Positive, checked
 REPEAT_DECAY = 15.387756
 """R* of the paper: after about so many repetitions a token has lost 63 % of its worth."""
 
+MAX_EPOCHS = 4.0
+"""Up to so many passes over a domain the paper finds about the loss of as many new tokens."""
+
 
 def effective_tokens(drawn: Any, available: Any, decay: float | Array = REPEAT_DECAY) -> Float[Array, "*r m"]:
     r"""Returns how many new tokens the drawn ones are worth.

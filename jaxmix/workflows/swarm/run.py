@@ -304,7 +304,7 @@ def status(swarm: Swarm) -> dict[str, SwarmStatus]:
 
 
 def collect(swarm: Swarm) -> SwarmOutcome:
-    """Writes table.csv and curves.csv from all chunks that are finished.
+    """Writes table.csv with the sizes of its domains, and curves.csv, from all chunks that are finished.
 
     `model_size` is all parameters in millions, `tokens` those of all batches in billions. A run that diverged has
     empty losses. curves.csv holds the held-out losses at every evaluation of every run, by the table's `run`.
@@ -333,6 +333,9 @@ def collect(swarm: Swarm) -> SwarmOutcome:
     if not any(proxy.reason is None for proxy, _, _ in rows):
         what = "every run diverged" if rows else "no chunk is finished"
         raise RunError(what, where=swarm.out, fix="Lower the learning rate." if rows else "Run jaxmix swarm run.")
+    config = swarm.sizes[0].config
+    known = known_sizes(config)[0].tokens
+    available = [known.get(name) for name in names]
     table = RunTable(
         np.stack([proxy.weights for proxy, _, _ in rows]),
         np.stack([proxy.losses for proxy, _, _ in rows]),
@@ -341,6 +344,8 @@ def collect(swarm: Swarm) -> SwarmOutcome:
         names,
         names,
         seed=np.asarray([proxy.seed for proxy, _, _ in rows]),
+        available_tokens=None if None in available else np.asarray(available, np.float64) / 1e9,
+        unit=config.data.unit,
     )
     path = write_run_table(out / TABLE, table)
     head = ["run", "name", "step", *(f"loss/{name}" for name in names)]
