@@ -23,6 +23,7 @@ from jaxmix.core.errors import JaxmixError
 from jaxmix.data.files import write_whole
 from jaxmix.report.intervals import student_interval
 from jaxmix.workflows.config.load import from_mapping
+from jaxmix.workflows.config.mixture import read_mixture
 from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.run import run_discovery
@@ -146,7 +147,7 @@ def propose(partition: str, out: Path, size: Size, plain: dict[str, Any]) -> dic
             fitted, model_size=float(table.model_size[0]), tokens=float(table.tokens[0]), out=str(home / "law"),
             command="gem_mixing", kl_strength=KL,
         )  # fmt: skip
-    return dict(parse_yaml(path.read_text(), where=str(path))["mixture"])
+    return {"weights": read_mixture(path).weights}
 
 
 def run_cell(partition: str, method: str, seed: int, out: Path, size: Size, sources: Any, corpus: Path) -> None:

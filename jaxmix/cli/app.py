@@ -31,6 +31,9 @@ _SECTIONS = (
 _DRY_RUN = Flag("--dry-run", "say what would be done and write nothing")
 _JSON = Flag("--json", "print the result as one JSON object")
 _OUT = Flag("--out", "folder to write to (runs/<name of the file>)", "FOLDER")
+_MIXTURE = Flag(
+    "--mixture", "take the weights of a mixture.yaml, or of the folder that holds one", "FILE", is_override=True
+)
 _CONFIG = ("CONFIG", "a YAML file, see configs/")
 _PROCESSES = (
     Flag("--coordinator", "host:port of process 0, for a run of several processes", "ADDRESS"),
@@ -80,10 +83,13 @@ COMMANDS: tuple[Command, ...] = (
         metrics.jsonl, timing.jsonl, checkpoints/, mixture.yaml and report.html. Stopped or killed, the same command
         continues exactly.
 
+        --mixture takes the weights that law propose, swarm doremi or another run has written; config.yaml keeps them.
+        The mixer static holds them, other mixers start from them.
+
         On several processes: start the same command on each with --coordinator, --processes and --process, or with
         --distributed where the environment knows them (TPU pod slices, Slurm, Open MPI).""",
         positional=(_CONFIG,),
-        flags=_RUN,
+        flags=(_MIXTURE, *_RUN),
         sections=_SECTIONS,
     ),
     Command(
@@ -91,9 +97,13 @@ COMMANDS: tuple[Command, ...] = (
         "Train several mixtures at equal tokens over paired seeds; differences with intervals",
         """CONFIG names a base, what each variant changes, and the seeds, see configs/compare/. All runs are checked
         before the first one trains, share their prepared data, and draw in the order of the same seeds. Differences
-        are to the first variant. Stopped half-way, the same command trains only what is not finished.""",
+        are to the first variant. Stopped half-way, the same command trains only what is not finished.
+
+        --mixture is for all variants, none of which may have a mixture of its own; one variant takes a file by
+        `mixture: FILE` in CONFIG.""",
         positional=(_CONFIG,),
         flags=(
+            _MIXTURE,
             _OUT,
             Flag("--seeds", "number of seeds, counted up from the file's first", "N", int),
             _DRY_RUN,
@@ -151,7 +161,7 @@ COMMANDS: tuple[Command, ...] = (
         doremi trains a reference and a proxy that weighs domains by its excess loss, and writes their average weights
         as mixture.yaml, see configs/doremi/.""",
         positional=(("ACTION", "generate, run, status, collect or doremi"), _CONFIG),
-        flags=(_OUT, _DRY_RUN, _JSON),
+        flags=(_MIXTURE, _OUT, _DRY_RUN, _JSON),
         sections=(*_SECTIONS, "design", "swarm", "seeds", "sizes"),
     ),
     Command(
@@ -169,8 +179,8 @@ COMMANDS: tuple[Command, ...] = (
         "Fit mixing laws to a table of runs, compare them, propose the best mixture",
         """check compares all laws on mixtures they have not seen; fit judges and fits one, or with auto
         the best of all, and writes law.json, runs.csv and report.html; propose writes mixture.yaml, which
-        `jaxmix train` takes. TABLE is a CSV file with columns model_size (millions), tokens (billions),
-        weight/<domain> and loss/<metric>, or the folder of a fitted law or swarm. Numbers by name are
+        `jaxmix train CONFIG --mixture` takes. TABLE is a CSV file with columns model_size (millions), tokens
+        (billions), weight/<domain> and loss/<metric>, or the folder of a fitted law or swarm. Numbers by name are
         written as YAML: '{web: 0.3, code: 0.1}'.""",
         positional=(("ACTION", "fit, propose or check"), ("TABLE", "a CSV file of runs, or a folder that holds one")),
         flags=(
@@ -200,7 +210,7 @@ COMMANDS: tuple[Command, ...] = (
         "plan",
         "Show expected draws, tokens, epochs, steps, parameters and memory, without touching data",
         positional=(_CONFIG,),
-        flags=(_JSON,),
+        flags=(_MIXTURE, _JSON),
         sections=_SECTIONS,
         home="train",
     ),

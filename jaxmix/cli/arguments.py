@@ -21,6 +21,7 @@ class Flag:
         metavar: what its value is called; None for a switch.
         kind: `str`, `int` or `float`.
         is_hidden: left out of `--help`.
+        is_override: a section of the configuration, parsed as any other override.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Flag:
     metavar: str | None = None
     kind: type = str
     is_hidden: bool = False
+    is_override: bool = False
 
     @property
     def key(self) -> str:
@@ -112,8 +114,10 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
                 found.append(word)
             continue
         name, has_value, text = word.partition("=")
-        is_override = name.lstrip("-").split(".")[0] in command.sections and name not in flags
         flag = flags.get(name)
+        if flag is not None and flag.is_override:
+            flag = None
+        is_override = flag is None and name.lstrip("-").split(".")[0] in command.sections
         if flag is None and not is_override:
             known = {*_visible(flags), *(f"--{s}" for s in command.sections)}
             guess = nearest(name.split(".")[0] if "." in name else name, known)

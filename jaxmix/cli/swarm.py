@@ -136,8 +136,9 @@ def _doremi(arguments: Arguments) -> int:
         would = [f"Would train {folders[name]} for {steps[name]} steps." for name in runs]
         return answer(arguments, {"out": loaded.out, "runs": folders, "steps": steps}, *would, "Nothing was written.")
     outcome = run_doremi(loaded, command=arguments.command)
-    columns = ("domain", "prior", "recommended", "reference loss", "proxy loss")
-    numbers = (outcome.prior, outcome.weights, outcome.reference_loss, outcome.proxy_loss)
-    rows = [(name, *(f"{values[name]:.4f}" for values in numbers)) for name in outcome.weights]
+    columns = ("domain", "prior", "recommended", "epochs", "reference loss", "proxy loss")
+    numbers = (outcome.prior, outcome.weights, outcome.epochs, outcome.reference_loss, outcome.proxy_loss)
+    rows = [(name, *(f"{v[name]:.4f}" if v else "-" for v in numbers)) for name in outcome.weights]
     value = {**dataclasses.asdict(outcome), "path": str(outcome.path)}
-    return answer(arguments, value, "", table((columns, rows)), f"\nMixture: {outcome.path}")
+    notes = [f"Warning: {line}" for line in outcome.warnings]
+    return answer(arguments, value, "", table((columns, rows)), "", *notes, f"\nMixture: {outcome.path}")

@@ -24,11 +24,12 @@ from jaxmix.laws.judge.diagnose import Diagnosis, extrapolation, select
 from jaxmix.laws.proposals.base import Proposal
 from jaxmix.laws.proposals.propose import propose
 from jaxmix.report.pages.laws import law_page
-from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
+from jaxmix.workflows.config.mixture import MIXTURE_FILE, Mixture, write_mixture
+from jaxmix.workflows.config.yaml import parse_yaml
 from jaxmix.workflows.provenance import git_commit, now, versions, write_json
 
 AUTO = "auto"
-LAW, TABLE, PAGE, MIXTURE, PROPOSAL = "law.json", "runs.csv", "report.html", "mixture.yaml", "proposal.json"
+LAW, TABLE, PAGE, PROPOSAL = "law.json", "runs.csv", "report.html", "proposal.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,14 +243,18 @@ def make_proposal(
     }
     if out is not None:
         write_json(Path(out) / PROPOSAL, {**about, "command": command, "versions": versions(), "made": now()})
+        mixture = Mixture(
+            table.unit,  # type: ignore[arg-type]
+            about["weights"],
+            tokens=round(tokens * 1e9),
+            about={"law": fitted.name, "model_size": model_size, "predicted": about["predicted"]},
+        )
         head = [
-            f"# Proposed by {fitted.name} for {model_size:g} million parameters and {tokens:g} billion tokens.",
-            f"# Predicted objective: {found.objective:.4f}. Copy the section, or complete this file:",
-            "# jaxmix train mixture.yaml --sources ... --train.steps ...",
-            *(f"# {line}" for line in about["warnings"]),
+            f"Proposed by {fitted.name} for {model_size:g} million parameters and {tokens:g} billion tokens.",
+            f"Predicted objective: {found.objective:.4f}.",
+            *about["warnings"],
         ]
-        section = dump_yaml({"mixture": {"weights": about["weights"]}})
-        write_whole(Path(out) / MIXTURE, "\n".join(head) + "\n" + section)
+        write_mixture(Path(out) / MIXTURE_FILE, mixture, head)
     return found, about
 
 

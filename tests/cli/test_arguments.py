@@ -13,8 +13,9 @@ COMMAND = Command(
         Flag("--out", "folder", "FOLDER"),
         Flag("--times", "how often", "N", int),
         Flag("--secret", "hidden", "X", is_hidden=True),
+        Flag("--start", "whole section", "FILE", is_override=True),
     ),
-    sections=("train", "out"),
+    sections=("train", "out", "start"),
 )
 
 
@@ -30,10 +31,12 @@ def test_flags_overrides_and_places_mix_in_any_order():
         "x",
         "--train",
         "{}",
+        "--start",
+        "file",
     ]
     parsed = parse(COMMAND, words)
     assert (parsed.place, parsed.fast, parsed.times, parsed.out, parsed.secret) == ("home", True, 3, "x", None)
-    assert parsed.overrides == (("train.steps", "-5"), ("train.mesh", "{data: 2}"), ("train", "{}"))
+    assert parsed.overrides == (("train.steps", "-5"), ("train.mesh", "{data: 2}"), ("train", "{}"), ("start", "file"))
     assert parsed.argv == ("go", *words)
 
 

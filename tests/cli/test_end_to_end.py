@@ -153,7 +153,7 @@ def test_quickstart_discovers_domains_too(tmp_path, capsys):
     result = json.loads((run / "result.json").read_text())
     given = yaml.safe_load((tmp_path / "q" / "odm-seed0" / "config.yaml").read_text())
     assert set(result["losses"]) == set(
-        yaml.safe_load((tmp_path / "q" / "law" / "mixture.yaml").read_text())["mixture"]["weights"]
+        yaml.safe_load((tmp_path / "q" / "law" / "mixture.yaml").read_text())["weights"]
     )
     discovered = yaml.safe_load((run / "config.yaml").read_text())
     assert len(discovered["sources"]) == 11
@@ -174,7 +174,7 @@ def test_quickstart_compares_and_is_not_repeated(tmp_path, capsys):
         (v, s) for v in ("natural", "uniform", "odm", "law") for s in (0,)
     }
     assert "proxies" in summary["notes"][0]
-    proposed = yaml.safe_load((tmp_path / "q" / "law" / "mixture.yaml").read_text())["mixture"]["weights"]
+    proposed = yaml.safe_load((tmp_path / "q" / "law" / "mixture.yaml").read_text())["weights"]
     trained = yaml.safe_load((tmp_path / "q" / "law-seed0" / "config.yaml").read_text())["mixture"]["weights"]
     assert trained == proposed
     tokens = [r["tokens"] for r in summary["runs"]]

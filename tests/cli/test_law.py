@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import yaml
 
 from jaxmix.cli import main
 from jaxmix.data.run_tables import write_run_table
 from jaxmix.laws import RunTable, fit, make, propose
-from jaxmix.workflows.config.load import load_config
+from jaxmix.workflows.config.load import from_mapping
+from jaxmix.workflows.config.mixture import read_mixture
 
 NAMES = ["drama", "mail", "novel"]
 QUICK = ("--starts", "4", "--folds", "2")
@@ -81,11 +81,9 @@ def test_a_proposal_is_that_of_the_law_and_train_takes_it(folder, tmp_path, caps
     np.testing.assert_allclose([about["weights"][n] for n in NAMES], wanted.weights, atol=1e-6)
     assert about["objective"] == pytest.approx(wanted.objective, abs=1e-9)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mixture.yaml", "proposal.json"]
-    section = yaml.safe_load((tmp_path / "mixture.yaml").read_text())
-    assert section == {"mixture": {"weights": about["weights"]}}
-    sources = "{drama: {path: a}, mail: {path: b}, novel: {path: c}}"
-    overrides = [("sources", sources), ("train.steps", "3")]
-    config = load_config(str(tmp_path / "mixture.yaml"), overrides)
+    sources = {name: {"path": name} for name in NAMES}
+    overrides = [("mixture", str(tmp_path / "mixture.yaml"))]
+    config = from_mapping({"sources": sources, "train": {"steps": 3}}, overrides)
     assert config.mixture.weights == about["weights"]
 
 
@@ -94,7 +92,7 @@ def test_caps_from_tokens_hold_and_warnings_are_printed(folder, tmp_path, capsys
     assert main([*words, "--available", "{novel: 0.1}", "--max-epochs", "4"]) == 0
     text = capsys.readouterr().out
     assert "The model size is 10 times outside" in text
-    weights = yaml.safe_load((tmp_path / "mixture.yaml").read_text())["mixture"]["weights"]
+    weights = read_mixture(tmp_path).weights
     assert weights["novel"] == pytest.approx(0.2, abs=1e-6)
     assert sum(weights.values()) == pytest.approx(1, abs=1e-9)
     assert "# The model size is 10 times" in (tmp_path / "mixture.yaml").read_text()

@@ -20,6 +20,7 @@ from jaxmix.workflows.compare.variant import (
 )
 from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import read_config_file
+from jaxmix.workflows.config.mixture import MIXTURE_FILE
 from jaxmix.workflows.config.resolve import resolve_run
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.provenance import write_json
@@ -72,7 +73,7 @@ def run_comparison(
         command: what was typed.
         say: receives one line per stage.
     """
-    waiting = unfinished(runs, result="mixture.yaml", check=check_continuation)
+    waiting = unfinished(runs, result=MIXTURE_FILE, check=check_continuation)
     data = prepare_and_open(runs[0].config)
     for member in waiting:
         resolve_run(member.config, data.known, is_drawing=True)  # some errors only the sizes of the sources show

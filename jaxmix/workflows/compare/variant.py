@@ -104,6 +104,14 @@ def read_members(
     check_seeds(compare.seeds, f"{file}, seeds")
     chosen = compare.seeds if seeds is None else tuple(range(compare.seeds[0], compare.seeds[0] + seeds))
     found = []
+    mixture = next((name for name, _ in overrides if name.split(".")[0] == "mixture"), None)
+    own = [variant for variant, changes in compare.variants.items() if "mixture" in changes]
+    if mixture and own:
+        raise ConfigError(
+            f"--{mixture} would replace the mixture of its own that variant {own[0]!r} has",
+            where="command line",
+            fix=f"Name the mixture in the file: in base, or in a variant as `mixture: FILE` ({file}).",
+        )
     for seed in chosen:
         for order, (variant, changes) in enumerate(compare.variants.items()):
             plain = apply_overrides({**compare.base, **changes}, overrides)

@@ -7,27 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.errors import ConfigError
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.workflows.config.build import Origin, read
+from jaxmix.workflows.config.mixture import insert_mixture, refuse_mixture
 from jaxmix.workflows.config.resolve import check_run, resolve_model
 from jaxmix.workflows.config.sections import RunConfig
-from jaxmix.workflows.config.yaml import apply_overrides, describe, parse_yaml
+from jaxmix.workflows.config.yaml import apply_overrides, describe, parse_yaml, read_yaml
 
 
 def read_config_file(path: str) -> Any:
     """The parsed YAML of a configuration file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        folder = Path(path).parent
-        others = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-        fix = nearest(Path(path).name, others) if others else "Name an existing YAML file."
-        raise ConfigError(f"there is no configuration file {path!r}", where="command line", fix=fix) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
-        raise ConfigError(f"cannot read {path!r}: {reason}", where="command line", fix="Name a YAML file.") from None
-    return parse_yaml(text, where=path)
+    value = read_yaml(path, "configuration file")
+    refuse_mixture(value, path)
+    return value
 
 
 def read_config_mapping(path: str) -> Mapping[Any, Any]:
@@ -39,7 +32,7 @@ def read_config_mapping(path: str) -> Mapping[Any, Any]:
 
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> RunConfig:
-    """Loads and checks a configuration file; touches no other file and no device.
+    """Loads and checks a configuration file; touches no other file than those it is made of, and no device.
 
     Args:
         path: YAML file.
@@ -54,11 +47,15 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> RunConf
 def from_mapping(
     mapping: Mapping[Any, Any], overrides: Sequence[tuple[str, str]] = (), *, file: str = "configuration"
 ) -> RunConfig:
-    """As `load_config`, from a mapping. `file` is named in errors, and its stem names the default folders."""
+    """As `load_config`, from a mapping. `file` is named in errors, and its stem names the default folders.
+
+    `sources` may be the folder of a discovery, and `mixture` a mixture file: what they say stands in the configuration.
+    """
     origin = Origin(file, frozenset(name for name, _ in overrides))
     plain = apply_overrides(mapping, overrides)
     if isinstance(plain.get("sources"), str) and plain["sources"] != "bundled":
         plain["sources"] = _discovered(plain["sources"], origin("sources"))
+    insert_mixture(plain, origin)
     if plain.get("selection") == {"method": None}:  # as version 0.2 wrote a run without a selection
         del plain["selection"]
     config = read(RunConfig, plain, origin=origin)

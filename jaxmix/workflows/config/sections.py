@@ -28,6 +28,7 @@ from jaxmix.workflows.config.build import Origin, arguments, to_plain
 
 OnExhaust = Literal["repeat", "stop", "drop", "error"]
 Tracker = Literal["jsonl", "tensorboard", "wandb"]
+Unit = Literal["tokens", "documents", "rows"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class DataConfig:
     seq_len: int = setting(256, at_least=2, help="tokens per row")
     batch_size: int = setting(16, at_least=1, help="rows per optimizer step, over all devices and micro-batches")
     block: int = setting(8, at_least=1, help="batches drawn by the same weights")
-    unit: Literal["tokens", "documents", "rows"] = setting("tokens", help="what a mixture weight counts")
+    unit: Unit = setting("tokens", help="what a mixture weight counts")
     on_exhaust: OnExhaust = setting("repeat", help="what to do when a source has given its max_epochs")
     max_epochs: float | None = setting(None, above=0, help="most passes over any source; empty: no limit")
     validation_fraction: float = setting(0.05, above=0, at_most=0.5, help="share of documents held out, per source")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jaxmix.core.errors import ConfigError
+from jaxmix.core.errors import ConfigError, nearest
 
 
 def _loader() -> Any:
@@ -76,6 +77,21 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"not valid YAML: {problem}", where=place, fix="See the form in configs/.") from None
 
 
+def read_yaml(path: str, what: str, *, where: str = "command line") -> Any:
+    """The parsed content of a YAML file. `what` it is, and `where` its name was given, are for errors."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = Path(path).parent
+        others = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
+        fix = nearest(Path(path).name, others) if others else "Name an existing YAML file."
+        raise ConfigError(f"there is no {what} {path!r}", where=where, fix=fix) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
+        raise ConfigError(f"cannot read {path!r}: {reason}", where=where, fix="Name a YAML file.") from None
+    return parse_yaml(text, where=path)
+
+
 def apply_overrides(mapping: Mapping[Any, Any], overrides: Sequence[tuple[str, str]]) -> dict[Any, Any]:
     """Returns `mapping` with dotted overrides laid over it. Values are YAML; empty text means null.
 
@@ -84,8 +100,10 @@ def apply_overrides(mapping: Mapping[Any, Any], overrides: Sequence[tuple[str, s
         {'train': {'steps': 20}, 'mixer': {'name': 'odm'}}
     """
     result = _copy(mapping)
-    for path, text in overrides:
+    for index, (path, text) in enumerate(overrides):
         value = parse_yaml(text, where=f"command line, --{path}")
+        if undone := next((name for name, _ in overrides[:index] if name.startswith(f"{path}.")), None):
+            raise ConfigError(f"--{path} would undo --{undone}", where="command line", fix="Give one of them.")
         *parents, last = path.split(".")
         if not last or not all(parents):
             raise ConfigError(f"--{path} is not a dotted name", where="command line", fix="Write e.g. --train.steps.")

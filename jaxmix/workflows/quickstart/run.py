@@ -17,9 +17,10 @@ from jaxmix.models.lm.accounting import count_params, flops_per_token
 from jaxmix.workflows.compare.run import members
 from jaxmix.workflows.compare.variant import Member
 from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.mixture import MIXTURE_FILE
 from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.sections import RunConfig
-from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml, parse_yaml
+from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml
 from jaxmix.workflows.law import fit_law, make_proposal
 from jaxmix.workflows.quickstart.file import FILE, read_quickstart
 from jaxmix.workflows.swarm.config import load_swarm
@@ -45,7 +46,7 @@ def quickstart_members(
     file, found = read_quickstart(), _mixture_file(out)
     variants = dict(file.variants)
     if found.is_file():
-        variants[VARIANT] = {**variants[VARIANT], **parse_yaml(found.read_text(), where=str(found))}
+        variants[VARIANT] = {**variants[VARIANT], "mixture": str(found)}
     comparison = {"base": file.base, "variants": variants, "seeds": file.seeds}
     return members(comparison, overrides, file=FILE, out=out, seeds=seeds)
 
@@ -119,7 +120,7 @@ def _cost(run: RunConfig, swarm: Any) -> str:
 
 
 def _mixture_file(out: str) -> Path:
-    return Path(out) / "law" / "mixture.yaml"
+    return Path(out) / "law" / MIXTURE_FILE
 
 
 def _swarm(run: RunConfig, overrides: Sequence[tuple[str, str]], out: str) -> Mapping[str, Any]:

@@ -13,13 +13,13 @@ from typing import Any
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import setting
-from jaxmix.data.files import write_whole
 from jaxmix.workflows.compare.variant import naming, run_of
 from jaxmix.workflows.config.build import Origin, read
 from jaxmix.workflows.config.load import read_config_mapping
+from jaxmix.workflows.config.mixture import MIXTURE_FILE, Mixture, write_mixture
 from jaxmix.workflows.config.resolve import prior_weights
 from jaxmix.workflows.config.sections import RunConfig, folder_of
-from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml
+from jaxmix.workflows.config.yaml import apply_overrides
 from jaxmix.workflows.train.data import prepare_and_open
 from jaxmix.workflows.train.run import check_continuation, run_train
 
@@ -49,12 +49,16 @@ class DoremiOutcome:
     Attributes:
         path: mixture.yaml.
         weights: the mean of the proxy's domain weights over its steps: the mixture for another run.
+        epochs: passes over every source in a run of the proxy's length; None where weights do not count tokens.
+        warnings: sources that such a run would read too often.
         prior: what both runs drew by.
         reference_loss, proxy_loss: held-out losses at the end, nats per token.
     """
 
     path: Path
     weights: dict[str, float]
+    epochs: dict[str, float] | None
+    warnings: list[str]
     prior: dict[str, float]
     reference_loss: dict[str, float]
     proxy_loss: dict[str, float]
@@ -108,17 +112,20 @@ def run_doremi(doremi: Doremi, *, command: str) -> DoremiOutcome:
     weights = proxy.result.recommended
     prior = prior_weights(doremi.proxy, data.known)
     assert prior is not None
-    path = Path(doremi.out) / "mixture.yaml"
+    path = Path(doremi.out) / MIXTURE_FILE
     about = {
-        "unit": doremi.proxy.data.unit,
-        "tokenizer": doremi.proxy.data.tokenizer,
-        "tokenizer_hash": data.tokenizer_hash,
         "mixer": "doremi",
         "reference": str(doremi.reference.out),
         "proxy": str(doremi.proxy.out),
         "steps": proxy.result.steps,
+        "tokenizer": doremi.proxy.data.tokenizer,
+        "tokenizer_hash": data.tokenizer_hash,
         "prior": prior,
-        "recommended": dict(weights),
     }
-    write_whole(path, dump_yaml(about))
-    return DoremiOutcome(path, dict(weights), prior, reference.result.final_eval, proxy.result.final_eval)
+    tokens = int(sum(drawn["tokens"] for drawn in proxy.result.realized.values()))
+    found = Mixture(
+        doremi.proxy.data.unit, dict(weights), tokens=tokens, available_tokens=dict(data.sizes), about=about
+    )
+    write_mixture(path, found, found.repeated())
+    losses = reference.result.final_eval, proxy.result.final_eval
+    return DoremiOutcome(path, dict(weights), found.epochs, found.repeated(), prior, *losses)

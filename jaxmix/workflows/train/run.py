@@ -14,7 +14,6 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh, process_shard
 from jaxmix.data import MixtureStream
-from jaxmix.data.files import write_whole
 from jaxmix.models import transformer
 from jaxmix.report import load_run, write_report
 from jaxmix.train.lm.evaluate import ValidationSet, subset, validation_set
@@ -23,9 +22,9 @@ from jaxmix.train.lm.programs import Programs, build_programs, with_selection
 from jaxmix.train.run.trackers import make_tracker
 from jaxmix.train.selection.super_batch import scoring_micro_batches
 from jaxmix.workflows.config.mixer import inactive_names
+from jaxmix.workflows.config.mixture import MIXTURE_FILE, Mixture, write_mixture
 from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.sections import DataConfig, RunConfig, RunFolder, folder_of
-from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.provenance import (
     begin_run,
     check_fixed,
@@ -155,8 +154,8 @@ def run_train(
         record = load_run(folder.path)
         average = record.average_weights() or average
         trained = {n: share for n in data.train if (share := record.final("train", f"select/share/{n}")) is not None}
-        mixture = _mixture(run, data.tokenizer_hash, result, average, trained)
-        write_whole(folder.path / "mixture.yaml", dump_yaml(mixture))
+        mixture = _mixture(run, data, result, average, trained)
+        write_mixture(folder.path / MIXTURE_FILE, mixture)
         page = write_report(folder.path) if has_page else None
     return TrainOutcome(folder.path, result, average, programs, page)
 
@@ -224,19 +223,23 @@ def _about(run: Run, data: RunData) -> dict[str, Any]:
 
 
 def _mixture(
-    run: Run, tokenizer_hash: str, result: RunResult, average: Mapping[str, float], trained: Mapping[str, float]
-) -> dict[str, Any]:
+    run: Run, data: RunData, result: RunResult, average: Mapping[str, float], trained: Mapping[str, float]
+) -> Mixture:
     """The run's result as a mixture for other runs and tools; `trained` is what selection implied, {} without one."""
-    return {
-        "unit": run.data.unit,
-        "tokenizer": run.data.tokenizer,
-        "tokenizer_hash": tokenizer_hash,
+    about = {
         "mixer": run.mixer_name,
         "steps": result.steps,
-        "tokens": int(sum(drawn["tokens"] for drawn in result.realized.values())),
+        "tokenizer": run.data.tokenizer,
+        "tokenizer_hash": data.tokenizer_hash,
         "final": dict(result.final_weights),
-        "recommended": dict(result.recommended),
         "average": dict(average),
         "realized": {name: drawn["share"] for name, drawn in result.realized.items()},
         **({"trained": dict(trained)} if trained else {}),
     }
+    return Mixture(
+        weights=dict(result.recommended),
+        unit=run.data.unit,
+        tokens=int(sum(drawn["tokens"] for drawn in result.realized.values())),
+        available_tokens=dict(data.sizes),
+        about=about,
+    )

@@ -8,7 +8,9 @@ import pytest
 
 from jaxmix.cli import main
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.data import open_prepared
 from jaxmix.data.run_tables import read_run_table
+from jaxmix.workflows.config.mixture import read_mixture
 from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
 from jaxmix.workflows.swarm.config import swarm_of
 from jaxmix.workflows.swarm.run import collect, generate, plan_swarm, read_design
@@ -47,6 +49,10 @@ def made(base, out="runs/s", *, overrides=(), **changes):
     return swarm_of(mapping, overrides, file="s.yaml", out=str(out))
 
 
+def open_sizes(base):
+    return {name: source.num_tokens for name, source in open_prepared(base["data"]["prepared"], "train").items()}
+
+
 def test_from_a_file_to_a_table(base, tmp_path, capsys):
     path, out = tmp_path / "two.yaml", tmp_path / "out"
     sizes = {"small": {}, "larger": {"runs": 2, "model": {**base["model"], "width": 32}}}
@@ -72,6 +78,8 @@ def test_from_a_file_to_a_table(base, tmp_path, capsys):
     assert len(set(table.model_size.tolist())) == 2
     np.testing.assert_allclose(table.tokens, 4 * 8 * 16 / 1e9)
     assert np.isfinite(table.losses).all()
+    assert table.available_tokens.tolist() == [size / 1e9 for size in open_sizes(base).values()]
+    assert table.unit == "tokens"
     with (out / "curves.csv").open() as file:
         curves = list(csv.DictReader(file))
     assert [row["step"] for row in curves[:3]] == ["0", "2", "4"]
@@ -172,9 +180,11 @@ def test_doremi_writes_the_proxy_runs_average_weights(base, tmp_path, capsys):
     capsys.readouterr()
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    mixture = parse_yaml((out / "mixture.yaml").read_text(), where="mixture.yaml")
-    proxy = parse_yaml((out / "proxy" / "mixture.yaml").read_text(), where="mixture.yaml")
-    assert mixture["recommended"] == proxy["recommended"] == result["weights"]
+    mixture, proxy = read_mixture(out), read_mixture(out / "proxy")
+    assert mixture.weights == proxy.weights == result["weights"]
+    assert mixture.available_tokens == proxy.available_tokens == open_sizes(base)
+    assert (mixture.unit, mixture.epochs) == ("tokens", result["epochs"])
+    assert result["warnings"] == []
     assert sum(result["weights"].values()) == pytest.approx(1.0)
     assert result["weights"] != result["prior"]
     config = parse_yaml((out / "proxy" / "config.yaml").read_text(), where="config.yaml")

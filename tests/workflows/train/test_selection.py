@@ -154,7 +154,7 @@ def test_variants_of_a_comparison_may_differ_in_selection(compared):
         gap = last["rows"][f"select/loss/{name}"] - TABLE["losses"][name]
         assert abs(last["rows"][f"mix/score/{name}"] - gap) < 0.5
     written = yaml.safe_load((compared / "rows-seed0" / "mixture.yaml").read_text())
-    assert written["trained"] == {name: last["rows"][f"select/share/{name}"] for name in NAMES}
+    assert written["about"]["trained"] == {name: last["rows"][f"select/share/{name}"] for name in NAMES}
     assert last["tokens"]["select/tokens"] == pytest.approx(last["iid"]["tokens"] / 2, abs=6)
 
 
