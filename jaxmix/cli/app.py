@@ -180,7 +180,8 @@ COMMANDS: tuple[Command, ...] = (
         """check compares all laws on mixtures they have not seen; fit judges and fits one, or with auto
         the best of all, and writes law.json, runs.csv and report.html; propose writes mixture.yaml, which
         `jaxmix train CONFIG --mixture` takes. TABLE is a CSV file with columns model_size (millions), tokens
-        (billions), weight/<domain> and loss/<metric>, or the folder of a fitted law or swarm. Numbers by name are
+        (billions), weight/<domain> and loss/<metric>, or the folder of a fitted law or swarm. A swarm leaves the
+        available tokens beside its table, in table.domains.json: they bound what propose repeats. Numbers by name are
         written as YAML: '{web: 0.3, code: 0.1}'.""",
         positional=(("ACTION", "fit, propose or check"), ("TABLE", "a CSV file of runs, or a folder that holds one")),
         flags=(
@@ -196,8 +197,8 @@ COMMANDS: tuple[Command, ...] = (
             Flag("--model-size", "propose: millions of parameters of the run to come", "N", float),
             Flag("--tokens", "propose: billions of tokens of the run to come", "D", float),
             Flag("--metric-weights", "propose: weights of the metrics by name, others 0 (all equal)", "YAML"),
-            Flag("--available", "propose: billions of tokens of each domain, by name", "YAML"),
-            Flag("--max-epochs", "propose: passes allowed over the available tokens", "N", float),
+            Flag("--available", "propose: billions of tokens of each domain, by name (those of the swarm)", "YAML"),
+            Flag("--max-epochs", "propose: passes allowed over the available tokens; inf: any (4)", "N", float),
             Flag("--max-weights", "propose: caps, one number or by name", "YAML"),
             Flag("--min-weights", "propose: floors, one number or by name", "YAML"),
             Flag("--prior", "propose: weights that --kl pulls to, by name (uniform)", "YAML"),

@@ -14,7 +14,6 @@ from jaxmix.cli.session import do_action, notes_of
 from jaxmix.core.errors import ConfigError
 from jaxmix.laws.base import RunTable
 from jaxmix.laws.judge.diagnose import Diagnosis
-from jaxmix.laws.proposals.repetition import caps_from_tokens
 from jaxmix.report.pages.laws import laws_table, proposal_table, verdict
 from jaxmix.workflows.config.yaml import parse_yaml
 from jaxmix.workflows.law import (
@@ -26,6 +25,7 @@ from jaxmix.workflows.law import (
     check_settings,
     diagnosis_json,
     fit_law,
+    limit_epochs,
     load_law,
     make_proposal,
     read_table,
@@ -96,10 +96,6 @@ def _propose(arguments: Arguments) -> int:
                 where="jaxmix law propose",
                 fix="Give the model size in millions and tokens in billions.",
             )
-    if arguments.max_epochs is not None and arguments.available is None:
-        raise ConfigError(
-            "--max-epochs needs --available", where="--max-epochs", fix="Say how many billion tokens each domain has."
-        )
     is_fitted = (Path(arguments.table) / LAW).is_file()
     settings, runs = _settings(arguments), _table(arguments)
     domains, metrics = runs.domain_names, runs.metric_names
@@ -108,14 +104,19 @@ def _propose(arguments: Arguments) -> int:
         "metric_weights": by_name(arguments.metric_weights, metrics, "--metric-weights", missing=0.0),
         "max_weights": by_name(arguments.max_weights, domains, "--max-weights", missing=1.0),
         "prior": by_name(arguments.prior, domains, "--prior"),
-        "available_tokens": by_name(arguments.available, domains, "--available", missing=float("inf")),
+        "available_tokens": by_name(arguments.available, domains, "--available", missing=float("nan")),
     }
+    if options["available_tokens"] is not None:  # what the table says of the others, else no limit
+        known = np.inf if runs.available_tokens is None else runs.available_tokens
+        options["available_tokens"] = np.where(
+            np.isnan(options["available_tokens"]), known, options["available_tokens"]
+        )
     if arguments.min_weights is not None:
         options["min_weights"] = by_name(arguments.min_weights, domains, "--min-weights", missing=0.0)
     if arguments.kl is not None:
         options["kl_strength"] = arguments.kl
-    if arguments.max_epochs is not None:
-        options["max_weights"] = _capped(options, arguments)
+    options["max_epochs"] = arguments.max_epochs
+    limit_epochs(runs, tokens=arguments.tokens, **options)  # before anything is fitted
     if arguments.dry_run:
         what = "load the law" if is_fitted else f"fit {settings.law}"
         return _answer_dry(arguments, runs, f"{what}, propose a mixture and write to {out}")
@@ -128,9 +129,7 @@ def _propose(arguments: Arguments) -> int:
         command=arguments.command,
         **{name: value for name, value in options.items() if value is not None},
     )
-    shown = proposal_table(
-        domains, found.weights, found.unconstrained_weights, runs.weights.mean(axis=0), options["max_weights"]
-    )
+    shown = proposal_table(about, runs.weights.mean(axis=0))
     return answer(
         arguments,
         {**about, "out": out},
@@ -138,15 +137,10 @@ def _propose(arguments: Arguments) -> int:
         table(shown, title=f"Proposed by {fitted.name}"),
         "",
         f"Predicted objective {found.objective:.4f}; without bounds {found.unconstrained_objective:.4f}.",
+        *([f"At the cap: {', '.join(about['capped'])}."] if about["capped"] else []),
         *(f"Warning: {line}" for line in about["warnings"]),
         f"\nMixture: {out}/mixture.yaml",
     )
-
-
-def _capped(options: dict[str, Any], arguments: Arguments) -> Any:
-    """The caps that epochs set, and those given, whichever is lower."""
-    caps = caps_from_tokens(options["available_tokens"], arguments.tokens, arguments.max_epochs)
-    return caps if options["max_weights"] is None else np.minimum(caps, options["max_weights"])
 
 
 def _answer_dry(arguments: Arguments, runs: RunTable, what: str) -> int:

@@ -15,14 +15,15 @@ import numpy as np
 
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.settings import check_value, setting
-from jaxmix.core.validate import check_weights
+from jaxmix.core.validate import check_number, check_weights
 from jaxmix.data.files import write_whole
 from jaxmix.data.run_tables import read_run_table, write_run_table
 from jaxmix.laws import AUTO_CANDIDATES, LawFit, fit, make, parse, registry
 from jaxmix.laws.base import Law, RunTable
 from jaxmix.laws.judge.diagnose import Diagnosis, extrapolation, select
-from jaxmix.laws.proposals.base import Proposal
+from jaxmix.laws.proposals.base import Proposal, check_constraints
 from jaxmix.laws.proposals.propose import propose
+from jaxmix.laws.proposals.repetition import MAX_EPOCHS, caps_from_tokens
 from jaxmix.report.pages.laws import law_page
 from jaxmix.workflows.config.mixture import MIXTURE_FILE, Mixture, write_mixture
 from jaxmix.workflows.config.yaml import parse_yaml
@@ -206,8 +207,79 @@ def load_law(folder: str) -> FittedLaw:
     return FittedLaw(found, table, about["law"], about["options"], {}, {}, Path(folder), about["law"])
 
 
+def limit_epochs(
+    table: RunTable, *, tokens: float, max_epochs: float | None = None, **options: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """Adds what the data allow to the options of a proposal: available tokens, and caps by epochs.
+
+    Args:
+        table: the runs; its `available_tokens` count unless the options have others.
+        tokens: of the run to come, billions.
+        max_epochs: passes over a domain, infinity for no cap; None: `MAX_EPOCHS`, or as few as the data allow.
+        **options: of `jaxmix.laws.propose`, arrays in the order of the table.
+
+    Returns:
+        The options, and sentences on caps that could not be set.
+
+    Raises:
+        ConfigError: constraints that no mixture keeps, `max_epochs` without known tokens.
+    """
+    check_number("propose", "tokens", tokens, above=0.0)
+    counts_tokens, where = table.unit == "tokens", "--max-epochs"
+    given: dict[str, Any] = {"metric_weights": None, "prior": None, "max_weights": None, "min_weights": 0.0}
+    given |= {"kl_strength": 0.0, "available_tokens": table.available_tokens if counts_tokens else None}
+    given |= {name: options[name] for name in given if options.get(name) is not None}
+    available, most = given["available_tokens"], MAX_EPOCHS if max_epochs is None else max_epochs
+    if not most > 0:
+        raise ConfigError(f"--max-epochs must be above 0, got {most:g}", where=where)
+    if not counts_tokens and (available is not None or max_epochs is not None):
+        what = f"the weights of this table count {table.unit}: neither tokens nor epochs follow from them"
+        fix = "Leave out --available and --max-epochs; --max-weights sets caps, jaxmix plan shows epochs."
+        raise ConfigError(what, where=where, fix=fix)
+    if max_epochs is not None and available is None:
+        raise ConfigError(
+            "--max-epochs needs --available", where=where, fix="Say how many billion tokens each domain has."
+        )
+    check_constraints(table.shape, **given)
+    options = {**options, **given}
+    if not counts_tokens:
+        return options, [
+            f"No weight is capped by epochs: weights count {table.unit}. See jaxmix plan CONFIG --mixture."
+        ]
+    if available is None:
+        why = "how many tokens each domain has is not known"
+        return options, [
+            f"No weight is capped by epochs: {why}. Give --available, or see jaxmix plan CONFIG --mixture."
+        ]
+    notes: list[str] = []
+    total = float(np.sum(available))
+    fewest = 1.01 * tokens / total if total else math.inf  # epochs at which all domains are read about equally often
+    while most < math.inf:
+        try:
+            caps = caps_from_tokens(available, tokens, most)
+            caps = caps if given["max_weights"] is None else np.minimum(caps, given["max_weights"])
+            check_constraints(table.shape, **{**given, "max_weights": caps})
+            return {**options, "max_weights": caps}, notes
+        except ConfigError as error:
+            if max_epochs is not None:
+                raise ConfigError(error.what, where=where, fix=error.fix) from None
+            if most >= fewest:
+                return options, [f"No weight is capped at {most:.3g} epochs, which no mixture keeps: {error.what}."]
+            what = f"The run takes {tokens:g} billion tokens and there are {total:.4g}"
+            notes = [f"{what}: the cap is {fewest:,.1f} epochs instead of {most:g}."]
+            most = fewest
+    return options, notes
+
+
 def make_proposal(
-    fitted: FittedLaw, *, model_size: float, tokens: float, out: str | None, command: str, **options: Any
+    fitted: FittedLaw,
+    *,
+    model_size: float,
+    tokens: float,
+    out: str | None,
+    command: str,
+    max_epochs: float | None = None,
+    **options: Any,
 ) -> tuple[Proposal, dict[str, Any]]:
     """Proposes a mixture and writes mixture.yaml and proposal.json.
 
@@ -217,45 +289,61 @@ def make_proposal(
         tokens: billions.
         out: folder to write; None writes nothing.
         command: what was typed.
-        **options: of `jaxmix.laws.propose`, arrays in the order of the table.
+        max_epochs, **options: as in `limit_epochs`.
 
     Returns:
         The proposal, and all of it as plain values by name.
     """
     table = fitted.table
+    options, unlimited = limit_epochs(table, tokens=tokens, max_epochs=max_epochs, **options)
     found = propose(fitted.fit, model_size=model_size, tokens=tokens, **options)
     flags = extrapolation(table, found.weights, model_size=model_size, tokens=tokens)
     average = table.weights.mean(axis=0)
     before = fitted.fit.predict(average, model_size, tokens)[0]
     named = lambda names, values: {name: float(value) for name, value in zip(names, values, strict=True)}
+    available, caps = options["available_tokens"], options["max_weights"]
+    sizes = {} if available is None else named(table.domain_names, available)
+    sizes = {name: round(1e9 * size) for name, size in sizes.items() if math.isfinite(size)}
+    mixture = Mixture(
+        table.unit,  # type: ignore[arg-type]
+        named(table.domain_names, found.weights),
+        tokens=round(tokens * 1e9),
+        available_tokens=sizes or None,
+        about={"law": fitted.name, "model_size": model_size, "predicted": named(table.metric_names, found.predicted)},
+    )
+    most = MAX_EPOCHS if max_epochs in (None, math.inf) else max(max_epochs, MAX_EPOCHS)
     about: dict[str, Any] = {
         "law": fitted.name,
         "model_size": model_size,
         "tokens": tokens,
-        "weights": named(table.domain_names, found.weights),
+        "weights": mixture.weights,
+        "caps": None if caps is None else named(table.domain_names, np.broadcast_to(caps, found.weights.shape)),
+        "capped": [] if caps is None else capped(table.domain_names, found.weights, caps),
+        "epochs": mixture.epochs,
         "unconstrained_weights": named(table.domain_names, found.unconstrained_weights),
         "predicted": named(table.metric_names, found.predicted),
         "predicted_of_average_mixture": named(table.metric_names, before),
         "objective": found.objective,
         "unconstrained_objective": found.unconstrained_objective,
         "converged": found.converged,
-        "warnings": warnings(fitted, flags),
+        "warnings": [*warnings(fitted, flags), *unlimited, *mixture.repeated(most)],
     }
     if out is not None:
         write_json(Path(out) / PROPOSAL, {**about, "command": command, "versions": versions(), "made": now()})
-        mixture = Mixture(
-            table.unit,  # type: ignore[arg-type]
-            about["weights"],
-            tokens=round(tokens * 1e9),
-            about={"law": fitted.name, "model_size": model_size, "predicted": about["predicted"]},
-        )
         head = [
             f"Proposed by {fitted.name} for {model_size:g} million parameters and {tokens:g} billion tokens.",
             f"Predicted objective: {found.objective:.4f}.",
+            *([f"At the cap: {', '.join(about['capped'])}."] if about["capped"] else []),
             *about["warnings"],
         ]
         write_mixture(Path(out) / MIXTURE_FILE, mixture, head)
     return found, about
+
+
+def capped(names: Sequence[str], weights: np.ndarray, caps: Any) -> list[str]:
+    """The domains whose weight is at a cap below 1."""
+    caps = np.broadcast_to(caps, weights.shape)
+    return [name for name, weight, cap in zip(names, weights, caps, strict=True) if cap < 1 and weight >= 0.999 * cap]
 
 
 def warnings(fitted: FittedLaw, flags: Any) -> list[str]:
@@ -295,7 +383,7 @@ def by_name(text: str | None, names: Sequence[str], where: str, *, missing: floa
     for name, number in value.items():
         if name not in names:
             raise ConfigError(f"unknown name {name!r}", where=where, fix=nearest(str(name), names))
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
             raise ConfigError(f"{name!r} must be a number, got {number!r}", where=where)
     if missing is None:
         check_weights(value, tuple(names), where)

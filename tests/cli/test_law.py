@@ -1,5 +1,6 @@
 """`jaxmix law`: a table to a judged law, a law to a mixture that `jaxmix train` takes."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -81,6 +82,8 @@ def test_a_proposal_is_that_of_the_law_and_train_takes_it(folder, tmp_path, caps
     np.testing.assert_allclose([about["weights"][n] for n in NAMES], wanted.weights, atol=1e-6)
     assert about["objective"] == pytest.approx(wanted.objective, abs=1e-9)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mixture.yaml", "proposal.json"]
+    assert "how many tokens each domain has is not known" in about["warnings"][-1]
+    assert about["epochs"] is None
     sources = {name: {"path": name} for name in NAMES}
     overrides = [("mixture", str(tmp_path / "mixture.yaml"))]
     config = from_mapping({"sources": sources, "train": {"steps": 3}}, overrides)
@@ -92,10 +95,79 @@ def test_caps_from_tokens_hold_and_warnings_are_printed(folder, tmp_path, capsys
     assert main([*words, "--available", "{novel: 0.1}", "--max-epochs", "4"]) == 0
     text = capsys.readouterr().out
     assert "The model size is 10 times outside" in text
-    weights = read_mixture(tmp_path).weights
-    assert weights["novel"] == pytest.approx(0.2, abs=1e-6)
-    assert sum(weights.values()) == pytest.approx(1, abs=1e-9)
+    assert "At the cap: novel." in text
+    found = read_mixture(tmp_path)
+    assert found.weights["novel"] == pytest.approx(0.2, abs=1e-6)
+    assert sum(found.weights.values()) == pytest.approx(1, abs=1e-9)
+    assert found.epochs == {"novel": pytest.approx(4.0, abs=1e-4)}
     assert "# The model size is 10 times" in (tmp_path / "mixture.yaml").read_text()
+
+
+@pytest.fixture(scope="module")
+def small_novel(tmp_path_factory):
+    """A fitted law whose table knows the data: there are 258,000 tokens of `novel`."""
+    table = dataclasses.replace(small_table(), available_tokens=[1.0, 2.0, 0.000258])
+    path = write_run_table(tmp_path_factory.mktemp("table") / "table.csv", table)
+    out = tmp_path_factory.mktemp("out") / "law"
+    assert main(["law", "fit", str(path), "--law", "power", "--out", str(out), *QUICK]) == 0
+    return out
+
+
+def proposed(small_novel, capsys, *words):
+    assert main(["law", "propose", str(small_novel), *SCALE, "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_proposal_reads_no_domain_more_than_four_times_unless_asked_to(small_novel, tmp_path, capsys):
+    capsys.readouterr()
+    out = ("--out", str(tmp_path))
+    about = proposed(small_novel, capsys, *out)
+    assert about["capped"] == ["novel"]
+    assert about["epochs"]["novel"] == pytest.approx(4.0, rel=1e-4)
+    assert about["unconstrained_weights"]["novel"] > 0.1
+    assert about["warnings"] == []
+    assert "# At the cap: novel.\n" in (tmp_path / "mixture.yaml").read_text()
+    assert read_mixture(tmp_path).available_tokens == {"drama": 10**9, "mail": 2 * 10**9, "novel": 258_000}
+    assert proposed(small_novel, capsys, *out, "--max-epochs", "8")["epochs"]["novel"] == pytest.approx(8.0, rel=1e-4)
+    free = proposed(small_novel, capsys, *out, "--max-epochs", "inf")
+    assert (free["caps"], free["capped"]) == (None, [])
+    assert free["epochs"]["novel"] > 20
+    assert re.match(r"A run of 2,000,000,000 tokens reads novel [\d.,]+ times \(.*: cap the", free["warnings"][-1])
+    more = proposed(small_novel, capsys, *out, "--available", "{novel: 5}")
+    assert more["epochs"]["novel"] < 0.2
+    assert more["epochs"]["drama"] < 4  # the table still knows the others
+
+
+def test_a_run_longer_than_four_epochs_of_all_data_reads_all_domains_alike(small_novel, tmp_path, capsys):
+    capsys.readouterr()
+    words = ("--out", str(tmp_path), "--tokens", "2000")
+    about = proposed(small_novel, capsys, *words)
+    assert list(about["epochs"].values()) == pytest.approx([2000 / 3.000258] * 3, rel=0.02)
+    assert "takes 2000 billion tokens and there are 3: the cap is 673.3 epochs instead of 4." in str(about["warnings"])
+    assert all(name in about["warnings"][-1] for name in NAMES)
+    assert main(["law", "propose", str(small_novel), *SCALE, *words, "--max-epochs", "4"]) == 2
+    assert "within the epochs allowed, and the run takes 2000 (--max-epochs)" in capsys.readouterr().err
+
+
+def test_a_floor_above_the_cap_that_nobody_asked_for_wins_with_a_warning(small_novel, tmp_path, capsys):
+    capsys.readouterr()
+    words = ("--out", str(tmp_path), "--min-weights", "{novel: 0.2}")
+    about = proposed(small_novel, capsys, *words)
+    assert about["weights"]["novel"] >= 0.2 - 1e-9
+    assert any("floor 0.2 above cap" in line for line in about["warnings"])
+    assert main(["law", "propose", str(small_novel), *SCALE, *words, "--max-epochs", "4"]) == 2
+    assert "floor 0.2 above cap" in capsys.readouterr().err
+
+
+def test_weights_that_count_documents_say_nothing_of_epochs(tmp_path, capsys):
+    table = dataclasses.replace(small_table(), available_tokens=[1.0, 2.0, 0.1], unit="documents")
+    path = str(write_run_table(tmp_path / "table.csv", table))
+    words = ["law", "propose", path, "--law", "power", *QUICK, *SCALE, "--out", str(tmp_path / "law"), "--json"]
+    assert main([*words, "--max-epochs", "4"]) == 2
+    assert "the weights of this table count documents" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "weights count documents" in json.loads(capsys.readouterr().out)["warnings"][-1]
+    assert read_mixture(tmp_path / "law").unit == "documents"
 
 
 @pytest.mark.parametrize("action", ["fit", "check", "propose"])
@@ -123,6 +195,10 @@ def test_a_dry_run_writes_nothing(action, path, tmp_path, monkeypatch, capsys):
         (["propose", "{path}", *SCALE, "--max-weights", "{dramas: 1}"], "Did you mean 'drama'?"),
         (["propose", "{path}", *SCALE, "--prior", "{drama: 1}"], "no weight for source"),
         (["propose", "{path}", *SCALE, "--max-epochs", "4"], "--max-epochs needs --available"),
+        (["propose", "{path}", *SCALE, "--max-epochs", "nan"], "--max-epochs must be above 0, got nan"),
+        (["propose", "{path}", "--model-size", "1", "--tokens", "0"], "tokens must be finite and above 0, got 0"),
+        (["propose", "{path}", *SCALE, "--min-weights", "0.5"], "min_weights add up to 1.5"),
+        (["propose", "{path}", *SCALE, "--available", "{drama: .nan}"], "'drama' must be a number, got nan"),
         (["propose", "{path}", *SCALE, "--available", "{drama: 0.1, mail: 0.1, novel: 0.1}", "--max-epochs", "2"],
          "0.6 billion tokens may be drawn"),
     ],

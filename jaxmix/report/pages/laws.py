@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,17 +48,24 @@ def laws_table(diagnoses: Mapping[str, Diagnosis]) -> Table:
     return Table(columns, tuple(rows), frozenset({(0, 2)}), first_total=len(rows) - 1)
 
 
-def proposal_table(
-    names: Sequence[str], weights: np.ndarray, unconstrained: np.ndarray, average: np.ndarray, caps: np.ndarray | None
-) -> Table:
-    """One row per domain: proposed weight, without bounds, the runs' average, cap."""
-    columns = ("domain", "weight", "without bounds", "average of the runs", *(("cap",) if caps is not None else ()))
-    share = lambda value: f"{100 * value:.2f} %"
+def proposal_table(about: Mapping[str, Any], average: np.ndarray) -> Table:
+    """One row per domain: proposed weight, without bounds, the runs' average, cap and epochs where they are known.
+
+    Args:
+        about: a proposal as plain values, see `jaxmix.workflows.law.make_proposal`.
+        average: [m], mean weights of the runs.
+    """
+    share = lambda value: f"{100 * value:.2f} %" if value < 1 else "-"
+    shown: dict[str, Callable[[str], str]] = {}
+    if about["caps"] is not None:
+        shown["cap"] = lambda name: share(about["caps"][name]) + (" (reached)" if name in about["capped"] else "")
+    if about["epochs"] is not None:
+        shown["epochs"] = lambda name: f"{about['epochs'][name]:,.2f}" if name in about["epochs"] else "-"
     rows: list[tuple[str, ...]] = []
-    for i, name in enumerate(names):
-        limit = () if caps is None else (share(caps[i]) if caps[i] < 1 else "-",)
-        rows.append((name, share(weights[i]), share(unconstrained[i]), share(average[i]), *limit))
-    return Table(columns, tuple(rows))
+    for (name, weight), mean in zip(about["weights"].items(), average, strict=True):
+        values = (weight, about["unconstrained_weights"][name], mean)
+        rows.append((name, *(f"{100 * value:.2f} %" for value in values), *(cell(name) for cell in shown.values())))
+    return Table(("domain", "weight", "without bounds", "average of the runs", *shown), tuple(rows))
 
 
 def sensitivity(fit: LawFit, table: RunTable, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
