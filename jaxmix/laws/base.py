@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.registry import Registry
 from jaxmix.core.types import Array, PRNGKeyArray
+from jaxmix.core.validate import check_choice
 
 P = ParamSpec("P")
 
@@ -94,6 +95,7 @@ class RunTable:
             put("metric_domain", np.asarray(self.metric_domain, np.int64))
             _check_metric_domain(self)
         put("seed", np.zeros(len(self.weights), np.int64) if self.seed is None else np.asarray(self.seed, np.int64))
+        check_choice("RunTable", "unit", self.unit, ("tokens", "documents", "rows"))
         if self.available_tokens is not None:
             put("available_tokens", check_available(self.available_tokens, len(self.domain_names), "RunTable"))
 

@@ -134,6 +134,10 @@ def test_a_table_knows_its_domains_by_the_file_beside_it(tmp_path):
             read_run_table(path)
         assert complaint in str(caught.value)
         assert "t.domains.json" in str(caught.value)
+    with pytest.raises(ConfigError, match="unknown unit 'document'"):
+        dataclasses.replace(table, unit="document")
+    with pytest.raises(ConfigError, match="available_tokens must be 4 numbers >= 0"):
+        dataclasses.replace(table, available_tokens=[1, 2, 3])
     write_run_table(path, random_table())  # an earlier table's file would speak of other data
     assert not beside.exists()
     assert read_run_table(path).available_tokens is None
@@ -215,3 +219,15 @@ def test_the_published_regmix_tables_read(tmp_path):
     assert table.weights[0, 11] == pytest.approx(0.27, rel=5e-3)
     again = read_run_table(write_run_table(tmp_path / "t.csv", table))
     np.testing.assert_array_equal(again.weights, table.weights)
+
+
+@pytest.mark.skipif(not (TABLES / "regmix").is_dir(), reason="RegMix tables are not here; set JAXMIX_DATA")
+def test_a_published_table_whose_index_became_a_float_still_joins(tmp_path):
+    folder, scale = TABLES / "regmix", {"model_size": 1000, "tokens": 25}
+    lines = (folder / "test_pile_loss_1B.csv").read_text().splitlines()
+    changed = [lines[0], *(line.replace(",", ".0,", 1) for line in reversed(lines[1:]))]
+    assert lines[0].startswith("index,")
+    (tmp_path / "loss.csv").write_text("\n".join(changed))
+    table = read_regmix(folder / "test_mixture_1B.csv", tmp_path / "loss.csv", **scale)
+    wanted = read_regmix(folder / "test_mixture_1B.csv", folder / "test_pile_loss_1B.csv", **scale)
+    np.testing.assert_array_equal(table.losses, wanted.losses)

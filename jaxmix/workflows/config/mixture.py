@@ -27,7 +27,7 @@ class Mixture:
     unit: Unit = setting(help="Set unit: what a weight counts, as data.unit.")
     weights: dict[str, float] = setting(help="Set weights: a number for every source.")
     version: Literal[1] = setting(1, required=True, help="Set version: 1.")
-    tokens: float | None = setting(None, above=0, help="of the run that the mixture is for, or that found it")
+    tokens: float | None = setting(None, at_least=0, help="of the run that the mixture is for, or that found it")
     available_tokens: dict[str, float] | None = setting(None, help="of the training part of the sources, where known")
     about: dict[str, Any] = setting(factory=dict, help="how it was found, for people")
 
@@ -48,7 +48,8 @@ class Mixture:
         if not found:
             return []
         total, sizes = sum(self.weights.values()), self.available_tokens or {}
-        shown = [f"{n} {e:,.1f} times ({self.weights[n] / total:.2%}, of {sizes[n]:,.0f} tokens)" for e, n in found[:5]]
+        share = {name: 100 * weight / total for name, weight in self.weights.items()}
+        shown = [f"{n} {e:,.1f} times ({share[n]:.2f} %, of {sizes[n]:,.0f} tokens)" for e, n in found[:5]]
         more = f" and {len(found) - 5} more" if found[5:] else ""
         what = f"A run of {self.tokens:,.0f} tokens reads {', '.join(shown)}{more}"
         return [f"{what}: cap the weight, train on fewer tokens, or add data."]

@@ -36,10 +36,14 @@ def test_a_mixture_reads_back_and_says_how_often_sources_are_read(path):
     assert text.startswith("# Found by hand.\n# Use: jaxmix train CONFIG --mixture runs/law/mixture.yaml\n")
     assert parse_yaml(text, where=path)["epochs"] == FOUND.epochs == {"web": 0.5, "no": 10.0}
     assert FOUND.repeated() == [
-        "A run of 1,000 tokens reads no 10.0 times (30.00%, of 30 tokens): cap the weight, train on fewer tokens, "
+        "A run of 1,000 tokens reads no 10.0 times (30.00 %, of 30 tokens): cap the weight, train on fewer tokens, "
         "or add data."
     ]
     assert FOUND.repeated(10.0) == []
+    many = {f"s{i}": 1.0 for i in range(8)}
+    (line,) = Mixture("tokens", many, tokens=800, available_tokens=dict.fromkeys(many, 10)).repeated()
+    assert "s7 10.0 times (12.50 %, of 10 tokens)" in line
+    assert " and 3 more: cap" in line
     assert Mixture("documents", WEIGHTS, tokens=1000, available_tokens={"web": 1400, "no": 30}).epochs is None
     assert Mixture("tokens", WEIGHTS, tokens=1.0, available_tokens={"no": 0}).epochs == {"no": float("inf")}
 
