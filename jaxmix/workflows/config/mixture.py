@@ -88,7 +88,7 @@ def refuse_mixture(value: Any, path: str) -> None:
     """Raises `ConfigError` for a mixture file that was given as a configuration."""
     if isinstance(value, Mapping) and {"weights", "unit"} <= set(value):
         raise ConfigError(
-            "it is a mixture and no configuration",
+            "this is a mixture, not a configuration",
             where=path,
             fix=f"Use it in one: jaxmix train CONFIG --mixture {path}",
         )

@@ -134,7 +134,7 @@ def test_a_mixture_given_as_a_configuration_is_named(command, path, capsys):
     assert main([*command.split(), path]) == 2
     error = capsys.readouterr().err
     assert (
-        f"it is a mixture and no configuration ({path}). Use it in one: jaxmix train CONFIG --mixture {path}" in error
+        f"this is a mixture, not a configuration ({path}). Use it in one: jaxmix train CONFIG --mixture {path}" in error
     )
 
 
