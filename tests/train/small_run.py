@@ -43,6 +43,7 @@ def small_run(
     reference=None,
     programs=None,
     hooks=(),
+    show_progress=False,
     **settings,
 ):
     """Trains the bigram model with ODM; keyword arguments override `TrainSettings`. Returns the result."""
@@ -84,7 +85,7 @@ def small_run(
             mesh=mesh,
             programs=programs,
             hooks=hooks,
-            show_progress=False,
+            show_progress=show_progress,
         )
     return result
 

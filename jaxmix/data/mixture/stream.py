@@ -22,7 +22,7 @@ from jaxmix.data.mixture.arguments import (
 from jaxmix.data.mixture.ledger import Ledger
 from jaxmix.data.mixture.packing import PackedRows, RowSource, WholeRows
 from jaxmix.data.mixture.permutation import EpochPermutation
-from jaxmix.data.mixture.plan import BlockPlan, plan_block
+from jaxmix.data.mixture.plan import UNLIMITED, BlockPlan, plan_block
 
 __all__ = ["UNITS", "MixtureStream"]
 
@@ -123,6 +123,8 @@ class MixtureStream:
             [row_limit(n, p, e) for n, p, e in zip(self._lengths.tolist(), policies, epochs, strict=True)], np.int64
         )
         self._ledger = Ledger.empty(len(self.names))
+        # Ledger and rows of sources that are gone, by name.
+        self._left: dict[str, dict[str, Any]] = {**Ledger.empty(0).to_json(()), "rows": {}}
         self._weights = self._checked(np.ones(len(self.names)) * (self._lengths > 0) if weights is None else weights)
         self._pending: np.ndarray | None = None
         self._version = self._latest_version = 0
@@ -283,14 +285,19 @@ class MixtureStream:
     def _raise_end(self, block: _Block) -> None:
         assert block.plan.ended is not None
         policy, source = block.plan.ended
+        if source < 0:
+            raise StopIteration("every source is used up")
+        reason = (
+            f"source {self.names[source]!r} is used up after {self._limits[source]} rows "
+            f"({self._limits[source] / max(int(self._lengths[source]), 1):g} epochs)"
+        )
         if policy == "error":
             raise RunError(
-                f"source {self.names[source]!r} is used up after {self._limits[source]} rows "
-                f"({self._limits[source] / self._lengths[source]:g} epochs)",
+                reason,
                 where="on_exhaust: error",
                 fix="Lower its weight, shorten the run, raise max_epochs or choose another on_exhaust.",
             )
-        raise StopIteration
+        raise StopIteration(f"{reason}, on_exhaust: {policy}")
 
     # ── what was drawn ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -322,24 +329,36 @@ class MixtureStream:
         return self.realized()
 
     def realized(self) -> dict[str, dict[str, Any]]:
-        """Rows and tokens delivered so far (over all processes), by source name.
+        """Rows and tokens delivered so far (over all processes), by source name; sources that left come last.
 
         Returns:
             `rows`, `tokens` (with a target), `epochs`, `share` of rows, `asked_rows`, `asked_share`.
         """
-        now = self._ledger_now()
-        rows, asked = max(int(now.cursors.sum()), 1), max(float(now.asked.sum()), 1.0)
+        left = tuple(self._left["rows"])
+        now, then = self._ledger_now(), Ledger.from_json(self._left, left)
+        lengths = [*self._lengths.tolist(), *self._left["rows"].values()]
+        cursors, asked = np.concatenate([now.cursors, then.cursors]), np.concatenate([now.asked, then.asked])
+        tokens = np.concatenate([now.tokens, then.tokens])
         return {
             name: {
-                "rows": int(now.cursors[j]),
-                "tokens": int(now.tokens[j]),
-                "epochs": float(now.cursors[j] / max(int(self._lengths[j]), 1)),
-                "share": float(now.cursors[j] / rows),
-                "asked_rows": float(now.asked[j]),
-                "asked_share": float(now.asked[j] / asked),
+                "rows": int(cursors[j]),
+                "tokens": int(tokens[j]),
+                "epochs": float(cursors[j] / max(lengths[j], 1)),
+                "share": float(cursors[j] / max(int(cursors.sum()), 1)),
+                "asked_rows": float(asked[j]),
+                "asked_share": float(asked[j] / max(float(asked.sum()), 1.0)),
             }
-            for j, name in enumerate(self.names)
+            for j, name in enumerate((*self.names, *left))
         }
+
+    def used_up(self) -> tuple[str, ...]:
+        """Sources that have dropped out, because they have given all they may (see `on_exhaust`)."""
+        if (self._limits == UNLIMITED).all():
+            return ()
+        cursors = self._ledger_now().cursors
+        is_used_up = (cursors >= self._limits) & ((cursors > 0) | (self._weights > 0))
+        columns = zip(self.names, is_used_up.tolist(), self._policies, strict=True)
+        return tuple(name for name, is_out, policy in columns if is_out and policy in ("repeat", "drop"))
 
     # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -364,6 +383,7 @@ class MixtureStream:
             "pending": None if self._pending is None else dict(zip(self.names, self._pending.tolist(), strict=True)),
             "start": self._ledger.to_json(self.names),
             "now": self._ledger_now().to_json(self.names),
+            "left": self._left,
         }
 
     def set_state(self, state: Mapping[str, Any], allow_changed_sources: bool = False) -> None:
@@ -372,8 +392,8 @@ class MixtureStream:
         Args:
             state: from `get_state`.
             allow_changed_sources: sources may have been added (they start at their beginning), dropped, or bounded
-                otherwise, and `block` may differ. The block in progress then ends where it was; sources that stay go
-                on where they were, nothing repeated or lost, and the weights are the new stream's own.
+                otherwise, and `block` may differ. The block in progress then ends where it was; sources that stay or
+                come back go on where they were, nothing repeated or lost, and the weights are the new stream's own.
 
         Raises:
             ConfigError: the state belongs to a stream with another seed, batch size, row length or unit, or with
@@ -389,10 +409,12 @@ class MixtureStream:
                     where="MixtureStream.set_state",
                     fix="Use the same value to continue, or start afresh.",
                 )
+        left = state.get("left", {})  # states of earlier versions do not have it
+        then = {k: {**left.get(k, {}), **values} for k, values in {**state["now"], "rows": state["rows"]}.items()}
         for name in self.names:
-            if name in state["rows"] and state["rows"][name] != mine["rows"][name]:
+            if then["rows"].get(name, mine["rows"][name]) != mine["rows"][name]:
                 raise ConfigError(
-                    f"source {name!r} had {state['rows'][name]} rows in the saved state, now {mine['rows'][name]}",
+                    f"source {name!r} had {then['rows'][name]} rows in the saved state, now {mine['rows'][name]}",
                     where="MixtureStream.set_state",
                     fix="Its documents have changed. Give the changed source another name, or start afresh.",
                 )
@@ -407,6 +429,7 @@ class MixtureStream:
             )
         self._reset()
         self._latest_version = state["latest_version"]
+        self._left = {k: {n: x for n, x in values.items() if n not in self.names} for k, values in then.items()}
         if is_same:
             self._number, self._position, self._version = state["number"], state["position"], state["version"]
             self._weights = np.asarray([state["weights"][name] for name in self.names])
@@ -416,7 +439,7 @@ class MixtureStream:
             if self._position:
                 self._current = self._plan(self._number, self._weights, self._version, self._ledger)
             return
-        now = Ledger.from_json(state["now"], self.names)
+        now = Ledger.from_json(then, self.names)
         # What is owed to sources that left, or by them, is forgotten; the rest must add to 0 again.
         carry = now.carry - now.carry.mean()
         self._ledger = Ledger(now.cursors, carry, now.asked, now.tokens)

@@ -48,10 +48,19 @@ def mixer_fields(metrics: Metrics, names: tuple[str, ...]) -> dict[str, float]:
     return fields
 
 
-def weight_fields(weights: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:
-    """The mixer's weights f64[m] and their entropy."""
+def weight_fields(weights: np.ndarray, sums: Mapping[str, np.ndarray], names: tuple[str, ...]) -> dict[str, float]:
+    """The weights f64[m] that rows are drawn by, their entropy, and their mean over the steps since the last record."""
+    means = sums["weights"] / sums["steps"]
     fields = {f"mix/weight/{n}": float(w) for n, w in zip(names, weights, strict=True)}
+    fields |= {f"mix/mean_weight/{n}": float(w) for n, w in zip(names, means, strict=True)}
     return fields | {"mix/entropy": float(-np.sum(weights * np.log(np.maximum(weights, 1e-30))))}
+
+
+def weights_in_force(weights: Any, is_used_up: np.ndarray) -> np.ndarray:
+    """The weights f64[m] that rows are drawn by: a source that is used up has none, the others share it."""
+    given = np.asarray(weights, np.float64)
+    left = np.where(is_used_up, 0.0, given)
+    return left / left.sum() if is_used_up.any() and left.sum() > 0 else given
 
 
 def stream_fields(realized: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -61,4 +70,5 @@ def stream_fields(realized: Mapping[str, Mapping[str, Any]]) -> dict[str, float]
         fields[f"data/share/{name}"] = drawn["share"]
         fields[f"data/asked/{name}"] = drawn["asked_share"]
         fields[f"data/epochs/{name}"] = drawn["epochs"]
+        fields[f"data/tokens/{name}"] = drawn["tokens"]
     return fields

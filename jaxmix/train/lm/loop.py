@@ -16,12 +16,19 @@ from jax.sharding import Mesh
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh, global_batch, replicated
-from jaxmix.core.types import Weights
+from jaxmix.core.types import Bool, Weights
 from jaxmix.mixers.base import REFERENCE_SIGNALS, Mixer, MixerInfo
 from jaxmix.models.base import Model
 from jaxmix.train.lm.domain_sums import SuperBatchSums
 from jaxmix.train.lm.evaluate import ValidationSet, place
-from jaxmix.train.lm.fields import held_out_fields, loss_fields, mixer_fields, stream_fields, weight_fields
+from jaxmix.train.lm.fields import (
+    held_out_fields,
+    loss_fields,
+    mixer_fields,
+    stream_fields,
+    weight_fields,
+    weights_in_force,
+)
 from jaxmix.train.lm.programs import Programs, build_mixer_programs, build_programs, with_selection
 from jaxmix.train.lm.settings import TrainSettings
 from jaxmix.train.lm.signals import Reference, check_gradients, check_mixer, held_out_rows
@@ -171,14 +178,18 @@ class _Extras(NamedTuple):
     Attributes:
         drawn, weight_lag: see `_Dispatched`.
         mixer_info: of the mixer's update, None without one.
-        weights: after the update.
+        before, weights: the mixer's weights before and after the update.
+        was_used_up, is_used_up: the sources that were used up before the step's batch, and after it.
         realized: of the stream after the step, where a record follows.
     """
 
     drawn: SuperBatchSums | None
     weight_lag: int
     mixer_info: MixerInfo | None
+    before: Weights
     weights: Weights
+    was_used_up: Bool[np.ndarray, " m"]
+    is_used_up: Bool[np.ndarray, " m"]
     realized: dict[str, dict[str, Any]] | None
 
 
@@ -216,6 +227,7 @@ class _TrainLoop(Loop[RunResult]):
         self.test_losses: np.ndarray | None = None
         # Which step's mixer state each version of the stream's weights came from, for the weight lag.
         self.computed_at: dict[int, int] = {}
+        self.is_used_up = self.is_said = np.zeros(len(self.names), bool)
 
     # ── a new run, or a checkpoint ──────────────────────────────────────────────────────────────────────────────────
 
@@ -230,6 +242,7 @@ class _TrainLoop(Loop[RunResult]):
     def begin(self) -> None:
         self.weights = self.mixer_programs.weights(self.state.mixer)
         self._set_weights(self.weights, step=0)
+        self.is_used_up = self._used_up()  # a limit may be less than one row
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -251,6 +264,7 @@ class _TrainLoop(Loop[RunResult]):
 
     def restore(self, step: int, meta: Mapping[str, Any], *, is_model_alone: bool) -> list[str]:
         self.stream.set_state(meta["stream"], allow_changed_sources=is_model_alone)
+        self.is_used_up = self.is_said = self._used_up()
         self.losses = np.asarray(jax.device_get(self.state.validation_loss))
         self.weights = self.mixer_programs.weights(self.state.mixer)
         notes = []
@@ -320,12 +334,17 @@ class _TrainLoop(Loop[RunResult]):
         mixer_state, pending, mixer_info = self.mixer_programs.advance(self.state, feedback, step)
         self.state = dataclasses.replace(self.state, mixer=mixer_state, pending=pending)
         realized = self.stream.realized() if self.is_logged(step + 1) else None
+        was_used_up, self.is_used_up = self.is_used_up, self._used_up()
         before, self.weights = self.weights, self.mixer_programs.weights(mixer_state)
         if self.mixer.needs:
             self._set_weights(before, step=step)
         else:  # known before the step that they are meant for has run
             self._set_weights(self.weights, step=step + 1)
-        return info, _Extras(drawn, weight_lag, mixer_info, self.weights, realized)
+        used_up = (was_used_up, self.is_used_up)
+        return info, _Extras(drawn, weight_lag, mixer_info, before, self.weights, *used_up, realized)
+
+    def _used_up(self) -> np.ndarray:
+        return np.isin(self.names, self.stream.used_up())
 
     def _set_weights(self, weights: jax.Array, *, step: int) -> None:
         version = self.stream.set_weights(np.asarray(jax.device_get(weights)))
@@ -342,7 +361,20 @@ class _TrainLoop(Loop[RunResult]):
             hooks.append(Hook(self._is_controlled, self._measure_control, "control", at_end=False))
         if self.test is not None:
             hooks.append(Hook(lambda step: False, self._measure_test, "test"))
+        hooks.append(Hook(self._is_newly_used_up, self._say_used_up, "used_up", at_end=False))
         return hooks
+
+    def _is_newly_used_up(self, step: int) -> bool:
+        return bool((self.is_used_up & ~self.is_said).any())
+
+    def _say_used_up(self, view: View) -> dict[str, float]:
+        """The epochs that each source has given which is used up since the last call."""
+        new, self.is_said = self.is_used_up & ~self.is_said, self.is_used_up
+        realized = self.stream.realized()
+        epochs = {n: realized[n]["epochs"] for n, is_new in zip(self.names, new.tolist(), strict=True) if is_new}
+        for name, value in epochs.items():
+            view.note(f"step {view.step}: source {name!r} ran out after {value:.3g} epochs, the others take its share")
+        return epochs
 
     def _is_evaluated(self, step: int) -> bool:
         is_shared = self.control is None and self.mixer.cadence.is_validation_due(step, len(self.names))
@@ -382,6 +414,7 @@ class _TrainLoop(Loop[RunResult]):
 
     def measure(self, info: StepInfo, extras: _Extras) -> None:
         self.metrics.add({"loss_sum": info.feedback.loss_sum, "token_count": info.feedback.token_count})
+        self.metrics.add({"weights": weights_in_force(extras.before, extras.was_used_up), "steps": 1})
         if (mixer_info := extras.mixer_info) is not None:
             self.metrics.keep({"score": mixer_info.score, **mixer_info.extra})
         if extras.drawn is not None:
@@ -389,7 +422,8 @@ class _TrainLoop(Loop[RunResult]):
 
     def record(self, step: int, info: StepInfo, extras: _Extras) -> Record:
         assert extras.realized is not None
-        tokens, weights, sums = _tokens(extras.realized), np.asarray(extras.weights, np.float64), self.metrics.take()
+        tokens, sums = _tokens(extras.realized), self.metrics.take()
+        weights = weights_in_force(extras.weights, extras.is_used_up)
         number = jax.device_put(np.int32(step - 1), replicated(self.mesh))
         fields = {
             "tokens": tokens,
@@ -398,7 +432,7 @@ class _TrainLoop(Loop[RunResult]):
             "train/grad_norm": float(info.grad_norm),
             "train/learning_rate": float(jax.device_get(self.programs.learning_rate(number))),
             "train/skipped": int(info.skipped),
-            **weight_fields(weights, self.names),
+            **weight_fields(weights, sums, self.names),
             **stream_fields(extras.realized),
             "data/weight_lag": extras.weight_lag,
         }

@@ -30,7 +30,7 @@ from jaxmix.train.run.settings import LoopSettings
 from jaxmix.train.run.trackers import Tracker
 
 Result = TypeVar("Result")
-_KINDS = ("train", "eval", "control", "test")
+_KINDS = ("train", "eval", "control", "test", "used_up")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Loop(ABC, Generic[Result]):
     # A step.
 
     def batch(self, step: int) -> Any:
-        """The batch of step `step`. `StopIteration` ends the run."""
+        """The batch of step `step`. `StopIteration` ends the run; its value says why."""
         return None
 
     @abstractmethod
@@ -350,8 +350,8 @@ class Driver(Generic[Result]):
                 raise interrupted(step, self.run_dir)
             try:
                 batch = self._next_batch(step)
-            except StopIteration:
-                ended_early = f"the stream ended after step {step}"
+            except StopIteration as end:
+                ended_early = f"the stream ended after step {step}" + (f": {end.value}" if end.value else "")
                 self.files.note(ended_early)
                 break
             self._advance(step, batch)
@@ -385,11 +385,13 @@ class Driver(Generic[Result]):
                 continue
             self._log_unread(step)
             self.called_at[hook.name] = step
+            # A longer run would not have made it.
+            mark = {"at_end": True} if is_end and not hook.is_due(step) else {}
 
-            def record(values: Mapping[str, Any], name: str = hook.name) -> None:
+            def record(values: Mapping[str, Any], name: str = hook.name, mark: Mapping[str, Any] = mark) -> None:
                 fields = {f"{name}/{key}": float(value) for key, value in values.items()}
                 if self.is_recording:
-                    self.files.write({"kind": name, "step": step, **self.loop.position(step), **fields})
+                    self.files.write({"kind": name, "step": step, **mark, **self.loop.position(step), **fields})
 
             if (values := hook.run(View(step, self.loop.state, record, self.files.note))) is not None:
                 record(values)

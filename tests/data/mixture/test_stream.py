@@ -190,8 +190,21 @@ def test_stop_ends_before_the_first_batch_it_cannot_fill():
     with make(weights=[1, 0, 0], on_exhaust="stop") as stream:
         assert len(list(stream)) == 1  # seven rows: one whole batch of six
         assert stream.realized()["s0"]["rows"] == 6
-        with pytest.raises(StopIteration):
+        with pytest.raises(StopIteration, match=r"source 's0' is used up after 7 rows \(1 epochs\), on_exhaust: stop"):
             next(stream)
+        assert stream.used_up() == ()  # it did not drop out, it ended the stream
+
+
+def test_sources_that_dropped_out_are_named():
+    options = {"weights": [1, 1, 0], "on_exhaust": "drop", "max_epochs": {"s0": 1, "s1": 0.01}}
+    with make(**options) as stream:
+        assert stream.used_up() == ("s1",)  # less than one row
+        next(stream)
+        assert stream.used_up() == ("s1",)
+        with pytest.raises(StopIteration, match="every source is used up"):
+            take(stream, 9)
+    with make(weights=[1, 1, 0], max_epochs={"s0": 1}, batch_size=7) as stream:
+        assert [(next(stream), stream.used_up())[1] for _ in range(3)] == [(), ("s0",), ("s0",)]
 
 
 def test_error_names_the_source():
@@ -294,7 +307,15 @@ def test_added_and_dropped_sources_lose_and_repeat_nothing():
             stream.set_state(state)
         stream.set_state(state, allow_changed_sources=True)
         after = take(stream, 4)
-        assert set(stream.realized()) == {"s2", "s0", "new"}
+        realized = stream.realized()
+        assert list(realized) == ["s2", "s0", "new", "s1"]  # what left stays in the totals
+        assert sum(d["rows"] for d in realized.values()) == 8 * len(before[0]["domain"])
+        assert sum(d["share"] for d in realized.values()) == pytest.approx(1.0)
+        gone = stream.get_state()
+    with make(sources) as stream:  # s1 goes on where it was
+        stream.set_state(json.loads(json.dumps(gone)), allow_changed_sources=True)
+        assert stream.realized()["s1"] == {**realized["s1"], "asked_rows": pytest.approx(realized["s1"]["asked_rows"])}
+        assert list(stream.realized()) == ["s0", "s1", "s2", "new"]
     drawn = [int(row[0]) for b in before for row, d in zip(b["tokens"], b["domain"], strict=True) if d == 2]
     drawn += [int(row[0]) for b in after for row, d in zip(b["tokens"], b["domain"], strict=True) if d == 0]
     assert len(drawn) == 16

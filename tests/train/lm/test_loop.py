@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -224,10 +225,43 @@ def test_resume_policies(tmp_path, resume, error):
         small_run(tmp_path, steps=3, resume=resume)
 
 
+def test_a_source_that_runs_out_is_said_where_it_does_and_has_no_weight_from_there(tmp_path, capsys):
+    options = {"max_epochs": {"dense": 0.3}, "block": 1}
+    given = {"mixer": jaxmix.mixers.make("static"), "steps": 12, "log_every": 1, "stream_options": options}
+    result = small_run(tmp_path, **given, show_progress=True)
+    (said,) = latest_by_step(read_records(tmp_path / "metrics.jsonl"), "used_up")
+    step = said["step"]
+    assert 0 < step < 12
+    assert said["used_up/dense"] == pytest.approx(0.3, abs=0.05)
+    assert f"step {step}: source 'dense' ran out after" in capsys.readouterr().err
+    train, _ = records(tmp_path)
+    third, half = pytest.approx(1 / 3), pytest.approx(1 / 2)
+    assert [r["mix/weight/dense"] for r in train] == [third] * (step - 1) + [0.0] * (13 - step)
+    assert [r["mix/mean_weight/dense"] for r in train] == [third] * step + [0.0] * (12 - step)
+    assert [r["mix/weight/rare"] for r in train[step - 1 :]] == [half] * (13 - step)
+    assert train[-1]["data/tokens/dense"] == train[step - 1]["data/tokens/dense"] == result.realized["dense"]["tokens"]
+    assert result.final_weights["dense"] == third  # what the mixer asks for
+    small_run(tmp_path, **given | {"steps": 14})
+    assert len(latest_by_step(read_records(tmp_path / "metrics.jsonl"), "used_up")) == 1
+
+
+def test_mean_weights_cover_the_steps_between_records(tmp_path):
+    small_run(tmp_path / "often", steps=9, log_every=1)
+    small_run(tmp_path / "seldom", steps=9, log_every=4)
+    often, seldom = records(tmp_path / "often")[0], records(tmp_path / "seldom")[0]
+    assert [r["step"] for r in seldom] == [4, 8, 9]
+    means = [r["mix/mean_weight/rare"] for r in often]
+    assert means[0] == pytest.approx(1 / 3)  # the prior draws the first step
+    assert [r["mix/weight/rare"] for r in often[:-1]] == pytest.approx(means[1:])
+    assert [r["mix/mean_weight/rare"] for r in seldom] == pytest.approx(
+        [np.mean(means[:4]), np.mean(means[4:8]), means[8]]
+    )
+
+
 def test_a_stream_that_ends_ends_the_run_with_everything_saved(tmp_path):
     result = small_run(tmp_path, steps=500, stream_options={"on_exhaust": "stop"}, warmup_steps=2)
     assert result.steps < 500
-    assert "ended" in result.ended_early
+    assert re.fullmatch(rf"the stream ended after step {result.steps}: source '\w+' is used up .*", result.ended_early)
     _, evaluation = records(tmp_path)
     assert evaluation[-1]["step"] == result.steps
     assert (tmp_path / "checkpoints" / str(result.steps)).is_dir()
