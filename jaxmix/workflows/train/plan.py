@@ -29,8 +29,8 @@ class SourcePlan:
         rows: expected rows drawn.
         tokens: expected tokens drawn.
         available: tokens of its training part, None if unknown.
-        epochs: passes over it.
-        max_epochs: the limit, None for none.
+        epochs: passes over it, as if it had no limit.
+        max_epochs: the limit, None for none; without `max_epochs` 1 where `on_exhaust` is not "repeat".
     """
 
     name: str
@@ -164,10 +164,10 @@ def make_plan(config: RunConfig) -> Plan:
     if run.prior is None and sizes.tokens:
         unknown.append("natural weights need the size of every source: run `jaxmix prepare`, or give `tokens:`")
     notes = [
-        f"{s.name} would need {s.epochs:.2f} epochs and may have {s.max_epochs:g}: "
-        f"then `on_exhaust: {run.on_exhaust[s.name]}` applies"
+        f"{s.name} would need {s.epochs:.2g} epochs and may have {s.max_epochs:g}: it runs out at about step "
+        f"{settings.steps * s.max_epochs / s.epochs:,.0f}, and {_EXHAUSTED[run.on_exhaust[s.name]]}"
         for s in sources
-        if s.is_over_limit and s.epochs is not None
+        if s.is_over_limit and s.epochs and s.max_epochs is not None
     ]
     if data.unit == "rows":
         notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
@@ -216,6 +216,13 @@ def make_plan(config: RunConfig) -> Plan:
         notes=tuple(notes),
     )
 
+
+_EXHAUSTED = {
+    "repeat": "the others take its share",
+    "drop": "the others take its share",
+    "stop": "the run ends there (on_exhaust: stop)",
+    "error": "the run fails there (on_exhaust: error)",
+}
 
 _MUCH_PROBING = 0.3
 
@@ -269,7 +276,8 @@ def _sources(run: Run, weights: Mapping[str, float] | None, rows: int) -> tuple[
             per_row, per_epoch = (size / count if size is not None and count else None), count
         tokens = None if mine is None or per_row is None else mine * per_row
         epochs = None if mine is None or per_epoch is None else mine / per_epoch if per_epoch else 0.0
-        plans.append(SourcePlan(name, weight, mine, tokens, size, epochs, run.max_epochs[name]))
+        limit = run.max_epochs[name] or (None if run.on_exhaust[name] == "repeat" else 1.0)
+        plans.append(SourcePlan(name, weight, mine, tokens, size, epochs, limit))
     return tuple(plans)
 
 

@@ -159,3 +159,21 @@ def test_what_a_mixer_evaluates_and_probes_is_counted():
     dear = plan(mixer=mixer, data=data | {"control_rows": 64}, train={"steps": 1000})
     assert "lower data.control_rows" in dear.notes[1]
     assert any("51 more for the mixer" in line for line in plan_lines(result))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_epochs": 0.4}, "a would need 0.8 epochs and may have 0.4: it runs out at about step 25, and the others"),
+        ({"max_epochs": 0.4, "on_exhaust": "stop"}, "about step 25, and the run ends there (on_exhaust: stop)"),
+        (
+            {"tokens": 16_000, "on_exhaust": "drop"},
+            "a would need 3.2 epochs and may have 1: it runs out at about step 16,",
+        ),
+    ],
+)
+def test_sources_that_run_out_are_named_with_the_step(given, words):
+    sources = {"a": {"path": "x", "tokens": 64_000, **given}, "b": {"path": "y", "tokens": 1e6}}
+    data = {"prepared": "nowhere", "seq_len": 64, "batch_size": 32}  # 16 of 32 rows of a step are of a
+    (note,) = plan(sources=sources, data=data, mixture={"weights": "uniform"}).notes
+    assert words in note
