@@ -47,17 +47,16 @@ def train(arguments: Arguments) -> int:
     join_processes(arguments)
     with continuable(arguments):
         outcome = run_train(config, command=arguments.command)
-    early = outcome.result.ended_early
-    return answer_run(arguments, outcome, run_table, *([f"Ended early: {early}."] if early else []))
+    return answer_run(arguments, outcome, run_table)
 
 
-def answer_run(arguments: Arguments, outcome: Any, show_run: Callable[[RunRecord], Table], *notes: str) -> int:
-    """Prints the table of a finished run, the verdict, notes and the page; on process 0 alone."""
+def answer_run(arguments: Arguments, outcome: Any, show_run: Callable[[RunRecord], Table]) -> int:
+    """Prints the table of a finished run, the verdict and the page; on process 0 alone."""
     if process_index():
         return 0
     run = load_run(outcome.run_dir)
     verdict, page = " ".join(describe_result([run])), f"\nPage: {outcome.report}"
-    return answer(arguments, outcome.as_json(), "", table(show_run(run)), "", verdict, *notes, page)
+    return answer(arguments, outcome.as_json(), "", table(show_run(run)), "", verdict, page)
 
 
 def plan(arguments: Arguments) -> int:

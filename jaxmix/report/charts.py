@@ -69,14 +69,22 @@ class Line(NamedTuple):
     is_thin: bool = False
 
 
-def lines(curves: Sequence[Line], *, name: str, x_label: str = "step", y_label: str, y_from_zero: bool = False) -> Html:
-    """Curves with a legend beside them."""
+def lines(
+    curves: Sequence[Line],
+    *,
+    name: str,
+    x_label: str = "step",
+    y_label: str,
+    y_from_zero: bool = False,
+    y_top: float | None = None,
+) -> Html:
+    """Curves with a legend beside them; `y_top` gives charts that are compared one scale."""
     with _figure(8.0, 3.4) as figure:
         axes = figure.subplots()
         _draw(axes, curves)
         _label(axes, x_label, y_label)
         if y_from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0, top=y_top)
         _legend(figure, axes)
         return _svg(figure, name)
 
@@ -102,38 +110,45 @@ def scatters(
     name: str,
     x_label: str,
     y_label: str,
-    line: str = "identity",
+    line: str | None = "identity",
     columns: int = 4,
+    share_x: bool = False,
 ) -> Html:
-    """One small panel of points per group, each with its own scale, and the line of perfect predictions.
+    """One small panel of points per group, and a line that the points are held against.
 
     Args:
         groups: title → x and y; points that are not finite are left out.
-        line: "identity" (y = x) or "zero" (y = 0).
+        line: "identity" (y = x), "zero" (y = 0), or None.
+        share_x: give all panels one scale of x.
     """
-    with _panels(list(groups), columns, margin=0.5, height=1.9) as (figure, grid):
+    with _panels(list(groups), columns, margin=0.5, height=1.9, share_x=share_x) as (figure, grid):
         for axes, (x, y) in zip(grid, groups.values(), strict=True):
             kept = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
             xs, ys = [a for a, _ in kept], [b for _, b in kept]
             axes.plot(xs, ys, "o", color=COLORS[0], markersize=2.5, alpha=0.7, markeredgewidth=0)
             if line == "zero":
                 axes.axhline(0.0, color=_INK, linewidth=0.8)
-            elif kept:
+            elif line and kept:
                 axes.axline((min(xs), min(xs)), slope=1.0, color=_INK, linewidth=0.8)
             axes.locator_params(nbins=4)
+            axes.tick_params(labelbottom=True)
         figure.supxlabel(x_label, fontsize=9)
         figure.supylabel(y_label, fontsize=9)
         return _svg(figure, name)
 
 
 def stacked(curves: Sequence[Line], *, name: str, x_label: str = "step", y_label: str) -> Html:
-    """Shares that add up to 1, one band per curve. All curves have the same x."""
+    """Shares that add up to 1, one band per curve; it has no width before a curve begins and after it ends."""
+    import numpy as np
+
     with _figure(8.0, 3.0) as figure:
         axes = figure.subplots()
+        curves = [curve for curve in curves if curve.x]
         if curves:
+            x = sorted(set().union(*(curve.x for curve in curves)))
             axes.stackplot(
-                list(curves[0].x),
-                [list(c.y) for c in curves],
+                x,
+                [np.interp(x, c.x, c.y, left=0.0, right=0.0) for c in curves],
                 labels=[c.label for c in curves],
                 colors=[_color(c.style) for c in curves],
                 linewidth=0,
@@ -152,6 +167,7 @@ def bars(
     name: str,
     y_label: str,
     caps: Mapping[str, float] | None = None,
+    y_top: float | None = None,
 ) -> Html:
     """Bars side by side: one cluster per group, one bar per series.
 
@@ -159,6 +175,7 @@ def bars(
         groups: names along the axis.
         values: series name → one value per group.
         caps: group → a limit, drawn as a line over the cluster.
+        y_top: end of the scale, for charts that are compared.
     """
     limits = {i: cap for i, g in enumerate(groups) if math.isfinite(cap := (caps or {}).get(g, math.inf))}
     with _figure(8.0, 3.2) as figure:
@@ -171,6 +188,7 @@ def bars(
             legend = "limit" if index == min(limits) else None
             axes.plot([index - 0.45, index + 0.45], [cap, cap], color=_INK, linewidth=1.6, label=legend)
         axes.set_xticks(range(len(groups)), list(groups), rotation=20 if len(groups) > 5 else 0, ha="center")
+        axes.set_ylim(top=y_top)
         _label(axes, "", y_label)
         axes.grid(axis="x", visible=False)
         _legend(figure, axes)
@@ -197,10 +215,13 @@ class Dot(NamedTuple):
 
 
 def dots(groups: Mapping[str, Sequence[Dot]], *, name: str, x_label: str, columns: int = 3) -> Html:
-    """One small panel per group: a row per dot, its interval as a line, zero marked. The first dot is on top."""
+    """One small panel per group, all with one scale: a row per dot, its interval as a line, zero marked.
+
+    The first dot is on top.
+    """
     titles = list(groups) if len(groups) > 1 else [""] * len(groups)
     deepest = max((len(g) for g in groups.values()), default=1)
-    with _panels(titles, columns, margin=0.6, height=0.7 + 0.24 * deepest) as (figure, grid):
+    with _panels(titles, columns, margin=0.6, height=0.7 + 0.24 * deepest, share_x=True) as (figure, grid):
         for index, (axes, group) in enumerate(zip(grid, groups.values(), strict=True)):
             for y, dot in enumerate(group):
                 color = _color(dot.style)
@@ -211,6 +232,7 @@ def dots(groups: Mapping[str, Sequence[Dot]], *, name: str, x_label: str, column
             axes.set_yticks(range(len(group)), [d.label if index % columns == 0 else "" for d in group])
             axes.set_ylim(len(group) - 0.5, -0.5)
             axes.locator_params(axis="x", nbins=4)
+            axes.tick_params(labelbottom=True)
         figure.supxlabel(x_label, fontsize=9)
         return _svg(figure, name)
 

@@ -57,7 +57,9 @@ def cost_of(run: RunRecord) -> Cost:
     if run.control:
         extra = float(len(run.control))
     elif every:
-        extra = float(sum(int(r["step"]) % every != 0 and r["step"] != run.steps for r in run.eval))
+        # One made because a session ended is the run's own; earlier versions did not mark those.
+        own = [r["step"] % every == 0 or r.get("at_end", False) or r["step"] == run.steps for r in run.eval]
+        extra = float(len(own) - sum(own))
     rows = (data.get("control_rows") if run.control else None) or data.get("validation_rows")
     per_evaluation = float(rows * data["seq_len"] * len(run.domains)) if rows and data.get("seq_len") else None
     evaluations = float(len(run.eval) + len(run.control))

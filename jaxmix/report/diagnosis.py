@@ -33,19 +33,29 @@ class _End(NamedTuple):
 
 
 def _end(run: RunRecord) -> _End | None:
-    records = [r for r in run.train if r["step"] > 0.9 * run.train[-1]["step"]]
-    weights = {n: statistics.fmean(_known(r.get(f"mix/weight/{n}")) for r in records) for n in run.domains if records}
-    if not weights or not all(math.isfinite(w) for w in weights.values()):
+    weights = run.average_weights(since=0.9 * run.train[-1]["step"]) if run.train else {}
+    if len(run.domains) < 2 or abs(sum(weights.values()) - 1) > 1e-3:  # unknown, or not finite
         return None
     heaviest = max(weights, key=weights.__getitem__)
     entropy = -sum(w * math.log(w) for w in weights.values() if w > 0)
     return _End(heaviest, weights[heaviest], math.exp(entropy))
 
 
+def _is_learned(run: RunRecord) -> bool:
+    """Whether a mixer learned the weights; otherwise the configuration gives them."""
+    mixer = run.provenance.get("mixer")
+    return bool(mixer["needs"]) if isinstance(mixer, dict) and "needs" in mixer else run.has_moving_weights
+
+
 def is_near_one_hot(run: RunRecord) -> bool:
-    """Whether a mixer drove nearly all weight to one domain. Fixed weights do not count."""
-    end = _end(run) if len(run.domains) > 1 and run.has_moving_weights else None
-    return end is not None and (end.effective < MIN_EFFECTIVE or end.weight > MAX_WEIGHT)
+    """Whether nearly all weight was on one domain at the end, by a mixer, a schedule or as it was set.
+
+    Weights that put everything on one source are a choice: the others are there for evaluation only.
+    """
+    end = _end(run)
+    if end is None or (end.weight == 1.0 and not _is_learned(run) and not run.ran_out):
+        return False
+    return end.effective < MIN_EFFECTIVE or end.weight > MAX_WEIGHT
 
 
 def warnings(run: RunRecord) -> list[str]:
@@ -53,10 +63,16 @@ def warnings(run: RunRecord) -> list[str]:
     end = _end(run)
     if end is None or not is_near_one_hot(run):
         return []
+    if run.ran_out:
+        advice = f"{', '.join(run.ran_out)} ran out."
+    elif _is_learned(run):
+        advice = _REMEDIES
+    else:
+        advice = "The configuration sets these weights. The losses of other domains say little about training on them."
     return [
         f"Warning: the mixture is near one-hot. Over the last tenth of the run {end.domain} had "
         f"{100 * end.weight:.1f} % of the weight, and the entropy was that of {end.effective:.2f} equal domains. "
-        f"{_REMEDIES}"
+        f"{advice}"
     ]
 
 

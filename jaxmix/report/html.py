@@ -6,6 +6,7 @@ page unescaped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -19,13 +20,17 @@ Html = NewType("Html", str)
 
 _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; }
+p, figure, pre, ol { max-width: 62rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 0.5rem; }
 .verdict { font-size: 1.1rem; border-left: 4px solid #4477aa; padding: 0.3rem 0 0.3rem 0.9rem; margin: 1.2rem 0; }
 .scroll { overflow-x: auto; font-size: 0.88rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid var(--line); }
+th, td { padding: 0.2rem 0.45rem; text-align: right; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; } th { vertical-align: bottom; } thead th { border-bottom: 2px solid var(--line); }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 tr.total td { font-style: italic; } td.best { font-weight: 700; }
 figure { margin: 0.5rem 0 1.2rem; break-inside: avoid; } figcaption, .note { opacity: 0.75; font-size: 0.9rem; }
 pre { border: 1px solid var(--line); padding: 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere;
@@ -78,9 +83,16 @@ def table(content: Table, title: str) -> Html:
 
 
 def fact_table(facts: Mapping[str, object]) -> Html:
-    """Names and values without a heading."""
-    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-    return Html(f'<div class="scroll"><table>{rows}</table></div>')
+    """Names and values without a heading; hashes are shortened, and whole where the pointer rests."""
+    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{_fact(v)}</td></tr>" for k, v in facts.items())
+    return Html(f'<div class="scroll"><table class="facts">{rows}</table></div>')
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{escape(str(k))} {_fact(v)}" for k, v in value.items())
+    shorten = lambda found: f'<span title="{found[0]}">{found[0][:12]}…</span>'
+    return re.sub(r"\b[0-9a-f]{20,}\b", shorten, escape(str(value)))
 
 
 def numbered_list(items: Sequence[tuple[str, str]]) -> Html:

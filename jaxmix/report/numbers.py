@@ -36,5 +36,20 @@ def mean_of_all(values: Iterable[float | None]) -> float | None:
 
 
 def perplexity(loss: float) -> float:
-    """exp of a loss in nats per token; beyond float64 it counts as its limit."""
+    """exp of the loss that stands beside it, in nats per token; beyond float64 it counts as its limit."""
     return math.exp(min(loss, 700.0))
+
+
+DEFINITIONS = (
+    "Loss: mean over the held-out tokens of a domain, nats per token; over several domains, seeds or both the plain "
+    "mean of their losses, unless it says how it is weighted. Perplexity: exp of the loss beside it."
+)
+
+FEW_TOKENS = 1000
+"""Held-out tokens below which a loss is marked: its standard error is then at least 2 / sqrt(1000) = 0.06 nats, as much
+as mixtures usually differ by."""
+
+
+def standard_error(tokens: int) -> float:
+    """Rough standard error of a loss over so many tokens, nats: the losses of single tokens spread by about 2 nats."""
+    return 2 / math.sqrt(max(tokens, 1))

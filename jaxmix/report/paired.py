@@ -11,7 +11,7 @@ from jaxmix.report.cost import Cost, cost_of
 from jaxmix.report.intervals import LEVEL, Interval, student_interval
 from jaxmix.report.numbers import number, perplexity
 from jaxmix.report.run_folder import RunRecord
-from jaxmix.report.tables import Table, finished_by_variant, mean_loss
+from jaxmix.report.tables import Table, domain_label, finished_by_variant, mean_loss, shared_domains
 
 Metric = Callable[[RunRecord], float]
 
@@ -23,8 +23,7 @@ class Pairing(NamedTuple):
         variant: its name.
         seeds: that both have finished; for the first variant, all of its own.
         loss: mean over seeds and domains of the final loss (of test rows where there are any), nats per token.
-        perplexity: mean over seeds of the mean over domains of exp(loss).
-        by_domain: (loss, perplexity) of every domain, means over seeds.
+        by_domain: loss of every domain, mean over seeds.
         difference: of the mean loss to the first variant's, by seed; empty for the first itself.
         domain_differences: the same of every domain.
         cost: means over seeds.
@@ -33,8 +32,7 @@ class Pairing(NamedTuple):
     variant: str
     seeds: tuple[int, ...]
     loss: float
-    perplexity: float
-    by_domain: dict[str, tuple[float, float]]
+    by_domain: dict[str, float]
     difference: Interval
     domain_differences: dict[str, Interval]
     cost: Cost
@@ -45,11 +43,14 @@ def pairings(runs: Sequence[RunRecord]) -> list[Pairing]:
     groups = finished_by_variant(runs)
     if not groups:
         return []
+    among = shared_domains([run for group in groups.values() for run in group])
     first = {r.seed: r for r in next(iter(groups.values()))}
-    return [_pair(variant, group, first, is_first=i == 0) for i, (variant, group) in enumerate(groups.items())]
+    return [_pair(variant, group, first, among, is_first=i == 0) for i, (variant, group) in enumerate(groups.items())]
 
 
-def _pair(variant: str, group: Sequence[RunRecord], first: Mapping[int, RunRecord], *, is_first: bool) -> Pairing:
+def _pair(
+    variant: str, group: Sequence[RunRecord], first: Mapping[int, RunRecord], among: Sequence[str], *, is_first: bool
+) -> Pairing:
     shared = [] if is_first else [(r, first[r.seed]) for r in group if r.seed in first]
 
     def over_seeds(metric: Metric) -> float:
@@ -59,16 +60,13 @@ def _pair(variant: str, group: Sequence[RunRecord], first: Mapping[int, RunRecor
         return student_interval(metric(mine) - metric(other) for mine, other in shared)
 
     domains = [n for n in group[0].domains if all(n in r.final_losses() for r in (*group, *first.values()))]
-    losses = {n: partial(domain_loss, domain=n) for n in domains}
+    losses, mean = {n: partial(domain_loss, domain=n) for n in domains}, partial(mean_loss, among=among)
     return Pairing(
         variant=variant,
         seeds=tuple(r.seed for r in (group if is_first else [mine for mine, _ in shared])),
-        loss=over_seeds(mean_loss),
-        perplexity=over_seeds(mean_perplexity),
-        by_domain={
-            n: (over_seeds(loss), statistics.fmean(perplexity(loss(r)) for r in group)) for n, loss in losses.items()
-        },
-        difference=difference(mean_loss),
+        loss=over_seeds(mean),
+        by_domain={n: over_seeds(loss) for n, loss in losses.items()},
+        difference=difference(mean),
         domain_differences={n: difference(loss) for n, loss in losses.items()},
         cost=Cost.mean([cost_of(r) for r in group]),
     )
@@ -77,11 +75,6 @@ def _pair(variant: str, group: Sequence[RunRecord], first: Mapping[int, RunRecor
 def domain_loss(run: RunRecord, domain: str) -> float:
     """Final loss of a domain, nats per token, see `RunRecord.final_losses`."""
     return run.final_losses()[domain]
-
-
-def mean_perplexity(run: RunRecord) -> float:
-    """Mean over domains of their perplexities, as the literature on mixtures reports it."""
-    return statistics.fmean(map(perplexity, run.final_losses().values()))
 
 
 def paired_table(runs: Sequence[RunRecord]) -> Table:
@@ -94,7 +87,7 @@ def paired_table(runs: Sequence[RunRecord]) -> Table:
             p.variant,
             str(len(p.seeds)),
             f"{p.loss:.4f}",
-            f"{p.perplexity:.3f}",
+            f"{perplexity(p.loss):.3f}",
             "-" if i == 0 else number(p.difference.mean, 4, sign=True),
             "-" if i == 0 else _span(p.difference),
             *(number(v, 0) for v in (p.cost.tokens, p.cost.seconds, p.cost.evaluations, p.cost.extra_evaluations)),
@@ -112,11 +105,12 @@ def domain_tables(runs: Sequence[RunRecord]) -> tuple[Table, Table]:
     losses, differences, best = [], [], set()
     for i, name in enumerate(domains):
         found = [p.by_domain.get(name) for p in pairs]
-        losses.append((name, *("-" if f is None else f"{f[0]:.4f} ({f[1]:.2f})" for f in found)))
-        lowest = min(f[0] for f in found if f is not None)
-        best |= {(i, 1 + j) for j, f in enumerate(found) if len(pairs) > 1 and f is not None and f[0] <= lowest}
+        label = domain_label(runs[0], name, is_full=False)
+        losses.append((label, *("-" if f is None else f"{f:.4f} ({perplexity(f):.2f})" for f in found)))
+        lowest = min(f for f in found if f is not None)
+        best |= {(i, 1 + j) for j, f in enumerate(found) if len(pairs) > 1 and f is not None and f <= lowest}
         gaps = [p.domain_differences.get(name) for p in pairs[1:]]
-        differences.append((name, *("-" if g is None or not g.values else _with_width(g) for g in gaps)))
+        differences.append((label, *("-" if g is None or not g.values else _with_width(g) for g in gaps)))
     names = [p.variant for p in pairs]
     return (
         Table(("domain", *names), tuple(losses), frozenset(best)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmix.report.cost import cost_of
 from jaxmix.report.intervals import LEVEL, Interval
-from jaxmix.report.numbers import mean_of_known
+from jaxmix.report.numbers import mean_of_known, perplexity
 from jaxmix.report.paired import Pairing, pairings
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.tables import mean_loss
@@ -30,6 +30,10 @@ def summarize(records: Sequence[RunRecord], *, out: str, report: Path, verdict: 
                 "validation_loss": record.final_losses("eval"),
                 **({"mean_test_loss": mean_loss(record), "test_loss": record.final_losses()} if record.test else {}),
                 "weights": record.average_weights(),
+                "token_shares": record.token_shares(),
+                "ran_out": record.ran_out,
+                "held_out_tokens": record.held_out_tokens(),
+                "ended_early": record.ended_early,
                 **{k: v for k, v in cost_of(record)._asdict().items() if k != "tokens"},
             }
             for record in records
@@ -40,9 +44,9 @@ def summarize(records: Sequence[RunRecord], *, out: str, report: Path, verdict: 
             {
                 "variant": pair.variant,
                 "mean_loss": pair.loss,
-                "mean_perplexity": pair.perplexity,
-                "loss": {name: loss for name, (loss, _) in pair.by_domain.items()},
-                "perplexity": {name: perplexity for name, (_, perplexity) in pair.by_domain.items()},
+                "mean_perplexity": perplexity(pair.loss),
+                "loss": pair.by_domain,
+                "perplexity": {name: perplexity(loss) for name, loss in pair.by_domain.items()},
                 "cost": pair.cost._asdict(),
                 **({} if pair is pairs[0] else _differences(pair, pairs[0].variant)),
             }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from jaxmix.report.numbers import mean_of_known, number, percent, perplexity
+from jaxmix.report.numbers import FEW_TOKENS, mean_of_known, number, percent, perplexity
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.verdict import Comparison, compare
 
@@ -59,12 +59,35 @@ def natural_shares(run: RunRecord) -> dict[str, float]:
     return {k: float(v) for k, v in run.provenance.get("natural_shares", {}).items()}
 
 
+def shared_domains(runs: Sequence[RunRecord]) -> list[str]:
+    """The domains that all runs have a final loss of: means over others could not be compared."""
+    losses = [run.final_losses() for run in runs]
+    return [name for name in (runs[0].domains if runs else ()) if all(name in found for found in losses)]
+
+
+def domain_label(run: RunRecord, name: str, *, is_full: bool = True) -> str:
+    """The name of a domain, and what to know of its numbers.
+
+    Args:
+        run: it is a domain of.
+        name: of the domain.
+        is_full: also say that it left or ran out, not only that few tokens were held out of it.
+    """
+    held_out = run.held_out_tokens().get(name, FEW_TOKENS)
+    marks = [f"only {held_out:,} held-out tokens"] if held_out < FEW_TOKENS else []
+    if is_full:
+        marks += [f"left after step {run.left[name]}"] if name in run.left else []
+        marks += [f"ran out at step {run.ran_out[name]}"] if name in run.ran_out else []
+    return f"{name} ({', '.join(marks)})" if marks else name
+
+
 def run_table(run: RunRecord) -> Table:
-    """One row per domain of one run."""
-    columns = ("domain", "prior", "weight", "average weight", "asked share", "share", "epochs")
+    """One row per domain of one run, also of those that left."""
+    columns = ("domain", "prior", "weight", "average weight", "asked share", "share of tokens", "tokens", "epochs")
     metrics = ("training loss", "validation loss", "perplexity", *(("test loss",) if run.test else ()))
-    prior, average = run.provenance.get("prior", {}), run.average_weights()
+    prior, average, shares = run.provenance.get("prior", {}), run.average_weights(), run.token_shares()
     losses, tested = run.final_losses("eval"), run.final_losses("test")
+    last = run.train[-1] if run.train else {}  # a domain that left has earlier values
 
     def held_out(loss: float | None, test: float | None) -> tuple[str, ...]:
         cells = (number(loss, 4), number(None if loss is None else perplexity(loss), 2))
@@ -72,46 +95,59 @@ def run_table(run: RunRecord) -> Table:
 
     rows: list[tuple[str, ...]] = [
         (
-            name,
+            domain_label(run, name),
             percent(prior.get(name)),
-            percent(run.final("train", f"mix/weight/{name}")),
+            percent(last.get(f"mix/weight/{name}")),
             percent(average.get(name)),
-            percent(run.final("train", f"data/asked/{name}")),
-            percent(run.final("train", f"data/share/{name}")),
-            number(run.final("train", f"data/epochs/{name}"), 2),
+            percent(last.get(f"data/asked/{name}")),
+            percent(shares.get(name)),
+            number(last.get(f"data/tokens/{name}"), 0),
+            number(last.get(f"data/epochs/{name}"), 2),
             number(run.final("train", f"train/loss/{name}"), 4),
             *held_out(losses.get(name), tested.get(name)),
         )
-        for name in run.domains
+        for name in (*run.domains, *run.left)
     ]
-    for key, label in (("uniform", "mean over domains"), ("prior", "mean, prior-weighted"), ("worst", "worst domain")):
-        value = run.final("eval", f"eval/loss/{key}")
-        if value is not None:
-            rows.append((label, *[""] * 7, *held_out(value, run.final("test", f"test/loss/{key}"))))
-    return Table((*columns, *metrics), tuple(rows), first_total=len(run.domains))
+    domains = len(rows)
+    if losses:
+        both = (losses, tested)
+        rows.append(("mean over domains", *[""] * 8, *held_out(*map(mean_over_domains, both))))
+        if prior:
+            means = (mean_over_domains(values, prior) for values in both)
+            rows.append(("mean, prior-weighted", *[""] * 8, *held_out(*means)))
+        worst = (max(values.values(), default=None) for values in both)
+        rows.append(("worst domain", *[""] * 8, *held_out(*worst)))
+    return Table((*columns, *metrics), tuple(rows), first_total=domains)
 
 
-def mean_loss(run: RunRecord, weights: Mapping[str, float] | None = None) -> float:
-    """Mean of the final losses over domains, uniform or weighted by `weights`; see `RunRecord.final_losses`."""
+def mean_over_domains(losses: Mapping[str, float], weights: Mapping[str, float] | None = None) -> float:
+    """Mean of losses by domain, plain or weighted by `weights`; nan where there is nothing to average."""
+    of = dict.fromkeys(losses, 1.0) if weights is None else {name: weights.get(name, 0.0) for name in losses}
+    total = sum(of.values())
+    return sum(of[name] * loss for name, loss in losses.items()) / total if total > 0 else math.nan
+
+
+def mean_loss(run: RunRecord, weights: Mapping[str, float] | None = None, among: Sequence[str] | None = None) -> float:
+    """`mean_over_domains` of the final losses, of the domains in `among` if given; see `RunRecord.final_losses`."""
     losses = run.final_losses()
-    if weights is None:
-        return sum(losses.values()) / len(losses)
-    total = sum(weights.get(name, 0.0) for name in losses)
-    return sum(weights.get(name, 0.0) * loss for name, loss in losses.items()) / total if total > 0 else math.nan
+    return mean_over_domains({n: x for n, x in losses.items() if among is None or n in among}, weights)
 
 
 def comparison(runs: Sequence[RunRecord], weights: Mapping[str, float] | None = None) -> Comparison | None:
-    """The finished runs ranked by their mean final loss; None when none has finished."""
+    """The finished runs ranked by their mean final loss over shared domains; None when there is nothing to rank."""
     groups = finished_by_variant(runs)
-    if not groups:
+    among = shared_domains([run for group in groups.values() for run in group])
+    if not among:
         return None
-    return compare({v: {r.seed: mean_loss(r, weights) for r in group} for v, group in groups.items()})
+    return compare({v: {r.seed: mean_loss(r, weights, among) for r in group} for v, group in groups.items()})
 
 
 def comparison_table(runs: Sequence[RunRecord]) -> Table:
     """One row per domain; per variant the final loss, the realized share and the epochs, means over seeds."""
     groups = finished_by_variant(runs)
-    domains = list(dict.fromkeys(name for group in groups.values() for name in group[0].domains))
+    finished = [run for group in groups.values() for run in group]
+    among = shared_domains(finished)
+    domains = list(dict.fromkeys(name for run in finished for name in run.domains))
     columns = ("domain", *(title for variant in groups for title in (f"{variant} loss", "share", "epochs")))
     rows: list[tuple[str, ...]] = []
     best: set[tuple[int, int]] = set()
@@ -126,23 +162,28 @@ def comparison_table(runs: Sequence[RunRecord]) -> Table:
         pairs = zip(losses, beside or [("", "")] * len(losses), strict=True)
         rows.append((label, *(cell for loss, others in pairs for cell in (number(loss, 4), *others))))
 
+    mean = partial(mean_loss, among=among)
     for name in domains:
-        shares = map(percent, means(partial(RunRecord.final, kind="train", key=f"data/share/{name}")))
+        shares = map(percent, means(partial(_share_of, name=name)))
         epochs = [number(x, 2) for x in means(partial(RunRecord.final, kind="train", key=f"data/epochs/{name}"))]
         losses = [mean_of_known(r.final_losses().get(name) for r in group) for group in groups.values()]
-        add(name, losses, list(zip(shares, epochs, strict=True)))
-    add("mean over domains", means(mean_loss))
-    finished = [run for group in groups.values() for run in group]
+        add(domain_label(finished[0], name, is_full=False), losses, list(zip(shares, epochs, strict=True)))
+    of_all = "" if len(among) == len(domains) else f"{len(among)} of {len(domains)} "
+    add(f"mean over {of_all}domains", means(mean))
     seeds = sorted({run.seed for run in finished})
     for seed in seeds if len(seeds) > 1 else ():
         of_seed = [[run for run in group if run.seed == seed] for group in groups.values()]
-        add(f"  seed {seed}", [mean_of_known(map(mean_loss, group)) for group in of_seed])
+        add(f"  seed {seed}", [mean_of_known(map(mean, group)) for group in of_seed])
     natural = next(filter(None, map(natural_shares, finished)), None)
     if natural:
-        add("mean, weighted by size", means(partial(mean_loss, weights=natural)))
-    add("worst domain", means(lambda run: max(run.final_losses().values())))
+        add("mean, weighted by size", means(partial(mean, weights=natural)))
+    add("worst domain", means(lambda run: max(run.final_losses()[name] for name in among) if among else None))
     rows.append(("tokens/s", *(cell for rate in means(median_rate) for cell in (number(rate, 0), "", ""))))
     return Table(columns, tuple(rows), frozenset(best), first_total=len(domains))
+
+
+def _share_of(run: RunRecord, name: str) -> float | None:
+    return run.token_shares().get(name)
 
 
 def median_rate(run: RunRecord) -> float | None:

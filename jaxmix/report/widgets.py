@@ -16,18 +16,19 @@ _MAX_POINTS = 400
 _MAX_DOMAINS = 12
 
 
-def domains_shown(run: RunRecord) -> list[str]:
-    """The domains that charts show: all, or those of the largest average weight."""
-    if len(run.domains) <= _MAX_DOMAINS:
-        return list(run.domains)
-    average = run.average_weights()
-    largest = sorted(run.domains, key=lambda n: -average.get(n, 0.0))[:_MAX_DOMAINS]
-    return [n for n in run.domains if n in largest]
+def domains_shown(*runs: RunRecord) -> list[str]:
+    """The domains that charts show: all that a run has, or those of the largest average weight."""
+    names = list(dict.fromkeys(name for run in runs for name in run.domains))
+    if len(names) <= _MAX_DOMAINS:
+        return names
+    average = [run.average_weights() for run in runs]
+    largest = sorted(names, key=lambda n: -max(weights.get(n, 0.0) for weights in average))[:_MAX_DOMAINS]
+    return [n for n in names if n in largest]
 
 
-def note_shown(run: RunRecord) -> list[Html]:
+def note_shown(*runs: RunRecord) -> list[Html]:
     """Says how many domains the charts leave out, if any."""
-    hidden = len(run.domains) - _MAX_DOMAINS
+    hidden = len({name for run in runs for name in run.domains}) - _MAX_DOMAINS
     text = f"Charts show the {_MAX_DOMAINS} domains with the largest average weight; {hidden} more are in the table."
     return [html.note(text)] if hidden > 0 else []
 

@@ -1,6 +1,7 @@
 """The commands as a person types them, at the smallest size: exit codes, messages, and what they leave."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -84,6 +85,39 @@ def test_a_longer_run_continues_a_shorter_one(config, capsys):
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["resumed_from"] == 4
     assert outcome["steps"] == 6
+
+
+@pytest.mark.slow
+def test_sources_that_run_out_and_change_are_told_truly(config, tmp_path, capsys):
+    content = yaml.safe_load(config.read_text())
+    content["model"] |= {"num_layers": 1, "width": 16, "num_heads": 2, "mlp_width": 16}
+    content |= {"mixer": {"name": "static"}, "mixture": {"weights": "uniform"}}
+    content["data"]["block"] = 1
+    content["sources"]["plain"]["max_epochs"] = 0.05
+    config.write_text(yaml.safe_dump(content))
+    assert main(["train", str(config), "--train.steps", "4"]) == 0
+    said = capsys.readouterr()
+    (step,) = {int(found) for found in re.findall(r"ran out at step (\d)", said.out)}
+    assert 0 < step < 4
+    assert f"step {step}: source 'plain' ran out after" in said.err
+    assert "plain 0.000" in said.err
+
+    content["sources"] = {"added": content["sources"].pop("plain") | {"max_epochs": 9}, **content["sources"]}
+    config.write_text(yaml.safe_dump(content))
+    arguments = ["train", str(config), "--train.allow_changed_domains", "true", "--json"]
+    for steps in ("5", "7"):
+        assert main([*arguments, "--train.steps", steps]) == 0
+    outcome = json.loads(capsys.readouterr().out.split("\n}\n")[1] + "}")
+    assert outcome["resumed_from"] == 5
+    assert list(outcome["token_shares"]) == ["added", "code", "plain"]
+    assert sum(outcome["token_shares"].values()) == pytest.approx(1.0)
+    assert outcome["ran_out"] == {"plain": step}
+    weights = outcome["average_weights"]
+    assert weights["added"] == pytest.approx(0.5 * 3 / 7)
+    assert weights["plain"] == pytest.approx(0.5 * step / 7)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "After step 4 added came and plain left." in page
+    assert "no evaluation besides the run&#x27;s own 6" in page  # at 0, 3 and 6, and where the sessions ended: 4, 5, 7
 
 
 @pytest.mark.parametrize(

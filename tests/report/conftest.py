@@ -53,6 +53,7 @@ def write_run():
                 record |= {f"train/loss/{name}": 4.0, f"mix/weight/{name}": weight}
                 record |= {f"data/share/{name}": weight + 1e-4, f"data/asked/{name}": weight}
                 record[f"data/epochs/{name}"] = 0.5 * (index + 1)
+                record[f"data/tokens/{name}"] = round(step * 512 * weight)
             weights = weights_at(step, names, moving=moving).values()
             record["mix/entropy"] = -sum(w * math.log(w) for w in weights if w > 0)
             record["data/weight_lag"] = 4 if step == 50 else 1

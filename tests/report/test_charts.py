@@ -143,6 +143,30 @@ def test_stacked_bands_fill_the_panel_and_the_legend_has_their_order():
     assert Drawing(stacked([], name="s", **LABELS)).frames
 
 
+def test_a_band_has_no_width_before_its_curve_begins_and_after_it_ends():
+    curves = [Line("stays", [0, 1, 2, 3], [0.5, 0.5, 0.5, 0.5], 0), Line("left", [0, 1], [0.5, 0.5], 1)]
+    chart = Drawing(stacked([*curves, Line("came", [2, 3], [0.5, 0.5], 2)], name="s", **LABELS))
+    low, high = (f(x for x, _ in chart.frames[0]) for f in (min, max))
+    left, came = (chart.paths(fill=color)[0] for color in COLORS[1:3])
+    ends = lambda band: (min(x for x, _ in band), max(x for x, _ in band))
+    assert ends(left) == ends(came) == pytest.approx((low, high), abs=0.01)
+    width = lambda band, x: heights([(a, b) for a, b in band if abs(a - x) < 0.01])
+    assert width(left, high) == width(came, low) == pytest.approx(0, abs=0.01)
+    assert width(left, low) == width(came, high) == pytest.approx(heights(chart.frames[0]) / 2, rel=1e-3)
+
+
+def test_charts_that_are_compared_have_one_scale():
+    top = {"y_top": 4.0, "y_from_zero": True}
+    small, large = (Drawing(lines([Line("a", [0, 1], [0, y], 0)], name="n", **LABELS, **top)) for y in (1.0, 2.0))
+    assert heights(large.paths(stroke=COLORS[0])[0]) == pytest.approx(
+        2 * heights(small.paths(stroke=COLORS[0])[0]), rel=1e-3
+    )
+    tall = [Drawing(bars(["g"], {"u": [y]}, name="b", y_label="y", y_top=4.0)) for y in (1.0, 2.0)]
+    assert heights(tall[1].paths(fill=COLORS[0])[0]) == pytest.approx(
+        2 * heights(tall[0].paths(fill=COLORS[0])[0]), rel=1e-3
+    )
+
+
 def test_bars_are_as_high_as_their_values_and_a_cap_lies_over_its_group():
     caps = {"h": 2.5, "g": math.inf, "unknown": 1.0}
     chart = Drawing(bars(["g", "h"], {"u": [1.0, 2.0], "v": [3.0, 0.5]}, name="b", y_label="y", caps=caps))

@@ -36,6 +36,14 @@ def test_evaluations_off_the_runs_schedule_are_the_mixers(tmp_path, write_run):
     assert cost_of(load_run(write_run(tmp_path / "unknown", {"a": 1.0}))).extra_evaluations is None
 
 
+def test_ends_of_sessions_that_a_run_went_on_from_are_its_own(tmp_path, write_run, add_records):
+    given = {"train": {"steps": 100, "eval_every": 100}, "data": DATA}
+    folder = write_run(tmp_path / "run", {"a": 1.0, "b": 2.0}, given=given)
+    add_records(folder, *({"kind": "eval", "step": s, "at_end": True, "eval/loss/a": 1.0} for s in (50, 70)))
+    cost = cost_of(load_run(folder))  # at 0, 50, 70 and 100
+    assert (cost.evaluations, cost.extra_evaluations) == (4, 0)
+
+
 def test_rows_of_the_mixers_own_are_all_its_cost(tmp_path, write_run, add_records):
     given = {"train": {"steps": 100, "eval_every": 50}, "data": {**DATA, "control_rows": 4}}
     folder = write_run(tmp_path / "run", {"a": 1.0, "b": 2.0}, given=given)

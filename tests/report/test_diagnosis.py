@@ -54,6 +54,27 @@ def constant(folder, write_run, *, prior):
     return load_run(folder)
 
 
+def test_fixed_weights_near_one_hot_are_said_to_be_set(tmp_path, write_run, add_records):
+    for name, needs in (("static", []), ("odm", ["loss_sum"])):
+        about = {"prior": {"a": 0.98, "b": 0.02}, "mixer": {"name": name, "needs": needs}}
+        folder = write_run(tmp_path / name, {"a": 1.0, "b": 1.0}, extra=about)
+        weights = {"mix/weight/a": 0.98, "mix/weight/b": 0.02}
+        add_records(folder, *({**record, **weights} for record in load_run(folder).train))
+        (sentence,) = warnings(load_run(folder))
+        assert "near one-hot. Over the last tenth of the run a had 98.0 % of the weight" in sentence
+        assert ("The configuration sets these weights." in sentence) == (name == "static")
+        assert ("Known remedies" in sentence) == (name == "odm")
+
+
+def test_a_mixture_of_what_was_left_is_said_to_be_that(tmp_path, write_run, add_records):
+    folder = write_run(tmp_path / "run", {"a": 1.0, "b": 1.0})
+    weights = {"mix/weight/a": 1.0, "mix/weight/b": 0.0}
+    add_records(folder, {"kind": "used_up", "step": 10, "used_up/b": 1.0})
+    add_records(folder, *({**record, **weights} for record in load_run(folder).train))
+    (sentence,) = warnings(load_run(folder))
+    assert sentence.endswith("equal domains. b ran out.")
+
+
 def test_a_collapse_before_the_first_record_is_one(tmp_path, write_run):
     assert is_near_one_hot(constant(tmp_path / "run", write_run, prior={"a": 0.5, "b": 0.5}))
 

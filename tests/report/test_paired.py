@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxmix.report import describe_result
 from jaxmix.report.intervals import student_interval
 from jaxmix.report.paired import domain_tables, paired_sentences, paired_table, pairings
 from jaxmix.report.run_folder import load_run
 from jaxmix.report.summary import summarize
+from jaxmix.report.tables import comparison_table, run_table
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [0.3, -0.2, 0.4, 0.9, 0.1], [5.0, 5.0, 5.0]])
@@ -67,11 +69,31 @@ def test_differences_pair_equal_seeds(runs):
     assert late.loss == pytest.approx(6.0)  # over its own seeds
 
 
-def test_perplexity_is_the_mean_of_perplexities(runs):
+def test_perplexity_is_exp_of_the_loss_beside_it_in_every_table(runs, tmp_path):
     base = pairings(runs)[0]
-    expected = np.mean([[math.exp(loss), math.exp(loss + 1)] for loss in (2.0, 2.2, 2.4)])
-    assert base.perplexity == pytest.approx(expected)
-    assert base.by_domain["x"] == pytest.approx((2.2, np.mean(np.exp([2.0, 2.2, 2.4]))))
+    assert (base.loss, base.by_domain["x"]) == pytest.approx((2.7, 2.2))
+    mean = dict(zip(paired_table(runs).columns, paired_table(runs).rows[0], strict=True))
+    assert (mean["mean loss"], mean["perplexity"]) == ("2.7000", f"{math.exp(2.7):.3f}")
+    assert domain_tables(runs)[0].rows[0][1] == f"2.2000 ({math.exp(2.2):.2f})"
+    summary = summarize(runs, out="o", report=tmp_path / "report.html", verdict=[])["variants"][0]
+    assert summary["mean_perplexity"] == pytest.approx(math.exp(summary["mean_loss"]))
+    assert summary["perplexity"]["x"] == pytest.approx(math.exp(summary["loss"]["x"]))
+    for row in run_table(runs[0]).rows:
+        cells = dict(zip(run_table(runs[0]).columns, row, strict=True))
+        assert cells["perplexity"] == f"{math.exp(float(cells['validation loss'])):.2f}"
+
+
+def test_means_are_over_the_domains_that_all_runs_have(runs, tmp_path, write_run):
+    other = write_run(tmp_path / "wide-seed0", {"x": 1.0, "y": 2.0, "z": 9.0}, variant="wide", seed=0)
+    found = [*runs[:3], load_run(other)]
+    wide = pairings(found)[-1]
+    assert (wide.loss, wide.difference.mean) == pytest.approx((1.5, -1.0))
+    assert {row[0]: row[4] for row in comparison_table(found).rows}["mean over 2 of 3 domains"] == "1.5000"
+    sentences = describe_result(found)
+    assert sentences[0].startswith("wide has the lowest mean validation loss over domains, 1.5000")
+    assert "Means are over the 2 domains that all runs have, without z." in sentences
+    alone = load_run(write_run(tmp_path / "alone-seed0", {"q": 1.0}, variant="alone"))
+    assert describe_result([runs[0], alone]) == ["The runs have no domain in common."]
 
 
 def test_the_tables(runs):
@@ -88,7 +110,7 @@ def test_the_tables(runs):
     assert {table.rows[i][0] for i, _ in table.best} == {"better"}
     losses, differences = domain_tables(runs)
     assert losses.columns == ("domain", "base", "better", "late")
-    assert losses.rows[0] == ("x", "2.2000 (9.15)", "2.0667 (7.96)", "5.5000 (4055.24)")
+    assert losses.rows[0] == ("x", "2.2000 (9.03)", "2.0667 (7.90)", "5.5000 (244.69)")
     assert differences.rows[1] == ("y", "-0.1333 ± 0.1434", "-0.4000")
 
 
@@ -118,4 +140,7 @@ def test_the_summary_is_plain_and_null_where_nothing_is_known(runs, tmp_path):
     assert better["difference"]["low"] == pytest.approx(-0.276755, abs=1e-6)
     assert late["difference"] == {"mean": pytest.approx(-0.4), "low": None, "high": None}
     assert better["cost"]["evaluations"] == 3
-    assert summary["runs"][0]["mean_validation_loss"] == pytest.approx(2.5)
+    first = summary["runs"][0]
+    assert first["mean_validation_loss"] == pytest.approx(2.5)
+    assert first["token_shares"] == {"x": 0.5, "y": 0.5}
+    assert (first["ran_out"], first["held_out_tokens"], first["ended_early"]) == ({}, {}, None)

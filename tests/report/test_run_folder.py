@@ -65,3 +65,55 @@ def test_what_is_no_run_folder_is_named(tmp_path, write_run):
     write_run(tmp_path / "a", {"a": 1.0})
     assert [p.name for p in find_runs(tmp_path)] == ["a", "b"]
     assert find_runs(tmp_path / "b") == [tmp_path / "b"]
+
+
+def weights_of(step, **weights):
+    return {"kind": "train", "step": step, **{f"mix/weight/{name}": weight for name, weight in weights.items()}}
+
+
+@pytest.fixture
+def changed(tmp_path, write_run, add_records):
+    """b is drawn until step 20 and c from there on, in another order; logged at 10, 20, 25 and 40."""
+    folder = write_run(tmp_path / "run", {"a": 1.0, "b": 2.0}, steps=40)
+    (folder / "metrics.jsonl").write_text("")
+    losses = {"eval/loss/a": 2.0, "eval/loss/b": 3.0, "eval/loss/uniform": 2.5}
+    tokens = {"data/tokens/b": 400, "data/tokens/a": 800, "data/tokens/c": 400}
+    add_records(
+        folder,
+        {"kind": "eval", "step": 0, **losses},
+        weights_of(10, a=0.75, b=0.25),
+        weights_of(20, a=0.5, b=0.5),
+        weights_of(25, c=0.4, a=0.6),
+        {**weights_of(40, c=1.0, a=0.0), **tokens},
+        {"kind": "eval", "step": 40, "eval/loss/c": 1.0, "eval/loss/a": 2.0, "eval/loss/uniform": 1.5},
+    )
+    return folder
+
+
+def test_domains_that_came_and_left_are_known_with_their_steps(changed):
+    run = load_run(changed)
+    assert run.domains == ("c", "a")
+    assert run.changes == [(20, ("c",), ("b",))]
+    assert run.left == {"b": 20}
+    assert run.final_losses() == {"c": 1.0, "a": 2.0}
+    assert run.token_shares() == {"c": 0.25, "a": 0.5, "b": 0.25}
+    assert run.average_weights() == pytest.approx(
+        {"a": (10 * 0.75 + 10 * 0.5 + 5 * 0.6) / 40, "b": (10 * 0.25 + 10 * 0.5) / 40, "c": (5 * 0.4 + 15) / 40}
+    )
+
+
+def test_average_weights_are_over_steps_and_not_over_records(tmp_path, write_run, add_records):
+    folder = write_run(tmp_path / "run", {"a": 1.0, "b": 2.0}, steps=10)
+    (folder / "metrics.jsonl").write_text("")
+    for step, mean, latest in ((2, 0.5, 0.9), (10, 0.25, 0.1)):
+        means = {"mix/mean_weight/a": mean, "mix/mean_weight/b": 1 - mean}
+        add_records(folder, {**weights_of(step, a=latest, b=1 - latest), **means})
+    run = load_run(folder)
+    assert run.average_weights() == pytest.approx({"a": (2 * 0.5 + 8 * 0.25) / 10, "b": (2 * 0.5 + 8 * 0.75) / 10})
+    assert run.average_weights(since=2) == pytest.approx({"a": 0.25, "b": 0.75})
+
+
+def test_a_loss_that_is_not_finite_at_the_end_has_no_earlier_value_in_its_place(tmp_path, write_run, add_records):
+    folder = write_run(tmp_path / "run", {"a": 1.0, "b": 2.0})
+    add_records(folder, {"kind": "eval", "step": 100, "eval/loss/a": None, "eval/loss/b": 2.0})
+    assert load_run(folder).final_losses() == {"b": 2.0}

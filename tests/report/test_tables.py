@@ -102,7 +102,8 @@ def test_the_table_of_one_run_has_every_metric_in_its_column(make_run):
         "weight": "75.0 %",
         "average weight": "63.7 %",  # 1/2 + 1/4 · (mean of 0.1 … 1.0) = 63.75 %, a little less in binary
         "asked share": "75.0 %",
-        "share": "75.0 %",
+        "share of tokens": "75.0 %",
+        "tokens": "38,400",
         "epochs": "0.50",
         "training loss": "4.0000",
         "validation loss": "1.0000",
@@ -118,7 +119,7 @@ def test_a_run_of_which_nothing_is_known_has_a_table_of_dashes(make_run):
     run = make_run("run", {"a": 1.0})
     (run.folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "mix/weight/a": 1.0}\n')
     (row,) = run_table(load_run(run.folder)).rows
-    assert row == ("a", "100.0 %", "100.0 %", "100.0 %", *["-"] * 6)
+    assert row == ("a", "100.0 %", "100.0 %", "100.0 %", *["-"] * 7)
 
 
 def test_the_comparison_averages_seeds_and_marks_only_real_contests(make_run):

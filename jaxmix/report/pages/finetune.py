@@ -156,8 +156,10 @@ def finetune_sections(runs: Sequence[RunRecord]) -> list[Html]:
         parts = [html.table(finetune_table(runs[0]), "Arms")]
     parts += _currencies(runs) + _families(runs)
     shown = runs if len(runs) <= 8 else [group[0] for group in by_variant(runs).values()]
+    records = (record for run in shown for record in run.train)
+    known = [x for r in records for key, x in r.items() if key.startswith("bandit/probability/") and x is not None]
     for index, run in enumerate(shown):
-        parts += _heat(run, index, len(runs) > 1) + _allocation(run, index)
+        parts += _heat(run, index, len(runs) > 1) + _allocation(run, index, most=max([0.05, *known]))
     return parts
 
 
@@ -209,8 +211,8 @@ def _heat(run: RunRecord, index: int, is_one_of_many: bool) -> list[Html]:
     return [html.heading(title), html.figure(chart, "Held-out prompts of every arm, by family and level.")]
 
 
-def _allocation(run: RunRecord, index: int) -> list[Html]:
-    """Shares of the prompts: of families, stacked, and of every arm as a heat map."""
+def _allocation(run: RunRecord, index: int, *, most: float) -> list[Html]:
+    """Shares of the prompts: of families, stacked, and of every arm as a heat map whose scale ends at `most`."""
     families = metrics.families_of(run)
     prefix = "arm/share/"
     drawn_names = [key[len(prefix) :] for key in (run.train[-1] if run.train else {}) if key.startswith(prefix)]
@@ -231,8 +233,7 @@ def _allocation(run: RunRecord, index: int) -> list[Html]:
         parts.append(html.figure(chart, f"What was drawn, by family: {run.name}."))
     probabilities = [curve(run, "train", f"bandit/probability/{name}", name, 0) for name in arms]
     drawn = [line for line in probabilities if line.x]
-    if drawn and len(drawn) == len(arms):
-        most = max(0.05, *(max(line.y) for line in drawn))
+    if drawn and len(drawn) == len(arms) and all(line.x == drawn[0].x for line in drawn):
         chart = charts.heat_over_steps(
             arms,
             drawn[0].x,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +9,22 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.report import charts, html
 from jaxmix.report.diagnosis import is_near_one_hot, warnings
 from jaxmix.report.html import Html
+from jaxmix.report.numbers import DEFINITIONS, FEW_TOKENS, percent, standard_error
 from jaxmix.report.pages.finetune import describe_finetune, finetune_sections
 from jaxmix.report.pages.finetune_metrics import arms_of, is_finetune
 from jaxmix.report.pages.sections import mixer_section, paired_section
 from jaxmix.report.pages.selection import axes_section, selection_section
 from jaxmix.report.run_folder import RunRecord, find_runs, load_run
-from jaxmix.report.tables import by_variant, comparison, comparison_table, natural_shares, run_table, unfinished
+from jaxmix.report.tables import (
+    by_variant,
+    comparison,
+    comparison_table,
+    mean_over_domains,
+    natural_shares,
+    run_table,
+    shared_domains,
+    unfinished,
+)
 from jaxmix.report.widgets import curve, domain_values, domains_shown, note_shown, origin, seed_curves, trained
 
 
@@ -41,14 +50,20 @@ def describe_result(runs: Sequence[RunRecord]) -> list[str]:
         return describe_finetune(runs)
     if len(runs) == 1:
         return _single_verdict(runs[0])
+    left_out = unfinished(runs)
+    finished = [run for run in runs if run not in left_out]
     result = comparison(runs)
     if result is None:
-        return ["No run has finished yet."]
+        return ["The runs have no domain in common." if finished else "No run has finished yet."]
     sentences = [result.sentence(f"mean {_judged_by(runs)} loss over domains")]
-    left_out = unfinished(runs)
     if left_out:
-        sentences.append(f"Not finished, and left out: {', '.join(r.name for r in left_out)}.")
-    finished = [run for run in runs if run not in left_out]
+        names = ", ".join(r.name + (f" ({r.ended_early})" if r.ended_early else "") for r in left_out)
+        sentences.append(f"Not finished, and left out: {names}.")
+    among = shared_domains(finished)
+    if others := [name for name in dict.fromkeys(n for run in finished for n in run.domains) if name not in among]:
+        sentences.append(f"Means are over the {len(among)} domains that all runs have, without {', '.join(others)}.")
+    sentences += [f"{run.name}: {text}" for run in finished for text in _what_happened(run)]
+    sentences += _few_held_out(finished[0])
     # The padded last row of a source holds fewer tokens, so that equal rows are not always equal tokens.
     if max(r.tokens for r in finished) > 1.001 * min(r.tokens for r in finished):
         sizes = ", ".join(f"{r.name} {r.tokens:,}" for r in finished)
@@ -71,19 +86,22 @@ def describe_result(runs: Sequence[RunRecord]) -> list[str]:
 def _single_verdict(run: RunRecord) -> list[str]:
     losses = run.final_losses("eval")
     planned = f" of {run.planned_steps}" if run.planned_steps is not None else ""
-    sentences = [f"Step {run.steps}{planned}, {run.tokens:,} tokens."]
+    sentences = [f"Step {run.steps}{planned}, {run.tokens:,} tokens.", *_what_happened(run)]
     if losses:
         steps, values = run.series("eval", "eval/loss/uniform")
-        fall = f", from {values[0]:.4f} at step {steps[0]}" if len(values) > 1 else ""
-        mean = sum(losses.values()) / len(losses)
+        fall = f", from {values[0]:.4f} at step {steps[0]}" if len(values) > 1 and not run.changes else ""
+        mean = mean_over_domains(losses)
         sentences.append(f"Mean validation loss over {len(losses)} domains: {mean:.4f} nats per token{fall}.")
         lowest, highest = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
         if lowest != highest:
             sentences.append(f"Lowest: {lowest} ({losses[lowest]:.4f}); highest: {highest} ({losses[highest]:.4f}).")
     tested = run.final_losses("test")
     if tested:
-        sentences.append(f"Mean test loss: {sum(tested.values()) / len(tested):.4f}.")
-    prior = run.provenance.get("prior", {})
+        step = run.test[-1]["step"]  # a run that goes on is tested again at its end
+        when = f" at step {step}" if step != run.steps else ""
+        sentences.append(f"Mean test loss{when}: {mean_over_domains(tested):.4f}.")
+    sentences += _few_held_out(run)
+    prior = {} if run.changes else run.provenance.get("prior", {})  # that of the latest session
     series = {name: run.series("train", f"mix/weight/{name}")[1] for name in run.domains}
     moves = {name: (prior.get(name, values[0]), values[-1]) for name, values in series.items() if values}
     if moves:
@@ -95,6 +113,30 @@ def _single_verdict(run: RunRecord) -> list[str]:
     if skipped:
         sentences.append(f"{skipped:.0f} updates were skipped because loss or gradient was not finite.")
     return sentences
+
+
+def _what_happened(run: RunRecord) -> list[str]:
+    """Sentences about sources that came, left or ran out, and a run that ended before its last step."""
+    sentences = []
+    for step, came, left in run.changes:
+        moves = [f"{', '.join(names)} {verb}" for names, verb in ((came, "came"), (left, "left")) if names]
+        sentences.append(f"After step {step} {' and '.join(moves)}.")
+    shares = run.token_shares()
+    for name, step in run.ran_out.items():
+        realized = f": {percent(shares[name])} of all tokens are of it" if name in shares else ""
+        sentences.append(f"{name} ran out at step {step}, and the others took its share{realized}.")
+    return sentences + ([f"It ended early: {run.ended_early}."] if run.ended_early else [])
+
+
+def _few_held_out(run: RunRecord) -> list[str]:
+    few = {name: count for name, count in run.held_out_tokens().items() if count < FEW_TOKENS and name in run.domains}
+    if not few:
+        return []
+    listed = ", ".join(f"{name} {count:,}" for name, count in few.items())
+    return [
+        f"Fewer than {FEW_TOKENS:,} tokens are held out of some domains ({listed}): their losses have a standard error "
+        f"of up to about {standard_error(min(few.values())):.2g} nats."
+    ]
 
 
 def build_page(runs: Sequence[RunRecord], *, title: str) -> str:
@@ -109,7 +151,7 @@ def build_page(runs: Sequence[RunRecord], *, title: str) -> str:
     body = finetune_sections(runs) if _all_finetune(runs) else _single(runs[0]) if is_single else _several(runs)
     provenance = runs[-1].provenance
     facts = {
-        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        key: value
         for key in ("devices", "commit", "config_hash", "tokenizer_hash", "data_hash")
         if (value := provenance.get(key))
     }
@@ -150,8 +192,14 @@ def _subtitle(runs: Sequence[RunRecord]) -> str:
 
 def _single(run: RunRecord) -> list[Html]:
     domains = domains_shown(run)
-    weights = [curve(run, "train", f"mix/weight/{n}", n, i) for i, n in enumerate(domains)]
-    parts = [html.table(run_table(run), "Domains"), html.heading("Mixture weights"), *note_shown(run)]
+    drawn = [*domains, *run.left]
+    weights = [curve(run, "train", f"mix/weight/{n}", n, i) for i, n in enumerate(drawn)]
+    parts = [
+        html.table(run_table(run), "Domains"),
+        html.note(f"{DEFINITIONS} Weights and shares: {_SHARES}"),
+        html.heading("Mixture weights"),
+        *note_shown(run),
+    ]
     if any(line.x for line in weights):
         chart = charts.lines(weights, name="weights", y_label="weight", y_from_zero=True)
         parts.append(html.figure(chart))
@@ -160,17 +208,17 @@ def _single(run: RunRecord) -> list[Html]:
             parts.append(html.figure(bands, "The same weights, stacked: they add up to 1."))
     parts += mixer_section(run) + selection_section(run)
     for kind, title in (("eval", "Validation loss by domain"), ("train", "Training loss by domain")):
-        curves = [trained(curve(run, kind, f"{kind}/loss/{n}", n, i)) for i, n in enumerate(domains)]
+        curves = [trained(curve(run, kind, f"{kind}/loss/{n}", n, i)) for i, n in enumerate(drawn)]
         curves = [c for c in curves if c.x]
         if curves:
             chart = charts.lines(curves, name=kind, y_label="nats per token")
             parts += [html.heading(title), html.figure(chart)]
-    return parts + _shares([run], domains) + _epochs([run], domains) + _throughput([run])
+    return parts + _shares([run], drawn) + _epochs([run], drawn) + _throughput([run])
 
 
 def _several(runs: Sequence[RunRecord]) -> list[Html]:
     groups = by_variant(runs)
-    domains = domains_shown(runs[0])
+    domains = domains_shown(*runs)
     mean = seed_curves(groups, "eval", "eval/loss/uniform")
     by_domain = {name: seed_curves(groups, "eval", f"eval/loss/{name}") for name in domains}
     parts = [
@@ -185,15 +233,18 @@ def _several(runs: Sequence[RunRecord]) -> list[Html]:
             charts.lines(mean, name="mean", y_label="nats per token"),
             "Mean over domains; one curve per seed, without the untrained model at step 0.",
         ),
-        *note_shown(runs[0]),
+        *note_shown(*runs),
         html.figure(
             charts.panels(by_domain, name="domains", y_label="nats per token"),
             "By domain, each panel with its own scale; one curve per seed.",
         ),
     ]
+    moving = [run for run in runs if run.has_moving_weights]
+    logged = [w for run in moving for n in (*domains, *run.left) for w in run.series("train", f"mix/weight/{n}")[1]]
+    top = 1.05 * max(logged, default=1.0)  # one scale for all variants
     for style, (variant, group) in enumerate(groups.items()):
-        if group[0].has_moving_weights:
-            parts += _variant_weights(variant, group, domains, style)
+        if group[0] in moving:
+            parts += _variant_weights(variant, group, domains, style, top)
         parts += selection_section(group[0], prefix=f"selection{style}", level=3)
     training = charts.lines(seed_curves(groups, "train", "train/loss"), name="training", y_label="nats per token")
     parts += [
@@ -204,9 +255,12 @@ def _several(runs: Sequence[RunRecord]) -> list[Html]:
     return parts + _shares(first_seed, domains) + _epochs(first_seed, domains) + _throughput(runs)
 
 
-def _variant_weights(variant: str, group: Sequence[RunRecord], domains: Sequence[str], style: int) -> list[Html]:
+def _variant_weights(
+    variant: str, group: Sequence[RunRecord], domains: Sequence[str], style: int, top: float
+) -> list[Html]:
+    names = list(dict.fromkeys([*domains, *(name for run in group for name in run.left)]))
     first, *others = (
-        [curve(run, "train", f"mix/weight/{n}", n, i, thin=len(group) > 1) for i, n in enumerate(domains)]
+        [curve(run, "train", f"mix/weight/{n}", n, i, thin=len(group) > 1) for i, n in enumerate(names)]
         for run in group
     )
     weights = sum(others, first)
@@ -214,22 +268,29 @@ def _variant_weights(variant: str, group: Sequence[RunRecord], domains: Sequence
     return [
         html.heading(f"Mixture weights: {variant}"),
         html.figure(
-            charts.lines(weights, name=f"weights{style}", y_label="weight", y_from_zero=True),
-            "One curve per domain and seed.",
+            charts.lines(weights, name=f"weights{style}", y_label="weight", y_from_zero=True, y_top=top),
+            "One curve per domain and seed; the variants have one scale.",
         ),
         html.figure(bands, f"The weights of {group[0].name}, stacked."),
         *mixer_section(group[0], prefix=f"mixer{style}", level=3),
     ]
 
 
+_SHARES = (
+    "the average weight is over all steps. Asked share: of the rows, by the weights of sources that had not run out. "
+    "Share of tokens: of those really drawn."
+)
+
+
 def _shares(runs: Sequence[RunRecord], domains: Sequence[str]) -> list[Html]:
-    """Asked and realized share of every run, averaged over the run so far."""
+    """Asked and realized share of every run, averaged over the run so far; all charts have one scale."""
     parts: list[Html] = []
-    for index, run in enumerate(runs):
-        asked, realized = (domain_values(run, domains, prefix) for prefix in ("data/asked", "data/share"))
+    found = [[domain_values(run, domains, prefix) for prefix in ("data/asked", "data/share")] for run in runs]
+    top = 1.05 * max((value for pair in found for values in pair for value in values), default=0.0)
+    for index, (run, (asked, realized)) in enumerate(zip(runs, found, strict=True)):
         if any(asked) or any(realized):
             shares = {"asked": asked, "realized": realized}
-            chart = charts.bars(domains, shares, name=f"share{index}", y_label="share of what was drawn")
+            chart = charts.bars(domains, shares, name=f"share{index}", y_label="share of the rows drawn", y_top=top)
             parts.append(html.figure(chart, f"{run.variant}, seed {run.seed}" if len(runs) > 1 else ""))
     return [html.heading("Asked and realized share"), *parts] if parts else []
 

@@ -11,6 +11,7 @@ from jaxmix.report.cost import cost_sentence
 from jaxmix.report.diagnosis import interaction_snapshots, lag_sentence, warnings
 from jaxmix.report.html import Html
 from jaxmix.report.intervals import LEVEL, Interval
+from jaxmix.report.numbers import DEFINITIONS
 from jaxmix.report.paired import domain_tables, paired_sentences, paired_table, pairings
 from jaxmix.report.run_folder import RunRecord
 from jaxmix.report.widgets import curve, domains_shown
@@ -32,7 +33,10 @@ def mixer_section(run: RunRecord, *, prefix: str = "mixer", level: int = 2) -> l
     effective = curve(run, "train", "mix/entropy", "mixture", 0)
     if effective.x:
         effective = effective._replace(y=[math.exp(h) for h in effective.y])
-        chart = charts.lines([effective], name=f"{prefix}-entropy", y_label="equal domains", y_from_zero=True)
+        top = 1.05 * len(run.domains)
+        chart = charts.lines(
+            [effective], name=f"{prefix}-entropy", y_label="equal domains", y_from_zero=True, y_top=top
+        )
         note = f"exp(H), H the entropy of the weights: so many equally weighted domains; at most {len(run.domains)}."
         parts.append(html.figure(chart, note))
     parts += [html.paragraph(text) for text in (lag_sentence(run), cost_sentence(run)) if text]
@@ -94,19 +98,19 @@ def paired_section(runs: Sequence[RunRecord]) -> list[Html]:
 
     if shown:
         mean = {"mean over domains": rows([p.difference for p in shown])}
-        by_domain = {n: rows([p.domain_differences.get(n) for p in shown]) for n in domains_shown(runs[0])}
+        by_domain = {n: rows([p.domain_differences.get(n) for p in shown]) for n in domains_shown(*runs)}
         parts.append(html.figure(charts.dots(mean, name="differences", x_label=label), f"Mean over domains. {what}"))
         by_domain = {n: group for n, group in by_domain.items() if len(group) == len(shown)}
         if by_domain:
             chart = charts.dots(by_domain, name="domain-differences", x_label=label)
-            parts.append(html.figure(chart, "By domain, each panel with its own scale."))
+            parts.append(html.figure(chart, "By domain, all panels with one scale."))
     parts.append(html.table(losses, f"{kind.capitalize()} loss (perplexity) by domain"))
     parts.append(html.table(differences, f"Difference to {first} by domain, with half the width of its interval"))
     return parts
 
 
 _HOW_TO_READ = (
-    "Loss and perplexity are means over domains and seeds of the last evaluation, on test rows where there are any. "
-    "Seconds cover all steps and their evaluations, at the pace after the first log interval, which includes "
-    "compilation. The last column counts the evaluations that only the mixer asked for."
+    f"Of the last evaluation, on test rows where there are any. {DEFINITIONS} Seconds cover all steps and their "
+    "evaluations, at the pace after the first log interval, which includes compilation. The last column counts the "
+    "evaluations that only the mixer asked for."
 )

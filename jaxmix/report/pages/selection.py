@@ -120,7 +120,7 @@ def selection_section(run: RunRecord, *, prefix: str = "selection", level: int =
     )
     parts.append(html.figure(chart, text))
     recent = [curve(run, "train", f"select/recent_share/{n}", n, i) for i, n in enumerate(domains)]
-    chart = charts.lines(recent, name=f"{prefix}-recent", y_label="share of trained", y_from_zero=True)
+    chart = charts.lines(recent, name=f"{prefix}-recent", y_label="share of trained", y_from_zero=True, y_top=1)
     parts.append(html.figure(chart, "Share of the trained tokens between two records."))
     scores = [curve(run, "train", f"select/score/{kind}", kind, i) for i, kind in enumerate(("scanned", "trained"))]
     if all(line.x for line in scores):

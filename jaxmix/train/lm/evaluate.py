@@ -33,6 +33,11 @@ class ValidationSet(NamedTuple):
     targets: Int[np.ndarray, "n t"]
     domain: Int[np.ndarray, " n"]
 
+    def count_tokens(self) -> dict[str, int]:
+        """Tokens that have a target, by domain."""
+        counts = np.bincount(self.domain, weights=(self.targets >= 0).sum(axis=1), minlength=len(self.names))
+        return {name: int(count) for name, count in zip(self.names, counts, strict=True)}
+
 
 PARTS = ("all", "validation", "test")
 

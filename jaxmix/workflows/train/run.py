@@ -15,7 +15,8 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.sharding import build_mesh, process_shard
 from jaxmix.data import MixtureStream
 from jaxmix.models import transformer
-from jaxmix.report import load_run, write_report
+from jaxmix.report import RunRecord, load_run, write_report
+from jaxmix.report.tables import mean_over_domains
 from jaxmix.train.lm.evaluate import ValidationSet, subset, validation_set
 from jaxmix.train.lm.loop import RunResult, run_training
 from jaxmix.train.lm.programs import Programs, build_programs, with_selection
@@ -45,7 +46,8 @@ class TrainOutcome:
     Attributes:
         run_dir: its folder.
         result: how training ended.
-        average_weights: mean sampling weight by domain over the logged steps.
+        average_weights: mean sampling weight by domain over all steps.
+        record: the run as its folder tells it, on process 0.
         programs: the compiled functions, for a further run of the same shapes.
         report: the page, None where it was not asked for or another process writes it.
     """
@@ -53,12 +55,13 @@ class TrainOutcome:
     run_dir: Path
     result: RunResult
     average_weights: dict[str, float]
+    record: RunRecord | None
     programs: Programs
     report: Path | None
 
     def as_json(self) -> dict[str, Any]:
         result = self.result
-        losses = [loss for loss in result.final_eval.values() if math.isfinite(loss)]
+        losses = {name: loss for name, loss in result.final_eval.items() if math.isfinite(loss)}
         return {
             "run": str(self.run_dir),
             "steps": result.steps,
@@ -67,10 +70,12 @@ class TrainOutcome:
             "skipped_steps": result.skipped_steps,
             "validation_loss": result.final_eval,
             "test_loss": result.final_test,
-            "mean_validation_loss": sum(losses) / len(losses) if losses else None,
+            "mean_validation_loss": mean_over_domains(losses) if losses else None,
             "final_weights": result.final_weights,
             "recommended_weights": result.recommended,
             "average_weights": self.average_weights,
+            "token_shares": {} if self.record is None else self.record.token_shares(),
+            "ran_out": {} if self.record is None else self.record.ran_out,
             "tokens_per_second": result.tokens_per_second if math.isfinite(result.tokens_per_second) else None,
             "report": None if self.report is None else str(self.report),
         }
@@ -111,14 +116,16 @@ def run_train(
     folder, settings, rows = run.folder, run.settings, run.data.batch_size
     check_same_data(folder, data.data_hash, allowed=settings.allow_changed_data)
     model, is_main = transformer(run.model), jax.process_index() == 0
-    provenance = begin_run(folder, command=command, content={**_about(run, data), **(extra or {})})
+    validation, control, test = _held_out(run.data, data)
+    held_out = {"eval": validation, **({} if test is None else {"test": test})}
+    about = {**_about(run, data), "held_out_tokens": {kind: rows.count_tokens() for kind, rows in held_out.items()}}
+    provenance = begin_run(folder, command=command, content={**about, **(extra or {})})
     programs = programs or build_programs(model, settings, num_domains=len(data.train), mesh=mesh)
     programs = with_selection(programs, run.selection, mixer=run.mixer, batch_size=rows)
     prior, drawn, pieces = run.prior, run.drawn(shards=shards), 1
     assert prior is not None  # the sizes of opened data are known
     if programs.selection is not None and programs.selection.forward_passes.reference:
         pieces = scoring_micro_batches(drawn, rows, accumulate=settings.accumulate, mesh=mesh)
-    validation, control, test = _held_out(run.data, data)
     result = run_training(
         folder.path,
         model=model,
@@ -148,16 +155,17 @@ def run_train(
         config_hash=folder.config_hash,
         label=label,
     )
-    average, page = dict(result.final_weights), None
+    average, record, page = dict(result.final_weights), None, None
     if is_main:
-        write_json(folder.path / "provenance.json", {**provenance, "finished": now()})
+        early = {} if result.ended_early is None else {"ended_early": result.ended_early}
+        write_json(folder.path / "provenance.json", {**provenance, "finished": now(), **early})
         record = load_run(folder.path)
         average = record.average_weights() or average
         trained = {n: share for n in data.train if (share := record.final("train", f"select/share/{n}")) is not None}
         mixture = _mixture(run, data, result, average, trained)
         write_mixture(folder.path / MIXTURE_FILE, mixture)
         page = write_report(folder.path) if has_page else None
-    return TrainOutcome(folder.path, result, average, programs, page)
+    return TrainOutcome(folder.path, result, average, record, programs, page)
 
 
 def _held_out(settings: DataConfig, data: RunData) -> tuple[ValidationSet, ValidationSet | None, ValidationSet | None]:

@@ -1,9 +1,11 @@
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from jaxmix.report import describe_result, load_run, write_report
+from jaxmix.report import charts, describe_result, load_run, write_report
+from jaxmix.report.paired import domain_tables
 from jaxmix.report.tables import comparison_table, run_table
 from jaxmix.report.widgets import curve, trained
 
@@ -241,3 +243,90 @@ def test_test_rows_are_what_runs_are_judged_by(tmp_path, write_run, add_records)
     rows = {row[0]: row for row in run_table(run).rows}
     assert rows["a"][-3:] == ("1.0000", "2.72", "1.7000")
     assert describe_result([load_run(p) for p in sorted(tmp_path.iterdir())])[0].startswith("x: mean test loss over")
+
+
+@pytest.mark.parametrize("kind", ["more", "fewer", "other order"])
+def test_a_run_whose_domains_changed_has_a_page(tmp_path, write_run, add_records, kind):
+    before = {"a": 1.0, "b": 2.0, "c": 3.0}
+    after = {
+        "more": {"new": 9.0, **before},
+        "fewer": {"a": 1.0, "c": 3.0},
+        "other order": {"c": 3.0, "b": 2.0, "a": 1.0},
+    }
+    folder = write_run(tmp_path / "run", before, moving=True, planned=200)
+    later = write_run(tmp_path / "later", after[kind], steps=200, moving=True)
+    records = [json.loads(line) for line in (later / "metrics.jsonl").read_text().splitlines()]
+    add_records(folder, *(record for record in records if record["step"] > 100))
+    page = Page(write_report(folder).read_text())
+    words = " ".join(page.text)
+    said = {"more": "After step 100 new came.", "fewer": "After step 100 b left."}
+    assert said.get(kind, "Step 200 of 200") in words
+    assert ("b (left after step 100)" in words) == (kind == "fewer")
+    assert ("After step" in words) == (kind != "other order")
+    assert "What the mixer did" in words
+    other = write_run(tmp_path / "other", before, steps=200)
+    sentences = describe_result([load_run(folder), load_run(other)])
+    if kind != "other order":
+        assert f"run: {said[kind]}" in sentences
+    write_report(tmp_path, out=tmp_path / "all.html")
+
+
+def test_a_source_that_ran_out_is_said_with_its_step_and_real_share(tmp_path, write_run, add_records):
+    given = {"ended_early": "the stream ended after step 100: every source is used up"}
+    folder = write_run(tmp_path / "run", {"a": 1.0, "b": 2.0}, planned=200, extra=given)
+    shares = {"data/tokens/a": 300, "data/tokens/b": 900, "mix/weight/a": 0.0, "mix/weight/b": 1.0}
+    add_records(folder, {"kind": "used_up", "step": 50, "used_up/a": 0.05}, {**load_run(folder).train[-1], **shares})
+    run = load_run(folder)
+    assert "a ran out at step 50, and the others took its share: 25.0 % of all tokens are of it." in describe_result(
+        [run]
+    )
+    assert f"It ended early: {given['ended_early']}." in describe_result([run])
+    assert "Known remedies" not in " ".join(describe_result([run]))
+    row = dict(zip(run_table(run).columns, run_table(run).rows[0], strict=True))
+    assert row["domain"] == "a (ran out at step 50)"
+    assert (row["weight"], row["share of tokens"], row["tokens"]) == ("0 %", "25.0 %", "300")
+    assert "a (ran out at step 50)" in " ".join(Page(write_report(folder).read_text()).text)
+    done = load_run(write_run(tmp_path / "done", {"a": 1.0, "b": 2.0}))
+    left_out = f"Not finished, and left out: run ({given['ended_early']})."
+    assert left_out in describe_result([run, done])
+
+
+def test_losses_of_a_handful_of_tokens_are_marked_everywhere(six_runs):
+    for folder in six_runs.iterdir():
+        about = json.loads((folder / "provenance.json").read_text())
+        about["held_out_tokens"] = {"eval": {"bible": 100, "code & <tags>": 1000}}
+        (folder / "provenance.json").write_text(json.dumps(about))
+    runs = [load_run(p) for p in sorted(six_runs.iterdir())]
+    marked = "bible (only 100 held-out tokens)"
+    for table in (run_table(runs[0]), comparison_table(runs), *domain_tables(runs)):
+        assert [row[0] for row in table.rows[:2]] == [marked, "code & <tags>"]
+    said = "(bible 100): their losses have a standard error of up to about 0.2 nats."
+    assert any(said in sentence for sentence in describe_result(runs[:1]))
+    assert sum(said in sentence for sentence in describe_result(runs)) == 1
+
+
+def test_weights_of_compared_variants_have_one_scale(six_runs, write_run, monkeypatch):
+    write_run(six_runs / "other", {"bible": 1.0, "code & <tags>": 2.0, "mail": 1.0, "news": 1.0}, moving=True)
+    tops = {}
+    real = charts.lines
+    monkeypatch.setattr(
+        charts, "lines", lambda *a, name, **k: tops.update({name: k.get("y_top")}) or real(*a, name=name, **k)
+    )
+    write_report(six_runs)
+    weights = {name: top for name, top in tops.items() if name.startswith("weights")}
+    assert len(weights) == 2
+    assert list(weights.values()) == pytest.approx([1.05 * 0.75] * 2)
+
+
+def test_hashes_are_short_and_nothing_is_pushed_out_of_view(tmp_path, write_run):
+    whole = {"web": "0123456789abcdef" * 4, "code": "fedcba9876543210" * 4}
+    extra = {"data_hash": whole, "commit": "0" * 40 + "-dirty"}
+    text = write_report(write_run(tmp_path / "run", {"web": 1.0, "code": 2.0}, extra=extra)).read_text()
+    assert f'web <span title="{whole["web"]}">0123456789ab…</span>, code <span title="{whole["code"]}">' in text
+    assert f'<span title="{"0" * 40}">000000000000…</span>-dirty' in text
+    for table in re.findall(r"<[^>]*><table", text):
+        assert table == '<div class="scroll"><table'
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert ".scroll { overflow-x: auto;" in style
+    assert re.search(r"table\.facts td \{[^}]*overflow-wrap: anywhere", style)
+    assert not re.search(r"th[^{]*\{[^}]*white-space: nowrap", style)  # headings may wrap
