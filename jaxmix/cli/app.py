@@ -229,8 +229,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "report",
-        "Write the page of a run, or of a folder of runs, again",
-        positional=(("RUN", "a run folder, or a folder of run folders"),),
+        "Write the page of a run, a folder of runs, or a swarm again",
+        positional=(("RUN", "a run folder, a folder of run folders, or the folder of a swarm"),),
         flags=(Flag("--out", "file to write (report.html in the folder)", "FILE"), _DRY_RUN, _JSON),
     ),
 )

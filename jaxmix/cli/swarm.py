@@ -124,6 +124,7 @@ def _answer_outcome(arguments: Arguments, outcome: SwarmOutcome) -> int:
         *(f"{name} diverged: {reason}." for name, reason in outcome.diverged.items()),
         *pace,
         f"Table: {outcome.path}",
+        f"Page: {outcome.report}",
     )
 
 

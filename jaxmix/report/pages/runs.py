@@ -14,6 +14,7 @@ from jaxmix.report.pages.finetune import describe_finetune, finetune_sections
 from jaxmix.report.pages.finetune_metrics import arms_of, is_finetune
 from jaxmix.report.pages.sections import mixer_section, paired_section
 from jaxmix.report.pages.selection import axes_section, selection_section
+from jaxmix.report.pages.swarm import is_swarm, read_swarm, swarm_page
 from jaxmix.report.run_folder import RunRecord, find_runs, load_run
 from jaxmix.report.tables import (
     by_variant,
@@ -29,17 +30,20 @@ from jaxmix.report.widgets import curve, domain_values, domains_shown, note_show
 
 
 def write_report(folder: str | Path, *, out: str | Path | None = None) -> Path:
-    """Reads the runs at or below `folder` and writes their page.
+    """Reads the swarm in `folder`, or the runs at or below it, and writes their page.
 
     Args:
-        folder: a run folder, or a folder of run folders.
+        folder: a run folder, a folder of run folders, or that of a swarm.
         out: file to write; `report.html` in `folder` if None.
 
     Returns:
         The file written, replaced as a whole.
     """
     folder = Path(folder)
-    page = build_page([load_run(path) for path in find_runs(folder)], title=folder.resolve().name)
+    if is_swarm(folder):
+        page = swarm_page(read_swarm(folder))
+    else:
+        page = build_page([load_run(path) for path in find_runs(folder)], title=folder.resolve().name)
     target = folder / "report.html" if out is None else Path(out)
     return html.write_page(target, page)
 

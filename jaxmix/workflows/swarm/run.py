@@ -18,6 +18,7 @@ from jaxmix.laws.base import RunTable
 from jaxmix.laws.design import dirichlet_designs, sobol_designs
 from jaxmix.models import transformer
 from jaxmix.models.lm.accounting import count_params, flops_per_token
+from jaxmix.report import write_report
 from jaxmix.train.lm.evaluate import validation_set
 from jaxmix.train.swarm.files import SwarmStatus, finished_chunks, read_status
 from jaxmix.train.swarm.plan import Proxy
@@ -205,11 +206,12 @@ def _memory(swarm: Swarm, device: Any, devices: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class SwarmOutcome:
-    """The results of a swarm: its folder, the table of runs and its file, and the runs that diverged, with reasons."""
+    """The results of a swarm: its folder, the table of runs, its file, its page, and what diverged, with reasons."""
 
     out: Path
     table: RunTable
     path: Path
+    report: Path
     diverged: dict[str, str]
     seconds: float
     flops: float
@@ -218,6 +220,7 @@ class SwarmOutcome:
         return {
             "out": str(self.out),
             "table": str(self.path),
+            "report": str(self.report),
             "runs": len(self.table),
             "domains": list(self.table.domain_names),
             "diverged": self.diverged,
@@ -304,7 +307,7 @@ def status(swarm: Swarm) -> dict[str, SwarmStatus]:
 
 
 def collect(swarm: Swarm) -> SwarmOutcome:
-    """Writes table.csv with the sizes of its domains, and curves.csv, from all chunks that are finished.
+    """Writes table.csv with the sizes of its domains, curves.csv, and the page from all chunks that are finished.
 
     `model_size` is all parameters in millions, `tokens` those of all batches in billions. A run that diverged has
     empty losses. curves.csv holds the held-out losses at every evaluation of every run, by the table's `run`.
@@ -351,7 +354,7 @@ def collect(swarm: Swarm) -> SwarmOutcome:
     head = ["run", "name", "step", *(f"loss/{name}" for name in names)]
     write_whole(out / CURVES, "\n".join(",".join(map(_cell, line)) for line in [head, *curves]) + "\n")
     diverged = {proxy.name: proxy.reason for proxy, _, _ in rows if proxy.reason is not None}
-    return SwarmOutcome(out, table, path, diverged, seconds, flops)
+    return SwarmOutcome(out, table, path, write_report(out), diverged, seconds, flops)
 
 
 def _cell(value: Any) -> str:

@@ -70,6 +70,7 @@ def test_from_a_file_to_a_table(base, tmp_path, capsys):
     assert main(["swarm", "run", *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["runs"], result["diverged"], result["domains"]) == (10, {}, list(NAMES))
+    assert "larger: " in (out / "report.html").read_text()
 
     table = read_run_table(out / "table.csv")
     expected = [list(mixtures[name].values()) for name in mixtures]
