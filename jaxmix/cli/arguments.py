@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxmix.core.errors import ConfigError, nearest
+from jaxmix.core.settings import escape_path, expand_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,13 @@ def _visible(flags: dict[str, Flag]) -> list[str]:
     return [name for name, flag in flags.items() if not flag.is_hidden]
 
 
+_PATHS = ("FOLDER", "FILE", "CONFIG", "TABLE", "RUN")
+"""Names of arguments and values that are paths."""
+
+
 def _value(flag: Flag, text: str, where: str) -> Any:
+    if flag.metavar in _PATHS:
+        return expand_path(text, f"{where} {flag.name}")
     try:
         return flag.kind(text)
     except ValueError:
@@ -152,9 +159,16 @@ def _value(flag: Flag, text: str, where: str) -> Any:
         raise ConfigError(f"{flag.name} needs {wanted}: got {text!r}", where=where) from None
 
 
+def path_text(path: str) -> str:
+    """A path that was given by an option, as the YAML text of an override."""
+    from jaxmix.workflows.config.yaml import dump_yaml
+
+    return dump_yaml(escape_path(path))
+
+
 def _take_positional(command: Command, found: list[str], values: dict[str, Any], where: str) -> None:
     for (name, _), word in zip(command.positional, found, strict=False):
-        values[name.lower()] = word
+        values[name.lower()] = expand_path(word, where) if name in _PATHS else word
     for name, about in command.positional[len(found) :]:
         usage = " ".join(n for n, _ in command.positional)
         raise ConfigError(f"{name} is missing: {about}", where=where, fix=f"Write: jaxmix {command.name} {usage}")

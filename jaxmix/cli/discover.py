@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmix.cli.arguments import Arguments
+from jaxmix.cli.arguments import Arguments, path_text
 from jaxmix.cli.output import answer, table
 from jaxmix.cli.session import notes_of
 from jaxmix.report.pages.discover import cluster_table, discovery_verdict
@@ -50,7 +50,7 @@ def _answer_dry(arguments: Arguments, config: DiscoverConfig) -> int:
 
 def label(arguments: Arguments) -> int:
     """Labels a corpus by the domains of a discovery, or prints what is left to do."""
-    named = [(n, f'"{v}"') for n in ("domains", "method", "engine", "labels") if (v := getattr(arguments, n))]
+    named = [(n, path_text(v)) for n in ("domains", "method", "engine", "labels") if (v := getattr(arguments, n))]
     config = load_labeling(arguments.config, [*arguments.overrides, *named], out=arguments.out)
     if arguments.dry_run:
         about = describe_labeling(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxmix.cli.arguments import Arguments
+from jaxmix.cli.arguments import Arguments, path_text
 from jaxmix.cli.output import answer, process_index, table
 from jaxmix.cli.session import continuable, join_processes
 from jaxmix.report import RunRecord, describe_result, load_run
@@ -39,7 +39,7 @@ def prepare(arguments: Arguments) -> int:
 def train(arguments: Arguments) -> int:
     """Trains one run and prints its table."""
     # The option `--out` is one of the overrides.
-    out = [] if arguments.out is None else [("out", f'"{arguments.out}"')]
+    out = [] if arguments.out is None else [("out", path_text(arguments.out))]
     config = load_config(arguments.config, [*arguments.overrides, *out])
     if arguments.dry_run:
         check_continuation(folder_of(config))

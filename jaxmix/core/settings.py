@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -27,6 +29,7 @@ def setting(
     required: bool = False,
     rest: bool = False,
     place: str | None = None,
+    is_path: bool = False,
     factory: Any = dataclasses.MISSING,
 ) -> Any:
     """A dataclass field with a range and a line of help. Choices are its annotation: `Literal["auto", "never"]`.
@@ -38,10 +41,11 @@ def setting(
         required: a file must give it, although there is a default in Python.
         rest: this field, a mapping, takes all keys of its section that no other field takes.
         place: dotted key under which a file gives the value, where that is not a key of its own section.
+        is_path: a file or folder: `expand_path` is applied to it, in a mapping to its entry `path`.
         factory: `default_factory` of the field.
     """
     metadata = {"help": help, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata |= {"required": required, "rest": rest, "place": place}
+    metadata |= {"required": required, "rest": rest, "place": place, "is_path": is_path}
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -88,6 +92,45 @@ def check_value(name: str, value: Any, hint: Any, rules: Mapping[str, Any], wher
         )
         if not is_inside:
             raise ConfigError(f"{name} must be {_range(low, above, high, below)}, got {value!r}", where=where)
+
+
+def expand_path(path: str, where: str) -> str:
+    """A path with the values of `$NAME` and `${NAME}`, then the home folder for `~` or `~user` at its start.
+
+    `$$` is a dollar sign, and so is one that no name follows.
+
+    Raises:
+        ConfigError: the variable is not set or empty, or there is no such user.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        name = match[1] or match[2]
+        if not os.environ.get(name):
+            what = f"the environment variable {name!r} is {'empty' if name in os.environ else 'not set'}"
+            raise ConfigError(f"{what}: {path!r}", where=where, fix="Set it, or write $$ for a dollar sign.")
+        return os.environ[name]
+
+    expanded = os.path.expanduser(re.sub(r"\$(?:\$|([A-Za-z_]\w*)|\{(\w+)\})", value, path))
+    if expanded.startswith("~"):
+        user = expanded.partition("/")[0]
+        raise ConfigError(f"there is no home folder {user!r}", where=where, fix=f"A name is written ./{user}.")
+    return expanded
+
+
+def escape_path(path: str) -> str:
+    """The text that `expand_path` turns into this path."""
+    return ("./" if path.startswith("~") else "") + path.replace("$", "$$")
+
+
+def map_paths(value: Any, change: Callable[[str], str]) -> Any:
+    """The value of a setting that `is_path`, its paths changed."""
+    if isinstance(value, Mapping):
+        return {key: map_paths(inner, change) if key == "path" else inner for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_paths(inner, change) for inner in value)
+    return change(value) if isinstance(value, str) else value
 
 
 def type_hints(cls: Callable[..., Any]) -> dict[str, Any]:

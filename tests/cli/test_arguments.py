@@ -1,3 +1,5 @@
+import shlex
+
 import pytest
 
 from jaxmix.cli.app import COMMANDS
@@ -79,3 +81,14 @@ def test_what_writes_has_a_dry_run(command):
     names = {flag.name for flag in command.flags}
     assert "--json" in names
     assert ("--dry-run" in names) == (command.name not in ("plan", "doctor"))
+
+
+def test_paths_are_expanded_and_the_command_is_quoted_for_a_shell(monkeypatch):
+    monkeypatch.setenv("BASE", "/base")
+    words = ["$BASE/my file.yaml", "--out", "${BASE}/it's", "--data.prepared", "$BASE"]
+    parsed = parse(next(c for c in COMMANDS if c.name == "train"), words)
+    assert (parsed.config, parsed.out) == ("/base/my file.yaml", "/base/it's")
+    assert parsed.overrides == (("data.prepared", "$BASE"),), "the configuration expands its own"
+    assert shlex.split(parsed.command) == ["jaxmix", "train", *words]
+    with pytest.raises(ConfigError, match=r"'NOT_SET' is not set.*jaxmix train --out"):
+        parse(next(c for c in COMMANDS if c.name == "train"), ["x.yaml", "--out", "$NOT_SET"])

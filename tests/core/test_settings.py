@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.settings import check_fields, setting
+from jaxmix.core.settings import check_fields, escape_path, expand_path, setting
 from jaxmix.workflows.config.build import Origin, list_settings, read, to_plain
 
 
@@ -97,3 +97,31 @@ def test_mistakes_at_another_place(changes, where, what):
 def test_the_nearest_key_is_one_that_the_section_takes():
     with pytest.raises(ConfigError, match=r"Did you mean 'mesh'\? Known: kind, limit, mesh, rate, share, size\."):
         read(File, {"loop": {"size": 1, "mehs": {}}}, origin=Origin())
+
+
+@pytest.mark.parametrize(
+    ("path", "expanded"),
+    [
+        ("data/$CORPUS/${PART}.txt", "data/web/a b.txt"),
+        ("~/data", "/home/someone/data"),
+        ("~", "/home/someone"),
+        ("a/~/b", "a/~/b"),
+        ("$$CORPUS costs 5$, $5, ${-}", "$CORPUS costs 5$, $5, ${-}"),
+        ("", ""),
+    ],
+)
+def test_home_and_variables_are_expanded_in_a_path(path, expanded, monkeypatch):
+    for name, value in {"HOME": "/home/someone", "CORPUS": "web", "PART": "a b"}.items():
+        monkeypatch.setenv(name, value)
+    assert expand_path(path, "here") == expanded
+    assert expand_path(escape_path(expanded), "here") == expanded
+
+
+@pytest.mark.parametrize("path", ["$MISSING/a", "${MISSING}", "~nobody-of-this-name/a"])
+def test_what_cannot_be_expanded_is_named(path, monkeypatch):
+    monkeypatch.delenv("MISSING", raising=False)
+    with pytest.raises(ConfigError, match=r"MISSING' is not set.*here|no home folder '~nobody-of-this-name'.*here"):
+        expand_path(path, "here")
+    monkeypatch.setenv("MISSING", "")
+    with pytest.raises(ConfigError, match=r"MISSING' is empty|no home folder"):
+        expand_path(path, "here")

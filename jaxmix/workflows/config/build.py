@@ -12,6 +12,7 @@ rejects the free keys of `mixer`, `model` and `sources`, and takes 0.7 s to impo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import typing
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from jaxmix.core.errors import ConfigError, nearest
-from jaxmix.core.settings import check_value, members_of, type_hints
+from jaxmix.core.settings import check_value, escape_path, expand_path, map_paths, members_of, type_hints
 from jaxmix.workflows.config.yaml import describe
 
 T = TypeVar("T")
@@ -151,6 +152,9 @@ def _build(cls: type[T], mapping: Any, origin: Origin, path: str) -> T:
             raise ConfigError(f"unknown key {key!r}", where=origin(here), fix=nearest(key, known))
     if rest is not None:
         values[rest] = extra
+    for name in [name for name in values if fields[name].metadata.get("is_path")]:
+        where = origin(path if name == rest else _join(path, name))
+        values[name] = map_paths(values[name], functools.partial(expand_path, where=where))
     for name, f in fields.items():
         has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         if name not in values and (f.metadata.get("required") or not has_default):
@@ -313,10 +317,17 @@ def to_plain(config: Any) -> Any:
 
 def _plain(config: Any) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        names = getattr(config, "relevant", None) or [f.name for f in dataclasses.fields(config)]
-        rest = [f.name for f in dataclasses.fields(config) if f.metadata.get("rest")]
-        result = {name: _plain(getattr(config, name)) for name in names if name not in rest}
-        return result | {key: value for name in rest for key, value in _plain(getattr(config, name)).items()}
+        fields = {f.name: f for f in dataclasses.fields(config)}
+        result: dict[str, Any] = {}
+        further: dict[str, Any] = {}
+        for name in getattr(config, "relevant", None) or fields:
+            value = _plain(getattr(config, name))
+            value = map_paths(value, escape_path) if fields[name].metadata.get("is_path") else value
+            if fields[name].metadata.get("rest"):
+                further |= value
+            else:
+                result[name] = value
+        return result | further
     if isinstance(config, Mapping):
         return {str(k): _plain(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):

@@ -35,9 +35,11 @@ Unit = Literal["tokens", "documents", "rows"]
 class SourceConfig:
     """One domain: where its documents are."""
 
-    path: str | tuple[str, ...] | None = setting(None, help="file, folder or glob pattern, or a list of them")
+    path: str | tuple[str, ...] | None = setting(
+        None, is_path=True, help="file, folder or glob pattern, or a list of them"
+    )
     tfds: str | None = setting(None, help="name of a tensorflow-datasets dataset that is already on disk")
-    hf: str | None = setting(None, help="name of a Hugging Face dataset (needs the extra `hf`)")
+    hf: str | None = setting(None, is_path=True, help="name of a Hugging Face dataset (needs the extra `hf`)")
     split: str = setting("train", help="split of `tfds` or `hf`")
     format: str = setting("auto", help="auto, text, jsonl, parquet or array_record")
     text_field: str = setting("text", help="the field that holds the text")
@@ -50,8 +52,10 @@ class SourceConfig:
 class DataConfig:
     """How sources become rows of tokens."""
 
-    prepared: str | None = setting(None, help="folder of prepared token files: read, or written by `prepare`")
-    tokenizer: str = setting("byte", help="`byte`, or the path of a tokenizer.json")
+    prepared: str | None = setting(
+        None, is_path=True, help="folder of prepared token files: read, or written by `prepare`"
+    )
+    tokenizer: str = setting("byte", is_path=True, help="`byte`, or the path of a tokenizer.json")
     end_of_document: str | None = setting(
         None, help="the token of a tokenizer.json that ends a document; empty: the first of the usual ones"
     )
@@ -128,7 +132,9 @@ def first_argument(wrapper: str) -> str:
 class ReferenceConfig:
     """What mixers and selection measure the excess loss against: a frozen model, or a known loss for every source."""
 
-    run: str | None = setting(None, help="folder of a finished run with the same tokenizer: its last parameters")
+    run: str | None = setting(
+        None, is_path=True, help="folder of a finished run with the same tokenizer: its last parameters"
+    )
     losses: dict[str, float] | None = setting(None, help="nats per token, for every source")
 
     @property
@@ -169,7 +175,7 @@ class RunConfig:
     mesh: dict[str, int] = setting(
         factory=lambda: {"data": -1}, place="train.mesh", help="devices along data, fsdp, tensor; -1: the rest"
     )
-    out: str | None = setting(None, help="run folder; empty: runs/<name of the configuration file>")
+    out: str | None = setting(None, is_path=True, help="run folder; empty: runs/<name of the configuration file>")
 
     @property
     def source_names(self) -> tuple[str, ...] | None:

@@ -35,7 +35,7 @@ class DocumentsConfig:
 class EncoderConfig:
     """What turns documents into vectors. Further keys are options of `jaxmix.models.load_encoder`."""
 
-    name: str = setting("builtin", help="builtin, or the folder of a checkpoint")
+    name: str = setting("builtin", is_path=True, help="builtin, or the folder of a checkpoint")
     sample: int = setting(20_000, at_least=1, help="documents that the built-in encoder is fitted to")
     dtype: Literal["float16", "bfloat16"] = setting("float16", help="of the stored vectors")
     options: dict[str, Any] = setting(factory=dict, rest=True, help="options of the encoder")
@@ -122,7 +122,7 @@ class DiscoverConfig:
     label_with: Literal["teacher", "student"] = setting(
         "teacher", help="whose labels sort the documents into domains; documents without a vector take the student's"
     )
-    out: str | None = setting(None, help="folder; empty: runs/<name of the configuration file>")
+    out: str | None = setting(None, is_path=True, help="folder; empty: runs/<name of the configuration file>")
 
 
 def load_discovery(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> DiscoverConfig:

@@ -24,10 +24,14 @@ class TasksConfig:
     """The prompts and their verifier. Further keys are the arguments of what `name` names."""
 
     name: str = setting(help="Set tasks.name: a suite (digits, symbols), gsm8k or reasoning_gym.")
-    tokenizer: str | None = setting(None, help="of gsm8k and reasoning_gym: byte, or the path of a tokenizer.json")
+    tokenizer: str | None = setting(
+        None, is_path=True, help="of gsm8k and reasoning_gym: byte, or the path of a tokenizer.json"
+    )
     kept_per_arm: int | None = setting(None, at_least=1, help="train on so many prompts of each arm; empty: on all")
-    evaluation: dict[str, Any] = setting(factory=dict, help="arguments that differ for the held-out prompts")
-    options: dict[str, Any] = setting(factory=dict, rest=True, help="arguments of the suite or adapter")
+    evaluation: dict[str, Any] = setting(
+        factory=dict, is_path=True, help="arguments that differ for the held-out prompts"
+    )
+    options: dict[str, Any] = setting(factory=dict, rest=True, is_path=True, help="arguments of the suite or adapter")
 
     @property
     def is_suite(self) -> bool:
@@ -70,7 +74,7 @@ class TasksConfig:
 class StartConfig:
     """Where the policy comes from: a supervised start on prompts and answers, another run, or fresh parameters."""
 
-    run: str | None = setting(None, help="take the newest policy of this run folder")
+    run: str | None = setting(None, is_path=True, help="take the newest policy of this run folder")
     steps: int = setting(0, at_least=0, help="optimizer steps of a supervised start; 0: none")
     batch_size: int = setting(128, at_least=1, help="prompts per step of it")
     learning_rate: float = setting(2e-3, above=0, help="of Adam")
@@ -89,7 +93,7 @@ class ReductionConfig:
     )
     attempts: int = setting(8, at_least=1, help="completions of each prompt, for `difficulty: attempts`")
     difficulty_weight: float = setting(1.0, at_least=0, help="of difficulty against the text in the clusters")
-    encoder: str = setting("builtin", help="builtin, or the folder of an encoder's checkpoint")
+    encoder: str = setting("builtin", is_path=True, help="builtin, or the folder of an encoder's checkpoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,4 +126,4 @@ class FinetuneConfig:
     mesh: dict[str, int] = setting(
         factory=lambda: {"data": -1}, place="train.mesh", help="devices along data, fsdp, tensor; -1: the rest"
     )
-    out: str | None = setting(None, help="run folder; empty: runs/<name of the configuration file>")
+    out: str | None = setting(None, is_path=True, help="run folder; empty: runs/<name of the configuration file>")

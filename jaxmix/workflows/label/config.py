@@ -32,20 +32,22 @@ class RayConfig:
 class LabelConfig:
     """A whole labeling."""
 
-    domains: str = setting(help="Set domains: the folder of a finished `jaxmix discover`.")
+    domains: str = setting(is_path=True, help="Set domains: the folder of a finished `jaxmix discover`.")
     sources: Literal["bundled"] | dict[str, SourceConfig] = setting(help="Set sources: name → source.")
     method: Literal["student", "teacher"] = setting(
         "student", help="student: from the words alone; teacher: embed and assign"
     )
     labels: str | None = setting(
-        None, help="folder for the labels of all sources; empty: each file's labels are written beside it"
+        None, is_path=True, help="folder for the labels of all sources; empty: each file's labels are written beside it"
     )
     batch_documents: int = setting(
         1024, at_least=1, help="documents labeled at a time; changes no label of the student"
     )
     engine: Literal["local", "ray"] = setting("local", help="local: in this process; ray: see the section ray")
     ray: RayConfig = setting(factory=RayConfig)
-    out: str | None = setting(None, help="folder of the summary; empty: runs/<name of the configuration file>")
+    out: str | None = setting(
+        None, is_path=True, help="folder of the summary; empty: runs/<name of the configuration file>"
+    )
 
 
 def load_labeling(path: str, overrides: Sequence[tuple[str, str]] = (), *, out: str | None = None) -> LabelConfig:

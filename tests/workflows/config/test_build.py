@@ -4,12 +4,16 @@ from typing import Literal
 
 import pytest
 
+from jaxmix.cli.arguments import path_text
 from jaxmix.core.errors import ConfigError
-from jaxmix.core.settings import setting
+from jaxmix.core.settings import escape_path, setting
 from jaxmix.workflows.config.build import Origin, arguments, list_settings, read, to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.yaml import apply_overrides, dump_yaml, parse_yaml
+from jaxmix.workflows.discover.config import discovery_from
+from jaxmix.workflows.finetune.config import FinetuneConfig
+from jaxmix.workflows.label.config import label_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,3 +162,44 @@ def test_the_resolved_configuration_of_a_run_loads_to_itself():
     loaded = from_mapping(mapping, file="a.yaml")
     again = from_mapping(parse_yaml(dump_yaml(to_plain(loaded)), where="f"), file="b.yaml")
     assert again == loaded
+
+
+ODD = ["a b'c\"d", "tab\there", "ünï/😀", "line\x85\u2028end", "bad\udcff", "a$b", "~x", "# no comment", "a: b", "x\\y"]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_any_path_survives_the_file_of_a_run_and_the_command_line(path):
+    sources = {"a": {"path": [escape_path(path)]}}
+    given = from_mapping({"sources": sources, "train": {"steps": 1}}, [("out", path_text(path))])
+    assert given.sources["a"].path == (escape_path(path) if path.startswith("~") else path,)
+    written = parse_yaml(dump_yaml(to_plain(given)), where="config.yaml")
+    assert from_mapping(written) == given
+    assert given.out.removeprefix("./") == path
+
+
+def test_every_path_of_a_configuration_is_expanded(monkeypatch):
+    monkeypatch.setenv("BASE", "/base")
+    config = from_mapping(
+        {
+            "sources": {"a": {"path": ["$BASE/a", "${BASE}/b"]}, "b": {"hf": "$BASE/set"}},
+            "data": {"prepared": "$BASE/p", "tokenizer": "$BASE/t.json"},
+            "reference": {"run": "$BASE/r"},
+            "train": {"steps": 1},
+            "out": "$BASE/o",
+        }
+    )
+    found = (config.sources["a"].path, config.sources["b"].hf, config.data.prepared, config.data.tokenizer)
+    assert found == (("/base/a", "/base/b"), "/base/set", "/base/p", "/base/t.json")
+    assert (config.reference.run, config.out) == ("/base/r", "/base/o")
+    tasks = {"name": "gsm8k", "path": "$BASE/t", "evaluation": {"path": "$BASE/e"}, "tokenizer": "$BASE/j"}
+    plain = {"tasks": tasks, "train": {"steps": 1}, "start": {"run": "$BASE/s"}}
+    tuned = read(FinetuneConfig, plain, origin=Origin())
+    found = (tuned.tasks.options["path"], tuned.tasks.evaluation["path"], tuned.tasks.tokenizer, tuned.start.run)
+    assert found == ("/base/t", "/base/e", "/base/j", "/base/s")
+    labels = {"domains": "$BASE/d", "labels": "$BASE/l", "sources": {"a": {"path": "$BASE/a"}}}
+    label = label_from(labels, file="l.yaml")
+    assert (label.domains, label.labels, label.sources["a"].path) == ("/base/d", "/base/l", "/base/a")
+    found = discovery_from({"sources": "bundled", "encoder": {"name": "$BASE/e"}, "out": "$BASE/o"}, file="d.yaml")
+    assert (found.encoder.name, found.out) == ("/base/e", "/base/o")
+    with pytest.raises(ConfigError, match=r"'NOT_SET' is not set.*sources\.a\.path"):
+        from_mapping({"sources": {"a": {"path": "$NOT_SET/a"}}, "train": {"steps": 1}})
