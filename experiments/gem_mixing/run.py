@@ -89,7 +89,7 @@ def held_out_folder(out: Path, size: Size, sources: Any) -> Path:
     return out / "corpus"
 
 
-def partition_sources(name: str, out: Path, texts: dict[str, Path], seed: int) -> dict[str, Any]:
+def partition_sources(name: str, out: Path, texts: dict[str, Path], seed: int) -> dict[str, Any] | str:
     """The section `sources` of a partition; clusters are found where they are not there yet."""
     if name == "given":
         return {domain: {"path": str(path)} for domain, path in texts.items()}
@@ -105,8 +105,7 @@ def partition_sources(name: str, out: Path, texts: dict[str, Path], seed: int) -
         out=str(out / name / "domains"),
     )
     run_discovery(config, command="gem_mixing", say=lambda line: None)
-    found = parse_yaml((out / name / "domains" / "sources.yaml").read_text(), where="sources.yaml")
-    return dict(found["sources"])
+    return str(out / name / "domains")
 
 
 def cell_config(partition: str, method: str, seed: int, out: Path, size: Size, sources: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.settings import escape_path, expand_path
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.workflows.config.build import Origin, read
 from jaxmix.workflows.config.mixture import insert_mixture, refuse_mixture
@@ -72,11 +73,12 @@ def model_of_run(run_dir: str | Path, *, vocab_size: int | None = None) -> Trans
 
 
 def _discovered(folder: str, where: str) -> Any:
-    """The domains that `jaxmix discover` has left in `folder`, as a section `sources`."""
-    path = Path(folder) / "sources.yaml"
+    """The domains that `jaxmix discover` has left in `folder`, as a section `sources`: paths there begin at it."""
+    path = Path(expand_path(folder, where)) / "sources.yaml"
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), where=str(path))["sources"]
-    except (OSError, KeyError, TypeError):
+        found = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))["sources"]
+        return {name: {"path": escape_path(str(path.parent / source["path"]))} for name, source in found.items()}
+    except (OSError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
         raise ConfigError(
             f"sources cannot be {folder!r}: there is no finished discovery with a sources.yaml",
             where=where,

@@ -300,10 +300,10 @@ class _Discovery:
         return {"domains": {name: {"documents": d, "bytes": b} for name, (d, b) in counts.items()}}
 
     def _write_sources(self, names: list[str], sources: Mapping[str, Any]) -> None:
-        """The section `sources` of other configurations: domains that have documents, with absolute paths."""
+        """The section `sources` of other configurations: the domains that have documents."""
         there = [name for name in names if sources["domains"][name]["documents"]]
-        section = {name: {"path": str((self._out / "sources" / name).resolve())} for name in there}
-        write_whole(self._out / SOURCES, dump_yaml({"sources": section}))
+        section = dump_yaml({"sources": {name: {"path": f"sources/{name}"} for name in there}})
+        write_whole(self._out / SOURCES, f"# Paths are relative to this folder, which may be moved.\n{section}")
 
 
 def _blocks(store: Any, weights: np.ndarray | None) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import yaml
 
 from jaxmix.cli import main
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.settings import escape_path
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.discover.config import discovery_from
@@ -192,6 +193,21 @@ def test_other_configurations_take_the_folder_as_sources(found, tmp_path):
         assert len(SourceSpec(name=name, path=source.path).files()) == 2
     with pytest.raises(ConfigError, match="no finished discovery"):
         from_mapping({"sources": str(tmp_path), "train": {"steps": 1}}, file="t.yaml")
+    moved = tmp_path / "$new"
+    shutil.copytree(out, moved)
+    shutil.rmtree(moved / "sources" / next(iter(config.sources)))
+    again = from_mapping({"sources": escape_path(str(moved)), "train": {"steps": 1}}, file="t.yaml")
+    first, *others = [SourceSpec(name=name, path=source.path) for name, source in again.sources.items()]
+    assert all(file.is_relative_to(moved) for spec in others for file in spec.files())
+    with pytest.raises(ConfigError, match=r"no file at .*new/sources"):
+        first.files()
+
+
+def test_no_file_of_a_discovery_names_its_own_folder_but_as_where_it_was_made(found):
+    out, _, _ = found
+    texts = [path for path in out.rglob("*") if path.suffix in (".yaml", ".json", ".csv")]
+    naming = {path.name for path in texts if str(out) in path.read_text()}
+    assert naming <= {"config.yaml", "discovery.json"}
 
 
 def test_a_namer_is_asked_with_representatives(corpus, found, tmp_path, monkeypatch):
