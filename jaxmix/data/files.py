@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxmix.core.errors import RunError
+from jaxmix.core.errors import ConfigError, RunError
 
 
 @contextmanager
@@ -31,6 +32,35 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def check_folder_name(name: str, what: str, *, where: str) -> None:
+    """Raises `ConfigError` unless `name`, that of `what`, can be the name of a folder on any machine."""
+    is_odd = not name or name.startswith(".") or name != name.strip() or any(c in "/\\" or ord(c) < 32 for c in name)
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        is_odd = True
+    if is_odd or size > _LONGEST_NAME or name in ("plan.json", "index.json"):
+        what = f"{name[:40]!r}{'…' if len(name) > 40 else ''} cannot be the name of {what}"
+        raise ConfigError(what, where=where, fix=f"Use letters, digits, - and _, at most {_LONGEST_NAME} bytes.")
+
+
+_LONGEST_NAME = 200
+"""In UTF-8; most file systems have room for 255, endings included."""
+
+
+def check_apart(names: Iterable[str], what: str, *, where: str) -> None:
+    """Raises `ConfigError` for two names that are one folder where case and the form of accents do not count."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"the {what} {other!r} and {name!r} differ in case or accents alone",
+                where=where,
+                fix="Rename one: some file systems cannot tell their folders apart.",
+            )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from jaxmix.data.files import replaced, write_whole
+from jaxmix.core.errors import ConfigError
+from jaxmix.data.files import check_apart, check_folder_name, replaced, write_whole
 
 
 def test_text_and_bytes_come_back_and_nothing_else_stays(tmp_path):
@@ -35,3 +36,21 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
         first.write(b"first")
         second.write(b"second")
     assert path.read_bytes() == b"first"  # the last to end
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".git", "a/b", "a\\b", " a", "a\n", "x" * 201, "ü" * 101, "\udcff", "index.json"]
+)
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(ConfigError, match=r"cannot be the name of a source \(here\)"):
+        check_folder_name(name, "a source", where="here")
+
+
+def test_usual_names_are_taken_unless_a_file_system_may_confuse_them():
+    names = ["web", "c++", "数学", "ünïcode", "a b", "x" * 200, "ü" * 100]
+    for name in names:
+        check_folder_name(name, "a source", where="here")
+    check_apart(names, "sources", where="here")
+    for twins in (["Web", "web"], ["\u00fc", "u\u0308"], ["STRASSE", "straße"]):
+        with pytest.raises(ConfigError, match="differ in case or accents"):
+            check_apart(twins, "sources", where="here")

@@ -31,7 +31,7 @@ import numpy as np
 from jaxmix import __version__
 from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.core.validate import check_count
-from jaxmix.data.files import read_json, write_json, write_whole
+from jaxmix.data.files import check_apart, read_json, write_json, write_whole
 from jaxmix.data.lock import locked
 from jaxmix.data.prepared.store import checksum, index_checksum
 from jaxmix.data.sources.readers import Trouble, Unit
@@ -112,6 +112,7 @@ def prepare_corpus(
     """
     if not sources:
         raise ConfigError("there are no sources to prepare", where="sources", fix="Name at least one.")
+    check_apart(sources, "sources", where="sources")
     if not 0 < validation_fraction <= 0.5:
         raise ConfigError(
             f"validation_fraction must be in (0, 0.5], got {validation_fraction}", where="data.validation_fraction"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError, nearest
+from jaxmix.data.files import check_folder_name
 from jaxmix.data.sources.readers import FORMATS, Trouble, Unit, detect_format, read_unit, shown, split_file
 
 LABELS = ".labels.parquet"
@@ -35,6 +36,7 @@ class SourceSpec:
             TensorFlow.
         hf: name or path of a Hugging Face dataset (the extra `hf`).
         documents: texts in memory, `str` or UTF-8 `bytes`.
+        config_name: of `hf`: which of the configurations (subsets) of the dataset.
         split: of `tfds` or `hf`.
         format: "auto" (by ending), or a key of `readers.FORMATS`.
         text_field: field or column that holds the text.
@@ -48,19 +50,22 @@ class SourceSpec:
     split: str = "train"
     format: str = "auto"
     text_field: str = "text"
+    config_name: str | None = None
 
     def __post_init__(self) -> None:
         where = f"sources.{self.name}"
+        check_folder_name(self.name, "a source", where="sources")
         given = [key for key in ("path", "tfds", "hf", "documents") if getattr(self, key) is not None]
         if len(given) != 1:
             what = f"it has {' and '.join(given)}" if given else "it does not say where its documents are"
-            raise ConfigError(
-                f"source {self.name!r}: {what}", where=where, fix="Give exactly one of path, tfds, hf and documents."
-            )
+            raise ConfigError(f"source {self.name!r}: {what}", where=where, fix="Set exactly one of path, tfds and hf.")
         paths = self.path if isinstance(self.path, tuple) else (self.path,)
         if (self.path is not None and not all(paths)) or paths == ():
             what = f"source {self.name!r} has an empty path"
             raise ConfigError(what, where=f"{where}.path", fix="Name a file or folder; . is this one.")
+        if self.config_name is not None and self.hf is None:
+            fix = "Write it into the name: dataset/config." if self.tfds else "Leave it out."
+            raise ConfigError("config_name is of Hugging Face datasets alone", where=f"{where}.config_name", fix=fix)
         if self.format != "auto" and self.format not in FORMATS:
             raise ConfigError(
                 f"unknown format {self.format!r}", where=f"{where}.format", fix=nearest(self.format, ("auto", *FORMATS))
@@ -214,7 +219,8 @@ class SourceSpec:
                 data = document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document
                 digest.update(len(data).to_bytes(8, "little") + data)
         elif not files:
-            digest.update(f"{self.tfds}/{self.hf}/{len(self._indexed())}".encode())
+            config = "" if self.config_name is None else f"/{self.config_name}"
+            digest.update(f"{self.tfds}/{self.hf}{config}/{len(self._indexed())}".encode())
         return digest.hexdigest()
 
 
@@ -278,14 +284,44 @@ def _open_hf(spec: SourceSpec) -> Any:
             fix='Run: pip install "jaxmix[hf]"',
         ) from error
     assert spec.hf is not None
-    path = Path(spec.hf)
+    where, path = f"sources.{spec.name}", Path(spec.hf)
+    is_saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
-        if path.is_dir() and (path / "state.json").exists():
-            return datasets.load_from_disk(spec.hf)
-        return datasets.load_dataset(spec.hf, split=spec.split)
-    except Exception as error:
+        if not is_saved:
+            return datasets.load_dataset(spec.hf, spec.config_name, split=spec.split)
+        found = datasets.load_from_disk(spec.hf)
+    except Exception as error:  # datasets raises many kinds
+        configs = [] if is_saved else _hf_configs(datasets, spec.hf)
+        if len(configs) > 1 and spec.config_name not in configs:
+            what = "no configuration is chosen" if spec.config_name is None else f"no {spec.config_name!r}"
+            raise ConfigError(
+                f"{spec.hf!r} has {len(configs)} configurations: {what}",
+                where=f"{where}.config_name",
+                fix=nearest(spec.config_name or "", configs),
+            ) from error
         raise ConfigError(
             f"datasets cannot open {spec.hf!r}: {str(error).strip().splitlines()[0]}",
-            where=f"sources.{spec.name}.hf",
-            fix="Check the name and split, or download it first.",
+            where=f"{where}.hf",
+            fix="Check the name, config_name and split, or download it first.",
         ) from error
+    if spec.config_name is not None:
+        what = "a folder of save_to_disk has no configurations"
+        raise ConfigError(what, where=f"{where}.config_name", fix="Leave it out.")
+    if isinstance(found, datasets.DatasetDict):
+        if spec.split not in found:
+            raise ConfigError(
+                f"{path} has no split {spec.split!r}", where=f"{where}.split", fix=nearest(spec.split, found)
+            )
+        return found[spec.split]
+    known = str(found.split or "train")  # of a single split, which `train` means as well
+    if spec.split not in ("train", known):
+        raise ConfigError(f"{path} holds one split, {known!r}, and no {spec.split!r}", where=f"{where}.split")
+    return found
+
+
+def _hf_configs(datasets: Any, name: str) -> list[str]:
+    """The configurations of a dataset, none where they cannot be found."""
+    try:
+        return list(datasets.get_dataset_config_names(name))
+    except Exception:  # datasets raises many kinds; the first error is told
+        return []

@@ -14,10 +14,10 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import check_value, setting
+from jaxmix.data.files import check_folder_name
 from jaxmix.report import RunRecord, load_run
 from jaxmix.workflows.config.build import Origin, read, to_plain
 from jaxmix.workflows.config.load import from_mapping
-from jaxmix.workflows.config.resolve import check_folder_name
 from jaxmix.workflows.config.sections import RunConfig, RunFolder, folder_of, folder_path
 from jaxmix.workflows.config.yaml import apply_overrides
 from jaxmix.workflows.provenance import is_finished

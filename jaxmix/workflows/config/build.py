@@ -340,12 +340,17 @@ def list_settings(cls: type, path: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for f in dataclasses.fields(cls):
         here = f.metadata.get("place") or _join(path, f.name)
-        inner = next((m for m in members_of(type_hints(cls)[f.name]) if dataclasses.is_dataclass(m)), None)
+        members = members_of(type_hints(cls)[f.name])
+        inner = next((m for m in members if dataclasses.is_dataclass(m)), None)
         if inner is not None:
             rows += list_settings(typing.cast(type, inner), here)
-        elif f.metadata.get("rest"):
+            continue
+        if f.metadata.get("rest"):
             rows.append((f"{path}.…", f.metadata.get("help", "")))
         else:
             has_default = f.default is not dataclasses.MISSING and f.default is not None
             rows.append((here, f.metadata.get("help", "") + (f" [{_plain(f.default)}]" if has_default else "")))
+        for member in members:
+            if typing.get_origin(member) is dict and dataclasses.is_dataclass(value := typing.get_args(member)[1]):
+                rows += list_settings(typing.cast(type, value), f"{here}.NAME")
     return rows

@@ -24,6 +24,7 @@ from jaxmix.workflows.config.sections import (
     RunConfig,
     RunFolder,
     Tracker,
+    check_sources,
     folder_of,
 )
 
@@ -167,23 +168,8 @@ def _check_sources(config: RunConfig, origin: Origin) -> None:
             where=origin("sources"),
             fix="Set `sources: bundled`, name your sources, or give a prepared folder.",
         )
-    if not isinstance(config.sources, Mapping):
-        return
-    if not config.sources:
-        raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
-    for name, source in config.sources.items():
-        here = f"sources.{name}"
-        check_folder_name(name, "a source", where=origin(here))
-        given = [kind for kind in ("path", "tfds", "hf") if getattr(source, kind) is not None]
-        if len(given) != 1:
-            has = f"has {' and '.join(given)}" if given else "has no path, tfds or hf"
-            raise ConfigError(f"source {name!r} {has}", where=origin(here), fix="Set exactly one of path, tfds and hf.")
-
-
-def check_folder_name(name: str, what: str, *, where: str) -> None:
-    """Raises `ConfigError` unless `name`, that of `what`, can be the name of a folder."""
-    if not name or "/" in name or name.startswith(".") or name != name.strip():
-        raise ConfigError(f"{name!r} cannot be the name of {what}", where=where, fix="Use letters, digits, - and _.")
+    if config.sources is not None:
+        check_sources(config.sources, origin)
 
 
 def _check_reference(config: RunConfig, origin: Origin) -> None:

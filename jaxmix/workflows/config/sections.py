@@ -20,6 +20,8 @@ import jaxmix.curricula  # registers the mixer that is any bandit  # noqa: F401
 from jaxmix import mixers
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import setting
+from jaxmix.data.files import check_apart
+from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.mixers.wrappers.build import registry as wrappers
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.train.lm.settings import TrainSettings
@@ -40,12 +42,31 @@ class SourceConfig:
     )
     tfds: str | None = setting(None, help="name of a tensorflow-datasets dataset that is already on disk")
     hf: str | None = setting(None, is_path=True, help="name of a Hugging Face dataset (needs the extra `hf`)")
+    config_name: str | None = setting(None, help="configuration (subset) of `hf`, where it has several")
     split: str = setting("train", help="split of `tfds` or `hf`")
     format: str = setting("auto", help="auto, text, jsonl, parquet or array_record")
     text_field: str = setting("text", help="the field that holds the text")
     tokens: float | None = setting(None, above=0, help="known size in tokens, for `plan` before `prepare` has run")
     max_epochs: float | None = setting(None, above=0, help="most passes over this source; overrides data.max_epochs")
     on_exhaust: OnExhaust | None = setting(None, help="overrides data.on_exhaust")
+
+    def spec(self, name: str) -> SourceSpec:
+        """What reads the documents."""
+        keys = ("path", "tfds", "hf", "config_name", "split", "format", "text_field")
+        return SourceSpec(name=name, **{key: getattr(self, key) for key in keys})
+
+    def checked(self, origin: Origin, path: str) -> SourceConfig:
+        """The section, whose keys fit each other. Opens no file."""
+        self.spec(path.partition(".")[2])
+        return self
+
+
+def check_sources(sources: Any, origin: Origin) -> None:
+    """Raises `ConfigError` for a section `sources` without any, or with two that have one folder."""
+    if not sources:
+        raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
+    if isinstance(sources, Mapping):
+        check_apart(sources, "sources", where=origin("sources"))
 
 
 @dataclass(frozen=True)
@@ -227,6 +248,11 @@ def what_is_trained(plain: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in plain.items() if key not in ("out", "track", "checkpoint")}
     if kept.get("selection") is None:  # as before there was such a section
         kept.pop("selection", None)
+    if isinstance(kept.get("sources"), Mapping):  # as before there was such a key
+        kept["sources"] = {
+            name: {key: value for key, value in source.items() if (key, value) != ("config_name", None)}
+            for name, source in kept["sources"].items()
+        }
     if "data" in kept:
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in ("prepared", "workers")}
         if kept["data"].get("end_of_document") is None:  # as before there was such a key

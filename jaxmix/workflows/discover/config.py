@@ -18,7 +18,7 @@ from jaxmix.models.encoders.load import checkpoint_encoder
 from jaxmix.models.student.training import train_student
 from jaxmix.workflows.config.build import Origin, arguments, read
 from jaxmix.workflows.config.load import read_config_mapping
-from jaxmix.workflows.config.sections import SourceConfig
+from jaxmix.workflows.config.sections import SourceConfig, check_sources
 from jaxmix.workflows.config.yaml import apply_overrides
 
 
@@ -140,8 +140,7 @@ def discovery_from(
     """As `load_discovery`, from a mapping; `file` is named in errors, and its stem names the default folder."""
     origin = Origin(file, frozenset(name for name, _ in overrides))
     config = read(DiscoverConfig, apply_overrides(mapping, overrides), origin=origin)
-    if not config.sources:
-        raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
+    check_sources(config.sources, origin)
     find_namer(config.taxonomy.namer, origin("taxonomy.namer"))
     return replace(config, out=out or config.out or f"runs/{Path(file).stem}")
 

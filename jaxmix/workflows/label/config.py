@@ -11,7 +11,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import setting
 from jaxmix.workflows.config.build import Origin, read
 from jaxmix.workflows.config.load import read_config_mapping
-from jaxmix.workflows.config.sections import SourceConfig
+from jaxmix.workflows.config.sections import SourceConfig, check_sources
 from jaxmix.workflows.config.yaml import apply_overrides
 
 
@@ -65,8 +65,7 @@ def label_from(
     """As `load_labeling`, from a mapping; `file` is named in errors, and its stem names the default folder."""
     origin = Origin(file, frozenset(name for name, _ in overrides))
     config = read(LabelConfig, apply_overrides(mapping, overrides), origin=origin)
-    if not config.sources:
-        raise ConfigError("sources is empty", where=origin("sources"), fix="Name at least one source.")
+    check_sources(config.sources, origin)
     if config.labels is None:
         if config.sources == "bundled":
             raise ConfigError(

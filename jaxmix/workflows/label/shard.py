@@ -111,6 +111,8 @@ def _key(identity: str, config: LabelConfig, spec: SourceSpec, units: list[Unit]
     """Hash over models, method and the documents: by size and ends of every file, or by the data set's name."""
     digest = hashlib.blake2b(digest_size=16)
     settings: list[Any] = [identity, spec.text_field, spec.format, spec.split, spec.tfds, spec.hf]
+    if spec.config_name is not None:
+        settings.append(spec.config_name)
     if config.method == "teacher":  # the last bits of a vector depend on the texts encoded with it
         settings.append(config.batch_documents)
     digest.update(json.dumps(settings).encode())

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import check_value, setting
+from jaxmix.data.files import check_folder_name
 from jaxmix.laws.design import dirichlet_designs, sobol_designs
 from jaxmix.workflows.compare.variant import check_same, check_seeds, naming, run_of
 from jaxmix.workflows.config.build import Origin, arguments, read
 from jaxmix.workflows.config.load import read_config_mapping
-from jaxmix.workflows.config.resolve import check_folder_name
 from jaxmix.workflows.config.sections import RunConfig
 from jaxmix.workflows.config.yaml import apply_overrides
 

@@ -189,10 +189,7 @@ def source_specs(sources: Any) -> dict[str, SourceSpec]:
     if sources == "bundled":
         return {name: SourceSpec(name=name, path=str(domain.path)) for name, domain in bundled_corpus().items()}
     assert isinstance(sources, Mapping)
-    keys = ("path", "tfds", "hf", "split", "format", "text_field")
-    return {
-        name: SourceSpec(name=name, **{key: getattr(source, key) for key in keys}) for name, source in sources.items()
-    }
+    return {name: source.spec(name) for name, source in sources.items()}
 
 
 class _PrepareProgress:

@@ -203,3 +203,9 @@ def test_every_path_of_a_configuration_is_expanded(monkeypatch):
     assert (found.encoder.name, found.out) == ("/base/e", "/base/o")
     with pytest.raises(ConfigError, match=r"'NOT_SET' is not set.*sources\.a\.path"):
         from_mapping({"sources": {"a": {"path": "$NOT_SET/a"}}, "train": {"steps": 1}})
+
+
+def test_a_help_page_lists_the_keys_of_a_source():
+    listed = dict(list_settings(RunConfig))
+    assert "file, folder or glob pattern" in listed["sources.NAME.path"]
+    assert listed["sources.NAME.text_field"].endswith("[text]")

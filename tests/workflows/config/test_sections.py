@@ -1,9 +1,10 @@
 import pytest
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.resolve import Sizes, prior_weights, resolve_run
-from jaxmix.workflows.config.sections import config_hash
+from jaxmix.workflows.config.sections import config_hash, what_is_trained
 from jaxmix.workflows.train.plan import make_plan
 
 SOURCES = {
@@ -40,6 +41,10 @@ def config(**sections):
         ({"sources": {"web": {"path": "a", "hf": "b"}}}, "exactly one"),
         ({"sources": {"web": {"pth": "a"}}}, "path"),
         ({"sources": {}}, "sources"),
+        ({"sources": {"web": {"path": "a", "format": "jsnl"}}}, "Did you mean 'jsonl'"),
+        ({"sources": {"web": {"path": "a", "config_name": "en"}}}, "web.yaml, sources.web.config_name"),
+        ({"sources": {"a/b": {"path": "a"}}}, "'a/b' cannot be the name of a source (web.yaml, sources)"),
+        ({"sources": {"Web": {"path": "a"}, "web": {"path": "b"}}}, "'Web' and 'web' differ in case"),
         ({"checkpoint": {"resume": "maybe"}}, "maybe"),
     ],
 )
@@ -65,6 +70,14 @@ def test_the_hash_sees_what_is_trained_and_not_where():
     base = from_mapping(config(), file="a.yaml")
     assert config_hash(base) == config_hash(from_mapping(config(out="elsewhere"), file="b.yaml"))
     assert config_hash(base) != config_hash(from_mapping(config(mixer={"name": "odm"}), file="a.yaml"))
+
+
+def test_a_key_that_was_added_later_changes_no_hash_until_it_is_set():
+    plain = to_plain(from_mapping(config()))["sources"]
+    without = {n: {key: value for key, value in source.items() if key != "config_name"} for n, source in plain.items()}
+    assert what_is_trained({"sources": plain}) == {"sources": without}
+    sets = [{"hf": "x", "tokens": 1}, {"hf": "x", "tokens": 1, "config_name": "en"}]
+    assert len({config_hash(from_mapping(config(sources={"a": source}))) for source in sets}) == 2
 
 
 def test_arguments_have_the_types_of_the_mixer_once_the_file_is_read():

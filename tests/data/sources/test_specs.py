@@ -1,0 +1,78 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from jaxmix.core.errors import ConfigError
+from jaxmix.data.sources.readers import Trouble
+from jaxmix.data.sources.specs import SourceSpec
+
+
+class Saved(list):
+    split = None
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the package `datasets`, with a dataset of two configurations."""
+    configs = {"en": ["hello"], "fr": ["salut"]}
+
+    def load(name, config, *, split):
+        if name != "greetings":
+            raise RuntimeError("not found\nat all")
+        if config not in configs:
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['en', 'fr']")
+        return configs[config]
+
+    def names(name):
+        if name != "greetings":
+            raise RuntimeError("not found")
+        return list(configs)
+
+    found = SimpleNamespace(load_dataset=load, get_dataset_config_names=names, DatasetDict=dict)
+    monkeypatch.setitem(sys.modules, "datasets", found)
+    return found
+
+
+def texts(**settings):
+    spec = SourceSpec("a", **settings)
+    return [text for unit in spec.units() for _, text in spec.decoded(unit, Trouble())]
+
+
+def test_a_dataset_with_configurations_takes_the_one_that_is_named(hub):
+    assert texts(hf="greetings", config_name="fr") == ["salut"]
+    hashes = {SourceSpec("a", hf="greetings", config_name=name).fingerprint() for name in ("en", "fr")}
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hf": "greetings"}, r"has 2 configurations: no configuration is chosen.*a\.config_name.*Known: en, fr"),
+        ({"hf": "greetings", "config_name": "frr"}, r"no 'frr'.*Did you mean 'fr'"),
+        ({"hf": "greeting"}, r"cannot open 'greeting': not found \(sources\.a\.hf\)"),
+        ({"tfds": "x", "config_name": "fr"}, r"Hugging Face datasets alone.*dataset/config"),
+        ({"path": "x", "config_name": "fr"}, r"Hugging Face datasets alone"),
+    ],
+)
+def test_a_wrong_configuration_is_named_with_those_there_are(hub, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        texts(**settings)
+
+
+def test_splits_of_saved_datasets(hub, tmp_path):
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    hub.load_from_disk = lambda path: {"train": ["x", "y"], "dev": ["z"]}
+    assert texts(hf=str(tmp_path), split="dev") == ["z"]
+    with pytest.raises(ConfigError, match=r"no split 'test' \(sources\.a\.split\)\. Known: dev, train"):
+        texts(hf=str(tmp_path), split="test")
+    with pytest.raises(ConfigError, match="has no configurations"):
+        texts(hf=str(tmp_path), config_name="en")
+    (tmp_path / "dataset_dict.json").rename(tmp_path / "state.json")
+    saved = Saved(["x", "y"])
+    hub.load_from_disk = lambda path: saved
+    assert texts(hf=str(tmp_path)) == ["x", "y"]
+    saved.split = "dev"
+    assert texts(hf=str(tmp_path), split="dev") == texts(hf=str(tmp_path)) == ["x", "y"]
+    with pytest.raises(ConfigError, match="holds one split, 'dev', and no 'test'"):
+        texts(hf=str(tmp_path), split="test")
