@@ -70,9 +70,9 @@ COMMANDS: tuple[Command, ...] = (
         "prepare",
         "Tokenize the sources of a configuration into sharded files with an index",
         """Writes to data.prepared. A stopped `prepare` continues where it was, and the result is the same to the
-        byte.""",
+        byte. With --verify it reads what is prepared, compares checksums, and exits with 1 if a file is damaged.""",
         positional=(_CONFIG,),
-        flags=(_DRY_RUN, _JSON),
+        flags=(Flag("--verify", "check the prepared files and prepare nothing"), _DRY_RUN, _JSON),
         sections=_SECTIONS,
         home="train",
     ),

@@ -8,11 +8,12 @@ from typing import Any
 from jaxmix.cli.arguments import Arguments, path_text
 from jaxmix.cli.output import answer, process_index, table
 from jaxmix.cli.session import continuable, join_processes
+from jaxmix.data.prepared.store import DAMAGED
 from jaxmix.report import RunRecord, describe_result, load_run
 from jaxmix.report.tables import Table, run_table
 from jaxmix.workflows.config.load import load_config
 from jaxmix.workflows.config.sections import RunConfig, folder_of
-from jaxmix.workflows.train.data import describe_preparation, preparation_table, prepare_sources
+from jaxmix.workflows.train.data import describe_preparation, preparation_table, prepare_sources, verify_preparation
 from jaxmix.workflows.train.plan import make_plan, plan_lines, plan_rows
 from jaxmix.workflows.train.run import check_continuation, run_train
 
@@ -20,6 +21,15 @@ from jaxmix.workflows.train.run import check_continuation, run_train
 def prepare(arguments: Arguments) -> int:
     """Tokenizes the sources of a configuration."""
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.verify:
+        found = verify_preparation(config)
+        lines = [
+            f"{name}: {'; '.join(about['damage']) or 'OK'} ({about['files']} files, {about['bytes']:,} bytes)"
+            for name, about in found["sources"].items()
+        ]
+        is_damaged = any(about["damage"] for about in found["sources"].values())
+        answer(arguments, found, *lines, *([DAMAGED] if is_damaged else []))
+        return int(is_damaged)
     if arguments.dry_run:
         planned = describe_preparation(config)
         return answer(

@@ -68,14 +68,17 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, None where there is none. RunError: it is damaged."""
+def read_json(path: Path, *, fix: str = "Delete it.") -> Any:
+    """The content of a JSON file, None where there is none. RunError: it is damaged, or cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise RunError(f"{path.name} is not JSON: {error}", where=str(path.parent), fix="Delete it.") from error
+    except OSError as error:
+        what = f"{path.name} cannot be read: {error.strerror}"
+        raise RunError(what, where=str(path.parent), fix="Try again when it can.") from error
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python converts
+        raise RunError(f"{path.name} is not JSON: {error}", where=str(path.parent), fix=fix) from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -23,12 +23,12 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         ConfigError: nothing is there, or its preparation was not finished.
     """
     path = Path(folder) / "index.json"
-    index = read_json(path)
-    if index is not None and index.get("checksum") != index_checksum(index):
-        what = "is of another version of jaxmix" if "checksum" not in index else "was altered"
-        raise RunError(
-            f"{path} {what}", where="data.prepared", fix="Remove it and run jaxmix prepare; finished work is kept."
-        )
+    fix = "Remove it and run jaxmix prepare; finished work is kept."
+    index = read_json(path, fix=fix)
+    if index is not None and (not isinstance(index, dict) or index.get("checksum") != index_checksum(index)):
+        is_altered = isinstance(index, dict) and "checksum" in index
+        what = "was altered" if is_altered else "is damaged, or of another version of jaxmix"
+        raise RunError(f"{path} {what}", where="data.prepared", fix=fix)
     if index is None:
         is_begun = (Path(folder) / "plan.json").is_file()
         raise ConfigError(
@@ -77,10 +77,43 @@ def open_prepared(folder: str | Path, split: str = "train", *, verify: bool = Fa
         sources[name] = PreparedSource(home, name, dtype, shards, most_open=most_open)
         if verify:
             for shard in shards:
-                _check(home / shard["file"], shard["checksum"], checksum(home / shard["file"]), "the checksum")
+                _check_shard(home, shard, verify=True)
     return sources
 
 
+def verify_prepared(folder: str | Path) -> dict[str, list[str]]:
+    """Reads all data of a prepared folder and compares it with the index; by domain, what is wrong with its files.
+
+    Raises:
+        ConfigError, RunError: of `read_index`.
+    """
+    damage: dict[str, list[str]] = {}
+    for name, entry in read_index(folder)["domains"].items():
+        damage[name] = []
+        for shard in (shard for split in entry["splits"].values() for shard in split["shards"]):
+            try:
+                _check_shard(Path(folder) / name / entry["folder"], shard, verify=True)
+            except RunError as error:
+                damage[name].append(error.what)
+    return damage
+
+
+def _check_shard(folder: Path, shard: dict[str, Any], *, verify: bool = False) -> None:
+    """Raises `RunError` if a file or its table of lengths is not the one that the index names; `verify` reads it."""
+    path = folder / shard["file"]
+    table = path.with_suffix(".npy")
+    try:
+        _check(path, shard["bytes"], path.stat().st_size if path.is_file() else None, "bytes:")
+        _check(table, shard["lengths_checksum"], checksum(table) if table.is_file() else None, "the checksum")
+        if verify:
+            _check(path, shard["checksum"], checksum(path), "the checksum")
+    except OSError as error:
+        raise RunError(f"{error.filename or path} cannot be read: {error.strerror}", fix=DAMAGED) from error
+
+
+DAMAGED = (
+    "The prepared folder is damaged. Remove the folder of this source and index.json, and run jaxmix prepare again."
+)
 _MOST_OPEN = 256
 """Files of one split that are open at once: a process may usually open 1,024, and both splits and others need some."""
 
@@ -88,11 +121,7 @@ _MOST_OPEN = 256
 def _check(path: Path, expected: Any, found: Any, what: str) -> None:
     if found != expected:
         has = "is missing" if found is None else f"has {what} {found}"
-        raise RunError(
-            f"{path} {has}, the index says {expected}",
-            fix="The prepared folder is damaged. Remove the folder of this source and index.json, and run jaxmix "
-            "prepare again.",
-        )
+        raise RunError(f"{path} {has}, the index says {expected}", fix=DAMAGED)
 
 
 class PreparedSource:
@@ -115,11 +144,8 @@ class PreparedSource:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._most_open = most_open
         self._paths = [folder / shard["file"] for shard in shards]
-        for path, shard in zip(self._paths, shards, strict=True):
-            _check(path, shard["bytes"], path.stat().st_size if path.is_file() else None, "bytes:")
-            table = path.with_suffix(".npy")
-            found = checksum(table) if table.is_file() else None
-            _check(table, shard["lengths_checksum"], found, "the checksum")
+        for shard in shards:
+            _check_shard(folder, shard)
         lengths = [np.load(path.with_suffix(".npy")) for path in self._paths]
         signed = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         self.doc_lengths, self.is_continued = np.abs(signed), signed < 0

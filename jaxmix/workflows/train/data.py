@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.data.prepared.prepare import prepare_corpus
-from jaxmix.data.prepared.store import PreparedSource, open_prepared, read_index
+from jaxmix.data.prepared.store import PreparedSource, open_prepared, read_index, verify_prepared
 from jaxmix.data.sources.corpora import bundled_corpus
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.data.tokenizers import load_tokenizer
@@ -58,13 +58,7 @@ def prepare_and_open(config: RunConfig) -> RunData:
         multihost_utils.sync_global_devices("jaxmix: data prepared")
     folder = _prepared(config)
     index = read_index(folder)
-    names = list(index["domains"])
-    if config.source_names is not None and list(config.source_names) != names:
-        raise ConfigError(
-            f"{folder} holds the domains {', '.join(names)}, the configuration names {', '.join(config.source_names)}",
-            where="sources",
-            fix="Choose another data.prepared, or leave sources out to use the prepared data.",
-        )
+    _check_domains(config, index)
     train = open_prepared(folder, "train")
     return RunData(
         train=train,
@@ -104,6 +98,35 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
             places = f": {', '.join(entry['first'])}{more}" if entry["first"] else ""
             print(f"prepare: {name}: {entry['count']} {kind}{places}", file=sys.stderr)
     return {"prepared": str(summary.folder), "was_ready": summary.was_ready, **summary.index}
+
+
+def verify_preparation(config: RunConfig) -> dict[str, Any]:
+    """What is wrong with the prepared files, by source; reads all of them.
+
+    Raises:
+        ConfigError: nothing is prepared there, or not the sources of the configuration.
+    """
+    folder = _prepared(config)
+    index = read_index(folder)
+    _check_domains(config, index)
+    sources = {}
+    for name, damage in verify_prepared(folder).items():
+        shards = [shard for split in index["domains"][name]["splits"].values() for shard in split["shards"]]
+        size = sum(shard["bytes"] for shard in shards)
+        sources[name] = {"files": len(shards), "bytes": size, "damage": damage}
+    return {"prepared": str(folder), "sources": sources}
+
+
+def _check_domains(config: RunConfig, index: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` unless the prepared folder holds the sources of the configuration, in their order."""
+    names = list(index["domains"])
+    if config.source_names is not None and list(config.source_names) != names:
+        raise ConfigError(
+            f"{_prepared(config)} holds the domains {', '.join(names)}, the configuration names "
+            f"{', '.join(config.source_names)}",
+            where="sources",
+            fix="Choose another data.prepared, or leave sources out to use the prepared data.",
+        )
 
 
 def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
