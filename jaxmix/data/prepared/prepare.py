@@ -4,6 +4,7 @@ The folder holds, during the work and afterwards:
 
     plan.json                            the settings
     DOMAIN/HASH/unit-00000.json          one finished unit of work: counts, troubles
+    DOMAIN/HASH/unit-00000.sketches.npy  48 bytes a document, for counts of near-duplicates
     DOMAIN/HASH/train-00000.array_record its documents, one record each (several for a long one)
     DOMAIN/HASH/train-00000.npy          tokens of every record, negative where a record continues a document
     index.json                           the sums, and checksums of all files; written last
@@ -32,6 +33,7 @@ from jaxmix.core.errors import ConfigError, RunError, nearest
 from jaxmix.core.validate import check_count
 from jaxmix.data.files import check_apart, read_json, write_json
 from jaxmix.data.lock import locked
+from jaxmix.data.prepared.near_duplicates import count_near_duplicates, sketches, write_sketches
 from jaxmix.data.prepared.store import index_checksum
 from jaxmix.data.prepared.units import SHARD, SPLITS, ShardWriter, read_record
 from jaxmix.data.sources.readers import Trouble, Unit
@@ -224,12 +226,16 @@ class _Work:
         """The folder of a source's files."""
         return self._folder / name / self.hashes[name][:12]
 
+    def record(self, name: str, number: int) -> Path:
+        """The file of a unit's record."""
+        return self.home(name) / f"unit-{number:05d}.json"
+
     def unit(self, name: str, number: int, unit: Unit, moved: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Returns the unit's record, doing its work if no earlier run has.
 
         `moved` names documents of a fixed split by their hash; `_TAIL` says how many last tokens are held out.
         """
-        path = self.home(name) / f"unit-{number:05d}.json"
+        path = self.record(name, number)
         record = read_record(path)
         if record is not None and record["moved"] == dict(moved or record["moved"]):
             return record
@@ -239,11 +245,12 @@ class _Work:
         documents = 0
         for batch in _batches(self._documents(name, unit, trouble)):
             texts = [text for _, text in batch]
-            for (where, text), tokens in zip(batch, self._tokenizer.encode_batch(texts), strict=True):
+            encoded = zip(batch, self._tokenizer.encode_batch(texts), sketches(texts), strict=True)
+            for (where, text), tokens, sketch in encoded:
                 kept = self._checked(tokens, text, where, trouble)
                 if len(kept):
                     documents += 1
-                    extremes = self._write(kept, writers, moved or {}, extremes)
+                    extremes = self._write(kept, sketch, writers, moved or {}, extremes)
         splits = {split: writer.finish() for split, writer in writers.items()}
         record = {
             "documents": documents,
@@ -253,6 +260,7 @@ class _Work:
             "troubles": trouble.to_json(),
             "fields": list(trouble.fields),
         }
+        write_sketches(path, [row for split in SPLITS for row in writers[split].sketches])
         write_json(path, record)  # last: a unit without its record is done again
         return record
 
@@ -305,7 +313,12 @@ class _Work:
         )
 
     def _write(
-        self, tokens: np.ndarray, writers: Mapping[str, ShardWriter], moved: Mapping[str, int], extremes: list[int]
+        self,
+        tokens: np.ndarray,
+        sketch: np.ndarray,
+        writers: Mapping[str, ShardWriter],
+        moved: Mapping[str, int],
+        extremes: list[int],
     ) -> list[int]:
         """Writes a document's records to their splits; keeps the smallest and largest hash of the unit."""
         whole = np.append(tokens, self._tokenizer.end_of_document).astype(self._dtype)
@@ -317,7 +330,7 @@ class _Work:
         cuts = sorted({0, tail, *range(tail, max(len(whole) - 1, 1), size), *range(0, tail, size), len(whole)})
         for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
             split = "validation" if (start >= tail if tail else is_held_out) else "train"
-            writers[split].add(whole[start:stop].tobytes(), stop - start, is_continued=number > 0)
+            writers[split].add(whole[start:stop].tobytes(), stop - start, sketch, is_continued=number > 0)
         return [min(extremes[0], value), max(extremes[1], value)] if extremes else [value, value]
 
     def balance(self, name: str, units: list[Unit], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -410,10 +423,18 @@ def _summary(work: _Work, name: str, records: list[dict[str, Any]]) -> dict[str,
             **{key: sum(part[key] for part in parts) for key in ("documents", "records", "tokens")},
             "shards": [{key: part[key] for key in SHARD} for part in parts if part["file"]],
         }
+    near = count_near_duplicates([(work.record(name, number), record) for number, record in enumerate(records)])
+    documents, held_out = sum(record["documents"] for record in records), splits["validation"]["documents"]
+    if near is not None and near["count"] == near["of"] == held_out:
+        trouble.add("held-out documents, all of them near-duplicates of training documents", count=held_out)
+    trouble.add(
+        "documents, all alike, of which none is held out", count=documents if documents > 1 and not held_out else 0
+    )
     return {
         "source_hash": work.hashes[name],
         "folder": work.home(name).name,
-        "documents": sum(record["documents"] for record in records),
+        "documents": documents,
+        "near_duplicates": near,
         "tokens": sum(split["tokens"] for split in splits.values()),
         "bytes": sum(shard["bytes"] for split in splits.values() for shard in split["shards"]),
         "splits": splits,

@@ -19,17 +19,21 @@ SHARD = ("file", "records", "tokens", "bytes", "checksum", "lengths_checksum")
 
 
 class ShardWriter:
-    """One unit's records of one split; nothing is visible before `finish`."""
+    """One unit's records of one split; nothing is visible before `finish`.
+
+    Attributes:
+        sketches: of the documents that begin in this split.
+    """
 
     def __init__(self, folder: Path, split: str, number: int):
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{split}-{number:05d}.array_record"
         self._partial = folder / f".{self._path.name}.{os.getpid()}.partial"
         self._lengths: list[int] = []
-        self._documents = 0
+        self.sketches: list[np.ndarray] = []
         self._writer: Any = None
 
-    def add(self, data: bytes, tokens: int, *, is_continued: bool) -> None:
+    def add(self, data: bytes, tokens: int, sketch: np.ndarray, *, is_continued: bool) -> None:
         if self._writer is None:
             from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -37,12 +41,13 @@ class ShardWriter:
             self._writer = ArrayRecordWriter(str(self._partial), "group_size:1")
         self._writer.write(data)
         self._lengths.append(-tokens if is_continued else tokens)
-        self._documents += not is_continued
+        if not is_continued:
+            self.sketches.append(sketch[None])
 
     def finish(self) -> dict[str, Any]:
         lengths = np.asarray(self._lengths, np.int64)
         summary: dict[str, Any] = {
-            "documents": self._documents,
+            "documents": len(self.sketches),
             "records": len(lengths),
             "tokens": int(np.abs(lengths).sum()),
             "file": None,

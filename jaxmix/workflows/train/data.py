@@ -131,7 +131,15 @@ def _check_domains(config: RunConfig, index: Mapping[str, Any]) -> None:
 
 def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows that show what `prepare_sources` returned."""
-    columns = ("domain", "documents", "train tokens", "validation tokens", "bytes on disk", "troubles")
+    columns = (
+        "domain",
+        "documents",
+        "train tokens",
+        "validation tokens",
+        "bytes on disk",
+        "near-duplicates",
+        "troubles",
+    )
     rows: list[tuple[str, ...]] = [
         (
             name,
@@ -139,6 +147,7 @@ def preparation_table(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list
             f"{entry['splits']['train']['tokens']:,}",
             f"{entry['splits']['validation']['tokens']:,}",
             f"{entry['bytes']:,}",
+            f"{near['count']:,} of {near['of']:,}" if (near := entry.get("near_duplicates")) else "not counted",
             str(sum(kind["count"] for kind in entry["troubles"].values())),
         )
         for name, entry in summary["domains"].items()
