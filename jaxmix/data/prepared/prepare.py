@@ -130,6 +130,7 @@ def prepare_corpus(
         "max_record_tokens": max_record_tokens,
     }
     folder = Path(out)
+    sources = {name: spec.listed() for name, spec in sources.items()}
     hashes = {name: spec.fingerprint() for name, spec in sources.items()}
     _check_folder(folder, settings)
     if (ready := _ready(folder, hashes)) is not None:  # asks for no lock: ready data may be shared and read-only

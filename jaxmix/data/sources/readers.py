@@ -33,7 +33,10 @@ EMPTY = "empty files"
 _UNIT_BYTES = 32_000_000
 _NAMED = 5
 _ATTEMPTS, _SECONDS_BETWEEN = 4, 0.5
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_WIDE = "files in UTF-16 or UTF-32, which must be saved as UTF-8"
+_MOST_OTHER = 0.1
+"""Of the bytes of a text file that may be NUL or no UTF-8: more mean an image, a program, or another encoding."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -118,13 +121,20 @@ def read_unit(unit: Unit, text_field: str, trouble: Trouble) -> Iterator[tuple[s
         RunError: a file cannot be read although it is there, after several attempts.
     """
     for path in unit.paths:
+        number = 0
         try:
-            yield from _read_file(path, unit, text_field, trouble)
+            for number, document in enumerate(_read_file(path, unit, text_field, trouble), start=1):  # noqa: B007
+                yield document
         except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
             if isinstance(error, ConfigError | EnvironmentProblem | RunError):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            trouble.add("unreadable files", f"{shown(path)}: {reason}")
+            if number:
+                trouble.add(
+                    "damaged files, of which the rest is lost", f"{shown(path)}, after {number} documents: {reason}"
+                )
+            else:
+                trouble.add("unreadable files", f"{shown(path)}: {reason}")
 
 
 def _read_file(path: Path, unit: Unit, text_field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
@@ -182,12 +192,24 @@ def _text(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tupl
         trouble.add(_TOO_LARGE, shown(path))
     elif data.startswith(_POINTER):
         trouble.add("Git LFS pointers in place of files", shown(path))
-    elif data.startswith(_UTF_16):
-        trouble.add("files in UTF-16, which must be saved as UTF-8", shown(path))
+    elif data.startswith(_WIDE_MARKS):
+        trouble.add(_WIDE, shown(path))
     elif not data:
         trouble.add(EMPTY, shown(path))
+    elif _other_bytes(data) > _MOST_OTHER * len(data):
+        trouble.add("files that are no UTF-8 text, but binary or in another encoding", shown(path))
     else:
         yield shown(path), data.removeprefix(codecs.BOM_UTF8)
+
+
+def _other_bytes(data: bytes) -> int:
+    """Bytes that are NUL or no UTF-8."""
+    try:
+        data.decode("utf-8")
+        undecodable = 0
+    except UnicodeDecodeError:
+        undecodable = len(data) - len(data.decode("utf-8", errors="ignore").encode("utf-8"))
+    return undecodable + data.count(0)
 
 
 _TOO_LARGE = f"documents of more than {MAX_DOCUMENT_BYTES // 2**20} MB, which must be divided"
@@ -223,8 +245,8 @@ def json_lines(path: Path, trouble: Trouble, *, start: int = 0, stop: int = -1) 
         for place, line in lines:
             where = f"{shown(path)}:{place}"
             if is_empty and start == 0:
-                if line.startswith(_UTF_16):
-                    trouble.add("files in UTF-16, which must be saved as UTF-8", shown(path))
+                if line.startswith(_WIDE_MARKS):
+                    trouble.add(_WIDE, shown(path))
                     return
                 if line.startswith(_POINTER):
                     trouble.add("Git LFS pointers in place of files", shown(path))
@@ -248,7 +270,7 @@ def _lines(file: Any) -> Iterator[tuple[str, bytes]]:
     """Lines of a stream that cannot read lines, each with its number."""
     parts: list[bytes] = []
     number = size = 0
-    while chunk := bytes(file.read(1 << 20)):
+    while chunk := bytes(file.read1(1 << 16)):  # small: a read into damage gives nothing of what is before it
         *whole, rest = chunk.split(b"\n")
         for line in whole:
             number += 1

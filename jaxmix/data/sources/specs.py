@@ -51,6 +51,7 @@ class SourceSpec:
     format: str = "auto"
     text_field: str = "text"
     config_name: str | None = None
+    _listing: tuple[list[Path], Trouble] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         where = f"sources.{self.name}"
@@ -75,6 +76,10 @@ class SourceSpec:
         """The files of a `path` source, sorted. Raises `ConfigError` where there are none."""
         return self.listing()[0]
 
+    def listed(self) -> SourceSpec:
+        """The source with the files that it has now: whatever appears later is no part of it."""
+        return dataclasses.replace(self, _listing=self.listing())
+
     def listing(self) -> tuple[list[Path], Trouble]:
         """The files of a `path` source, sorted, and what lies beside them and is not read.
 
@@ -87,6 +92,8 @@ class SourceSpec:
         """
         if self.path is None:
             return [], Trouble()
+        if self._listing is not None:
+            return self._listing
         found: dict[Path, Path] = {}
         passed = Trouble()
         for pattern in self.path if isinstance(self.path, tuple) else (self.path,):

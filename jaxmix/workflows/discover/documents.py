@@ -30,7 +30,7 @@ def source_units(sources: Any) -> dict[str, tuple[SourceSpec, Unit]]:
     """
     return {
         f"{name}-{number:05d}": (spec, unit)
-        for name, spec in source_specs(sources).items()
+        for name, spec in ((name, spec.listed()) for name, spec in source_specs(sources).items())
         for number, unit in enumerate(spec.units())
     }
 

@@ -20,6 +20,7 @@ from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError
 from jaxmix.data import MixtureStream, SourceSpec, byte_tokenizer, open_prepared, prepare_corpus
 from jaxmix.data.lock import locked
 from jaxmix.data.prepared.store import PreparedSource, read_index
+from jaxmix.data.sources import specs
 from jaxmix.data.sources.specs import UNKNOWN_ENDING
 
 TEXTS = ["The first document.", "Ein zweites, mit Umlauten: äöü.", "三つ目。", "last"]
@@ -114,7 +115,7 @@ def test_all_troubles_are_counted_and_named(tmp_path):
     folder.mkdir()
     (folder / "good.txt").write_text("good")
     (folder / "invalid.txt").write_bytes(b"caf\xe9 au lait")
-    (folder / "nul.txt").write_bytes(b"a\0b")
+    (folder / "nul.txt").write_bytes(b"a\0b, and so on")
     (folder / "empty.txt").write_bytes(b"")
     (folder / "blank.txt").write_bytes(b" \n ")
     (folder / "broken.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": "x" * 5000}).encode())[:-20])
@@ -137,7 +138,7 @@ def test_all_troubles_are_counted_and_named(tmp_path):
         "broken.jsonl.gz",
         "bad.parquet",
     }
-    assert texts_of(tmp_path / "out") == sorted(["good", "caf\ufffd au lait", "ab", "one"])
+    assert texts_of(tmp_path / "out") == sorted(["good", "caf\ufffd au lait", "ab, and so on", "one"])
 
 
 def test_a_file_without_permission_is_named(tmp_path):
@@ -308,6 +309,26 @@ def test_a_source_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypa
     path.write_text("before")
     prepare({"a": path}, tmp_path / "out")
     assert texts_of(tmp_path / "out") == ["before"]
+
+
+def test_files_are_listed_once_and_what_appears_later_waits(tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_text(folder)
+    listed, read = [], SourceSpec.read
+    below = specs._below
+    monkeypatch.setattr(specs, "_below", lambda *given: listed.append(given) or below(*given))
+
+    def reading(spec, unit, trouble):
+        (folder / "late.txt").write_text("late")
+        yield from read(spec, unit, trouble)
+
+    monkeypatch.setattr(SourceSpec, "read", reading)
+    prepare({"a": folder}, tmp_path / "out")
+    assert len(listed) == 1
+    assert texts_of(tmp_path / "out") == sorted(TEXTS)
+    assert prepare({"a": folder}, tmp_path / "out").changed == ("a",)
+    assert "late" in texts_of(tmp_path / "out")
 
 
 def test_two_processes_do_not_prepare_one_folder(tmp_path):

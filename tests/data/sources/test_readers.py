@@ -44,11 +44,51 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "data"), [("a.txt", "text"), ("a.jsonl", '{"text": "x"}\n')])
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
-def test_utf_16_is_named(tmp_path, name, data, encoding):
-    mark = codecs.BOM_UTF16_BE if encoding.endswith("be") else b""
-    (tmp_path / name).write_bytes(mark + data.encode(encoding))
-    assert documents(tmp_path / name) == ([], {"files in UTF-16, which must be saved as UTF-8": 1})
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_utf_16_and_utf_32_are_named(tmp_path, name, data, encoding):
+    (tmp_path / name).write_bytes(f"\ufeff{data}".encode(encoding))
+    assert documents(tmp_path / name) == ([], {"files in UTF-16 or UTF-32, which must be saved as UTF-8": 1})
+
+
+OTHER = "files that are no UTF-8 text, but binary or in another encoding"
+
+
+@pytest.mark.parametrize(
+    ("data", "troubles"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, {OTHER: 1}),
+        (b"\x7fELF" + b"\0\0\0a" * 50, {OTHER: 1}),
+        ("Привет, мир".encode("cp1251"), {OTHER: 1}),
+        ("utf-16 without a mark".encode("utf-16-le"), {OTHER: 1}),
+        ("Ein Übermaß an Größe".encode("latin-1") * 5 + b" in plain words", {OTHER: 1}),
+        (
+            "Ein Übermaß an Größe, und dazu einige Wörter ohne Umlaute".encode("latin-1"),
+            {"documents with invalid UTF-8": 1},
+        ),
+        ("数学の本 ♥ 😀".encode(), {}),
+    ],
+)
+def test_a_binary_file_is_no_document(tmp_path, data, troubles):
+    (tmp_path / "a.bin").write_bytes(data)
+    texts, found = documents(tmp_path, format="text")
+    assert found == troubles
+    assert len(texts) == (OTHER not in troubles)
+
+
+def test_what_is_lost_behind_damage_is_said(tmp_path):
+    texts = [f"{number} {'x' * 1000} {np.random.default_rng(number).bytes(400).hex()}" for number in range(100)]
+    packed = gzip.compress(lines(*texts))
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "b.jsonl.gz").write_bytes(packed[:12])
+    spec, trouble = SourceSpec("x", path=tmp_path), Trouble()
+    found = [text for unit in spec.units() for _, _, text in spec.texts(unit, trouble)]
+    assert 0 < len(found) < 100
+    assert found == texts[: len(found)]
+    troubles = trouble.to_json()
+    assert troubles["damaged files, of which the rest is lost"]["first"][0].startswith(
+        f"a.jsonl.gz, after {len(found)} documents: "
+    )
+    assert troubles["unreadable files"]["first"][0].startswith("b.jsonl.gz: ")
 
 
 def test_what_lies_beside_the_data_is_named_and_not_read(tmp_path):
