@@ -81,13 +81,20 @@ class _File:
         self._fast.encode_special_tokens = True
         vocabulary = self._fast.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1  # ids may have gaps
-        model = json.loads(data)["model"]
+        content = json.loads(data)
+        model = content["model"]
         unknown = model.get("unk_token")
         if unknown is None and isinstance(model.get("unk_id"), int):  # Unigram names it by its place
             unknown = model["vocab"][model["unk_id"]][0]
         self._unknown = None if unknown is None else vocabulary.get(unknown)
-        is_bytes = model.get("byte_fallback") or '"ByteLevel"' in data.decode("utf-8")
-        self._may_lose = self._unknown is None and not is_bytes
+        steps = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
+        is_byte_level = '"ByteLevel"' in steps and model.get("type", "BPE") == "BPE"
+        has_fallback = model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+        # A character without a token is lost, unless there is a token for it as unknown, or for each of its bytes.
+        self._may_lose = self._unknown is None and not is_byte_level and not has_fallback
+        self._lost_bytes = np.zeros(256, bool)
+        if self._unknown is None and is_byte_level:
+            self._lost_bytes[[byte for byte, letter in _byte_letters().items() if letter not in vocabulary]] = True
         names = _END_NAMES if end_of_document is None else (end_of_document,)
         ids = [self._fast.token_to_id(name) for name in names]
         found = [i for i in ids if i is not None]
@@ -114,6 +121,10 @@ class _File:
     def losses(self, text: str, tokens: np.ndarray) -> Losses:
         """What was not kept of `text`, whose tokens are given."""
         unknown = 0 if self._unknown is None else int(np.count_nonzero(tokens == self._unknown))
+        if self._lost_bytes.any():
+            data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+            letters = np.cumsum((data & 0xC0) != 0x80)  # the number of the character that each byte belongs to
+            return Losses(unknown, len(np.unique(letters[self._lost_bytes[data]])))
         if not self._may_lose:
             return Losses(unknown, 0)
         spans = self._fast.encode(text, add_special_tokens=False).offsets
@@ -122,6 +133,13 @@ class _File:
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         return self._fast.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
+
+
+def _byte_letters() -> dict[int, str]:
+    """The letter of each byte in vocabularies of bytes (GPT-2): itself where it is printable in Latin-1."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {**{byte: chr(byte) for byte in own}, **{byte: chr(256 + place) for place, byte in enumerate(others)}}
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -143,6 +161,9 @@ def load_tokenizer(name: str, *, end_of_document: str | None = None) -> Tokenize
         ConfigError: no such file, not a tokenizer, or nothing in it to end a document with.
     """
     if name == "byte":
+        if end_of_document is not None:
+            what = f"the tokenizer `byte` has no token {end_of_document!r}: the byte 0xFF ends a document"
+            raise ConfigError(what, where="data.end_of_document", fix="Leave it out, or name a tokenizer.json.")
         return byte_tokenizer()
     path = Path(name)
     if not path.is_file():

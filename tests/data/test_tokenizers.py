@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data import SourceSpec, byte_tokenizer, load_tokenizer, open_prepared, prepare_corpus
 from jaxmix.data.prepared.store import read_index
+from jaxmix.data.tokenizers import _byte_letters
 
 TEXTS = ["The first document.", "Ein zweites, mit Umlauten: äöü.", "三つ目。", "last"]
 END = 0xFF
@@ -148,6 +149,28 @@ def test_what_a_tokenizer_has_no_token_for_is_counted(tmp_path):
     }
     with pytest.raises(ConfigError, match=r"source 'a' has no document: 4 characters that"):
         prepare_corpus({"a": SourceSpec("a", documents=["line"])}, tmp_path / "other", tokenizer=tokenizer)
+
+
+def test_what_a_byte_alphabet_with_gaps_loses_is_counted(tmp_path):
+    letters = {letter: number for number, letter in enumerate("abĠÃ")}  # Ġ: the space, Ã: the first byte of é
+    made = Tokenizer(models.BPE({**letters, "</s>": 4}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    records, troubles = stored(tmp_path, loaded(tmp_path, made), "ab ac", "a é", "a b")
+    assert sorted(map(len, records)) == [4, 4, 5]
+    assert troubles == {"characters that the tokenizer has no token for": 2}
+    assert set(_byte_letters().values()) == set(pre_tokenizers.ByteLevel.alphabet())
+
+
+def test_a_byte_fallback_with_gaps_loses_what_is_counted(tmp_path):
+    made = Tokenizer(models.BPE({"a": 0, "</s>": 1, "<0x62>": 2}, [], byte_fallback=True))
+    (record,), troubles = stored(tmp_path, loaded(tmp_path, made), "abc")
+    assert record.tolist() == [0, 2, 1]
+    assert troubles == {"characters that the tokenizer has no token for": 1}
+
+
+def test_the_byte_tokenizer_takes_no_end_of_document():
+    with pytest.raises(ConfigError, match=r"`byte` has no token '</s>'.*data\.end_of_document"):
+        load_tokenizer("byte", end_of_document="</s>")
 
 
 def test_a_tokenizer_that_fails_is_named(tmp_path):

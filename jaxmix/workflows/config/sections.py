@@ -22,6 +22,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.core.settings import setting
 from jaxmix.data.files import check_apart
 from jaxmix.data.sources.specs import SourceSpec
+from jaxmix.data.tokenizers import load_tokenizer
 from jaxmix.mixers.wrappers.build import registry as wrappers
 from jaxmix.models.lm.config import TransformerConfig
 from jaxmix.train.lm.settings import TrainSettings
@@ -94,7 +95,13 @@ class DataConfig:
     test_rows: int = setting(
         0, at_least=0, help="rows per domain of a held-out part that is evaluated once, at the end, and steers nothing"
     )
-    workers: int | None = setting(None, at_least=1, help="processes of `prepare`; empty: one per core")
+    workers: int | None = setting(None, at_least=1, help="threads of `prepare`; empty: one per core")
+
+    def checked(self, origin: Origin, path: str) -> DataConfig:
+        """The section, whose keys fit each other. Opens no file."""
+        if self.tokenizer == "byte":
+            load_tokenizer(self.tokenizer, end_of_document=self.end_of_document)
+        return self
 
 
 @dataclass(frozen=True)

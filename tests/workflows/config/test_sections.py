@@ -45,6 +45,7 @@ def config(**sections):
         ({"sources": {"web": {"path": "a", "config_name": "en"}}}, "web.yaml, sources.web.config_name"),
         ({"sources": {"a/b": {"path": "a"}}}, "'a/b' cannot be the name of a source (web.yaml, sources)"),
         ({"sources": {"Web": {"path": "a"}, "web": {"path": "b"}}}, "'Web' and 'web' differ in case"),
+        ({"data": {"prepared": "x", "end_of_document": "</s>"}}, "web.yaml, data.end_of_document"),
         ({"checkpoint": {"resume": "maybe"}}, "maybe"),
     ],
 )
