@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,11 +47,17 @@ def _loader() -> Any:
             result[key] = loader.construct_object(value_node, deep=True)
         return result
 
-    def integer(loader: Any, node: Any) -> int:
-        return int(loader.construct_scalar(node).replace("_", ""))
+    def number_of(loader: Any, node: Any) -> int | float:
+        text = loader.construct_scalar(node).replace("_", "")
+        if not text.lower().endswith((".inf", ".nan")) and not math.isfinite(float(text)):
+            message = f"the number {text[:20]}{'…' if len(text) > 20 else ''} is out of range"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+        is_whole = node.tag.endswith(":int")
+        return int(text) if is_whole else loader.construct_yaml_float(node)
 
     Loader.add_constructor("tag:yaml.org,2002:map", mapping)
-    Loader.add_constructor("tag:yaml.org,2002:int", integer)
+    for tag in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{tag}", number_of)
     return Loader
 
 

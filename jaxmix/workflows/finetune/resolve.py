@@ -172,7 +172,8 @@ def open_tasks(section: TasksConfig, part: str, origin: Origin, *, is_sketch: bo
     if section.name != "gsm8k":
         options["part"] = part
         if is_sketch:
-            options["per_arm"] = 2
+            asked = given.get("per_arm")
+            options["per_arm"] = 2 if asked is None else min(asked, 2)
     try:
         if not section.is_suite:
             options["tokenizer"] = load_tokenizer(section.tokenizer or "byte")

@@ -40,6 +40,8 @@ def changed(**changes):
     [
         ({"taks": {}}, "c.yaml, taks", "unknown key 'taks'"),
         ({"tasks": {"per_arm": 4}}, "c.yaml, tasks", "tasks.name is missing"),
+        ({"tasks__per_arm": 0}, "c.yaml, tasks.per_arm", "per_arm must be .* got 0"),
+        ({"tasks__evaluation": {"per_arm": -3}}, "c.yaml, tasks.evaluation.per_arm", "per_arm must be .* got -3"),
         ({"tasks__name": "digit"}, "tasks.name", "unknown tasks 'digit'.*Did you mean 'digits'"),
         ({"tasks__famlies": ["rev"]}, "tasks.famlies", "unknown key 'famlies'.*Did you mean 'families'"),
         ({"tasks__families": ["rew"]}, "tasks.families", "unknown family 'rew'"),
