@@ -64,8 +64,8 @@ def check_apart(names: Iterable[str], what: str, *, where: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, replacing the file as a whole; lone surrogates become escapes."""
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+    """Writes a value as JSON, replacing the file as a whole."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, *, fix: str = "Delete it.") -> Any:
@@ -82,6 +82,9 @@ def read_json(path: Path, *, fix: str = "Delete it.") -> Any:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file, its folder too if need be; the content is on disk before the name points to it."""
+    """Writes a file, its folder too if need be; the content is on disk before the name points to it.
+
+    In text, bytes of a path that are no UTF-8 (lone surrogates) become escapes, which JSON and YAML read back.
+    """
     with replaced(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)

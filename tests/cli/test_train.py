@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -15,6 +17,23 @@ def config(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({**content, "train": {"steps": 1}}))
     return path
+
+
+def test_a_path_that_is_no_utf_8_is_printed_with_escapes(tmp_path):
+    config = tmp_path / "c\udcff 'x'.yaml"
+    config.write_text(f"{{sources: {{a: {{path: {tmp_path}/a.txt}}}}, train: {{steps: 1}}}}")
+    (tmp_path / "a.txt").write_text("A text that is divided between the splits. " * 3)
+    code = "import sys; from jaxmix.cli import main; sys.exit(main(['prepare', *sys.argv[1:]]))"
+    command = [sys.executable, "-c", code, config, "--dry-run", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prepared"] == f"prepared/{config.stem}"
+
+
+def test_a_folder_that_is_no_utf_8_is_refused(config, capsys):
+    odd = config.rename(config.with_name("c\udcff.yaml"))
+    assert main(["prepare", str(odd), "--data.prepared", "null"]) == 2
+    assert "prepared/c\\xff is no UTF-8" in capsys.readouterr().err
 
 
 def test_verify_reads_what_is_prepared_and_prepares_nothing(config, tmp_path, capsys):

@@ -36,7 +36,7 @@ from jaxmix.data.lock import locked
 from jaxmix.data.prepared.near_duplicates import count_near_duplicates, sketches, write_sketches
 from jaxmix.data.prepared.store import index_checksum
 from jaxmix.data.prepared.units import SHARD, SPLITS, ShardWriter, read_record
-from jaxmix.data.sources.readers import Trouble, Unit
+from jaxmix.data.sources.readers import Trouble, Unit, shown
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.data.tokenizers import Tokenizer
 
@@ -388,6 +388,9 @@ def _ready(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any] | None:
 
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for a folder of something else, or one that was begun with other settings."""
+    if shown(str(folder)) != str(folder):
+        what = f"{shown(str(folder))} is no UTF-8, which ArrayRecord does not take"
+        raise ConfigError(what, where="data.prepared", fix="Choose another folder.")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", where="data.prepared", fix="Choose another folder.")
     plan, fix = folder / "plan.json", "Remove the folder and prepare again, or choose another one."

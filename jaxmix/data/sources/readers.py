@@ -328,6 +328,7 @@ def array_record_reader(path: Path) -> Any:
     """Opens a file for random access, with the options that ArrayRecord advises for it."""
     from array_record.python.array_record_module import ArrayRecordReader
 
+    str(path).encode()  # a ValueError for bytes that are no UTF-8, which ArrayRecord does not take
     return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
 
 

@@ -263,3 +263,8 @@ def test_folders_that_cannot_be_listed_are_not_passed_over_in_silence(tmp_path, 
     error = OSError(errno.EIO, "Input/output error", str(tmp_path / "away"))
     with pytest.raises(RunError, match=r"the folder cannot be read: Input/output error"):
         documents(tmp_path)
+
+
+def test_an_array_record_whose_name_is_no_utf_8_is_counted(tmp_path):
+    (tmp_path / "\udcff.array_record").write_bytes(b"x")
+    assert documents(tmp_path) == ([], {"unreadable files": 1})
