@@ -24,7 +24,7 @@ from jaxmix.data.files import write_whole
 from jaxmix.report.intervals import student_interval
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.mixture import read_mixture
-from jaxmix.workflows.config.yaml import dump_yaml, parse_yaml
+from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.discover.config import discovery_from
 from jaxmix.workflows.discover.run import run_discovery
 from jaxmix.workflows.provenance import versions, write_json

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxmix.core.errors import ConfigError, nearest
-from jaxmix.core.settings import setting
+from jaxmix.core.settings import expand_path, setting
 from jaxmix.core.validate import check_weights
 from jaxmix.data.files import write_whole
 from jaxmix.data.sources.corpora import bundled_corpus
@@ -60,7 +61,7 @@ def write_mixture(path: Path, mixture: Mixture, comments: Sequence[str] = ()) ->
     plain = {"version": mixture.version, **to_plain(mixture)}
     about = plain.pop("about")
     known = {key: value for key, value in {**plain, "epochs": mixture.epochs}.items() if value is not None}
-    lines = [*comments, f"Use: jaxmix train CONFIG --mixture {path}"]
+    lines = [*comments, f"Use: jaxmix train CONFIG --mixture {shlex.quote(str(path))}"]
     write_whole(path, "".join(f"# {line}\n" for line in lines) + dump_yaml({**known, "about": about}))
 
 
@@ -90,7 +91,7 @@ def refuse_mixture(value: Any, path: str) -> None:
         raise ConfigError(
             "this is a mixture, not a configuration",
             where=path,
-            fix=f"Use it in one: jaxmix train CONFIG --mixture {path}",
+            fix=f"Use it in one: jaxmix train CONFIG --mixture {shlex.quote(path)}",
         )
 
 
@@ -103,7 +104,7 @@ def insert_mixture(plain: dict[Any, Any], origin: Origin) -> None:
     path, where = plain.get("mixture"), origin("mixture")
     if not isinstance(path, str) or path in ("natural", "uniform"):  # the latter belong under `weights`
         return
-    mixture, sources = read_mixture(path, where=where), plain.get("sources")
+    mixture, sources = read_mixture(expand_path(path, where), where=where), plain.get("sources")
     names = list(bundled_corpus() if sources == "bundled" else sources if isinstance(sources, Mapping) else ())
     if names:
         unknown, missing = (

@@ -69,6 +69,11 @@ def test_a_bad_mixture_file_is_refused_by_key(changes, message, tmp_path, monkey
         read_mixture("m.yaml")
 
 
+def test_the_path_of_a_file_may_hold_a_variable(path, monkeypatch):
+    monkeypatch.setenv("LAWS", "runs/law")
+    assert from_mapping(config(mixture="$LAWS")).mixture.weights == WEIGHTS
+
+
 def test_a_configuration_takes_the_weights_of_a_file_and_needs_it_no_more(path):
     loaded = from_mapping(config(mixture=path), file="c.yaml")
     assert loaded.mixture.weights == WEIGHTS
