@@ -30,11 +30,12 @@ MAX_DOCUMENT_BYTES = 256 * 2**20
 """Of one text file or one line, unpacked: a small file can unpack to any size."""
 
 EMPTY = "empty files"
-_UNIT_BYTES = 32_000_000
+_UNIT_BYTES, _CHUNK_BYTES = 32_000_000, 1 << 20
 _NAMED = 5
 _ATTEMPTS, _SECONDS_BETWEEN = 4, 0.5
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _WIDE = "files in UTF-16 or UTF-32, which must be saved as UTF-8"
+_DAMAGE = (OSError, EOFError, zlib.error)
 _MOST_OTHER = 0.1
 """Of the bytes of a text file that may be NUL or no UTF-8: more mean an image, a program, or another encoding."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -125,7 +126,7 @@ def read_unit(unit: Unit, text_field: str, trouble: Trouble) -> Iterator[tuple[s
         try:
             for number, document in enumerate(_read_file(path, unit, text_field, trouble), start=1):  # noqa: B007
                 yield document
-        except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
+        except (*_DAMAGE, ValueError, RuntimeError) as error:
             if isinstance(error, ConfigError | EnvironmentProblem | RunError):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -240,7 +241,7 @@ def json_lines(path: Path, trouble: Trouble, *, start: int = 0, stop: int = -1) 
         start, stop: bytes of a plain file: lines that begin in [start, stop); −1: all lines, numbered.
     """
     with open_unpacked(path) as file:
-        lines = _lines(file) if stop < 0 else _lines_between(file, start, stop)
+        lines = _lines(_chunks(path, file)) if stop < 0 else _lines_between(file, start, stop)
         is_empty = True
         for place, line in lines:
             where = f"{shown(path)}:{place}"
@@ -266,11 +267,29 @@ def json_lines(path: Path, trouble: Trouble, *, start: int = 0, stop: int = -1) 
             trouble.add(EMPTY, shown(path))
 
 
-def _lines(file: Any) -> Iterator[tuple[str, bytes]]:
+def _chunks(path: Path, file: Any) -> Iterator[bytes]:
+    """The bytes of an opened file, all of those before its damage too."""
+    given = 0
+    try:
+        while chunk := bytes(file.read(_CHUNK_BYTES)):
+            given += len(chunk)
+            yield chunk
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # What a read had unpacked before the damage went with it: again from there, byte by byte.
+        with open_unpacked(path) as again:
+            while given and (chunk := again.read(min(given, _CHUNK_BYTES))):
+                given -= len(chunk)
+            while byte := bytes(again.read(1)):
+                yield byte
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
     """Lines of a stream that cannot read lines, each with its number."""
     parts: list[bytes] = []
     number = size = 0
-    while chunk := bytes(file.read1(1 << 16)):  # small: a read into damage gives nothing of what is before it
+    for chunk in chunks:
         *whole, rest = chunk.split(b"\n")
         for line in whole:
             number += 1
@@ -306,11 +325,17 @@ def _parquet(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[t
         raise ConfigError(f"{shown(path)} has {what} {field!r}", where="text_field", fix=fix)
     groups = range(unit.start, file.metadata.num_row_groups if unit.stop < 0 else unit.stop)
     for group in groups:
-        column = file.read_row_group(group, columns=[field]).column(field).cast(pa.large_binary())
+        column, is_text = file.read_row_group(group, columns=[field]).column(field), True
+        try:
+            column = column.cast(pa.large_binary())
+        except pa.ArrowNotImplementedError:
+            is_text = False
         for row, value in enumerate(column):
             where = f"{shown(path)}: row group {group}, row {row}"
             if not value.is_valid:
                 trouble.add(f"records without {field!r}", where)
+            elif not is_text:
+                trouble.add(f"records whose {field!r} is no text", where)
             else:
                 yield where, value.as_py()
 

@@ -5,11 +5,13 @@ import errno
 import gzip
 import json
 import os
+import zlib
 
 import numpy as np
 import pytest
 
 from jaxmix.core.errors import ConfigError, RunError
+from jaxmix.data import byte_tokenizer, prepare_corpus
 from jaxmix.data.sources import readers
 from jaxmix.data.sources.readers import Trouble
 from jaxmix.data.sources.specs import UNKNOWN_ENDING, SourceSpec
@@ -146,6 +148,28 @@ def test_a_document_has_a_limit(tmp_path, monkeypatch):
     assert found == {"documents of more than 256 MB, which must be divided": 3}
 
 
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_what_comes_before_the_damage_of_an_archive_is_kept(tmp_path, ending):
+    import pyarrow as pa
+
+    data = lines(*(f"{i} {i**9}" for i in range(1000)))
+    packed = gzip.compress(data) if ending == "gz" else pa.compress(data, codec="zstd", asbytes=True)
+    extra = lines("late")
+    whole = packed + (gzip.compress(extra) if ending == "gz" else pa.compress(extra, codec="zstd", asbytes=True))
+    (tmp_path / f"a.jsonl.{ending}").write_bytes(whole[:-4])
+    texts, found = documents(tmp_path)
+    assert texts[:1000] == [f"{i} {i**9}" for i in range(1000)]
+    assert found == {"unreadable files": 1}
+
+
+def test_every_row_of_a_column_without_text_is_counted(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": [1, 2, None]}), tmp_path / "a.parquet")
+    assert documents(tmp_path) == ([], {"records whose 'text' is no text": 2, "records without 'text'": 1})
+
+
 def test_a_number_that_python_does_not_convert_costs_its_line_alone(tmp_path):
     bad = b'{"text": "x", "id": ' + b"9" * 4301 + b"}\n"
     (tmp_path / "a.jsonl").write_bytes(lines("first") + bad + lines(*map(str, range(1000))))
@@ -223,22 +247,210 @@ def test_a_disk_that_goes_away_loses_nothing(tmp_path, monkeypatch, failures):
             documents(tmp_path)
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_no_good_document_is_lost_among_bad_lines(tmp_path, seed):
-    """Lines of any bytes between good ones: each good one is read, and nothing is raised."""
+LOST = [  # lines without a document, each of which is counted once
+    b"{", b'{"text": ', b"[" * 3000, b'{"a": ' * 3000, b'"\\ud800"', b"9" * 5000, b"\0" * 9, b"null", b"true", b"[]",
+    b"{}", b'[{"text": "x"}]', b'{"text": null}', b'{"text": 3}', b'{"text": true}', b'{"text": ["x"]}', b"text",
+    b'{"text": {"text": "x"}}', b'{"Text": "x"}', b'{"text": ""}', b'{"text": " \\n\\u2028\\u00a0"}', b"\xff\xfe{",
+    b"{'text': 'x'}", b'{"text": "x",}', b"\xc2\xa0", b'{"text": "x"} {"text": "y"}', b'{"text": "x\ty"}',
+    b'{"text": "x", "id": ' + b"9" * 4301 + b"}", codecs.BOM_UTF8 * 2 + b'{"text": "x"}', b'{"text": "x"}\0',
+    b"version https://git-lfs.github.com/spec/v1", b"\x1f\x8b\x08",
+]  # fmt: skip
+CHANGED = {b"\xff": "\ufffd", b"\\ud800": "\ufffd" * 3, b"\xed\xa0\x80": "\ufffd" * 3, b"\xc3": "\ufffd"}
+BLANK = [b"", b" ", b"\r", b"\t \r", b"\x0c"]
+MARKS = [
+    "", "\u2028", "\u0085", "\x1c", "\ufeff", "\r", "\n", "\0", "\\", '"', "\u00e9", "\U0001f600", "<|endoftext|>",
+    "\ufffd",
+]  # fmt: skip
+BESIDE = [{"id": 10**4000}, {"x": float("nan")}, {"x": [[[[{}]]]] * 9}, {"text ": "y"}, {"": None}, {"TEXT": 1e308}, {}]
+
+
+def some_text(rng, i):
+    return f"good {i} {MARKS[rng.integers(len(MARKS))]} {MARKS[rng.integers(len(MARKS))]} end"
+
+
+def some_line(rng, i):
+    """A line of JSON lines, the text that is read from it or None, and how often it must be counted."""
+    kind = rng.integers(8)
+    if kind < 4:
+        text = some_text(rng, i)
+        record = {**BESIDE[rng.integers(len(BESIDE))], "text": text}
+        line = json.dumps(record, ensure_ascii=bool(rng.integers(2))).encode()
+        return b'{"text": 1, ' + line[1:] if rng.random() < 0.1 else line, text, 0  # of a key twice the last one counts
+    if kind < 6:
+        return LOST[rng.integers(len(LOST))], None, 1
+    if kind == 6:
+        raw = list(CHANGED)[rng.integers(len(CHANGED))]
+        return b'{"text": "good %d ' % i + raw + b'"}', f"good {i} {CHANGED[raw]}", 1
+    return BLANK[rng.integers(len(BLANK))], None, 0
+
+
+def gzipped(rng, data):
+    """The data packed by gzip, perhaps in two members or damaged, and how much of it comes before the damage."""
+    cut = int(rng.integers(len(data)))  # several members, as `cat a.gz b.gz` makes them
+    parts = [data[:cut], data[cut:]] if rng.integers(2) else [data]
+    packed, kind = b"".join(gzip.compress(part, int(rng.integers(10))) for part in parts), rng.integers(4)
+    if kind == 0:
+        packed = packed[: int(rng.integers(20, len(packed)))]
+    elif kind == 1:
+        return packed + [b"no gzip", b"\x1f\x8b\x08"][rng.integers(2)], len(data)
+    whole, rest = 0, packed
+    while rest:
+        member = zlib.decompressobj(31)
+        whole += len(member.decompress(rest))
+        if not member.eof:
+            return packed, whole
+        rest = member.unused_data
+    return packed, None
+
+
+def zstd(rng, data):
+    """As `gzipped`. What comes before a cut is what a reader of single bytes gets."""
+    import pyarrow as pa
+
+    cut = int(rng.integers(len(data)))
+    parts = [data[:cut], data[cut:]] if rng.integers(2) else [data]
+    packed = b"".join(pa.compress(part, codec="zstd", asbytes=True) for part in parts)
+    if rng.random() < 0.7:
+        return packed, None
+    packed, whole = packed[: int(rng.integers(10, len(packed)))], 0
+    with pa.input_stream(pa.py_buffer(packed), compression="zstd") as file:
+        try:
+            while file.read(1):
+                whole += 1
+        except OSError:
+            return packed, whole
+    return packed, None  # cut between two frames: the damage cannot be seen
+
+
+def a_jsonl_file(rng, folder):
+    """Writes a file of JSON lines; returns the texts in it and how much of it must be counted."""
+    lines = [(b'{"text": "good first"}', "good first", 0), *(some_line(rng, i) for i in range(DOCUMENTS))]
+    end = [b"\n", b"\r\n"][rng.integers(2)]
+    mark = [b"", codecs.BOM_UTF8][rng.integers(2)]
+    data = mark + b"".join(line + end for line, _, _ in lines)
+    name = ["a.jsonl", "a.NDJSON", "a.jsonl.gz", "a.json.GZ", "a.jsonl.zst", "A.JSON.ZST"][rng.integers(6)]
+    whole = None
+    if name.lower().endswith(".gz"):
+        packed, whole = gzipped(rng, data)
+    elif name.lower().endswith(".zst"):
+        packed, whole = zstd(rng, data)
+    else:
+        packed = data
+    (folder / name).write_bytes(packed)
+    if whole is not None:  # only lines that end before the damage are whole
+        lines = lines[: data[:whole].count(b"\n")]
+    return [text for _, text, _ in lines if text], sum(counted for _, _, counted in lines) + (whole is not None)
+
+
+def a_parquet_file(rng, folder):
+    """As `a_jsonl_file`: a column of one of several types, with nulls and empty texts, in several groups of rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())]
+    kind += [pa.string_view(), pa.int64(), pa.list_(pa.string()), pa.struct([("a", pa.string())])]
+    kind = kind[rng.integers(len(kind))]
+    values = [[some_text(rng, i), None, "", " \u2028"][rng.choice(4, p=[0.7, 0.1, 0.1, 0.1])] for i in range(DOCUMENTS)]
+    texts, counted = [v for v in values if v and v.strip()], sum(not v or not v.strip() for v in values)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        values = [None if v is None else v.encode() for v in values]
+        values += [b"good \xff", b"\xff\xfe"]
+        texts, counted = [*texts, "good \ufffd", "\ufffd" * 2], counted + 2
+    elif pa.types.is_int64(kind) or pa.types.is_nested(kind):
+        texts, counted = [], len(values)
+        wrong = 7 if pa.types.is_int64(kind) else ["x"] if pa.types.is_list(kind) else {"a": "x"}
+        values = [None if v is None else wrong for v in values]
+    table = pa.table({"id": range(len(values)), "text": pa.array(values, kind)})
+    pq.write_table(table, folder / "a.parquet", row_group_size=int(rng.integers(1, DOCUMENTS)))
+    return texts, counted
+
+
+def a_record_file(rng, folder):
+    """As `a_jsonl_file`: ArrayRecord, whose records are the texts; cut off, nothing of it can be read."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    values = [
+        [some_text(rng, i).encode(), b"", b" \n", b"good \xff"][rng.choice(4, p=[0.7, 0.1, 0.1, 0.1])]
+        for i in range(33)
+    ]
+    path = folder / "a.array_record"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for value in values:
+        writer.write(value)
+    writer.close()
+    if rng.random() < 0.3:
+        path.write_bytes(path.read_bytes()[:-100])
+        return [], 1
+    texts = [value.decode("utf-8", "replace") for value in values if value.strip()]
+    return texts, sum(not value.strip() or b"\xff" in value for value in values)
+
+
+def a_text_file(rng, folder):
+    """As `a_jsonl_file`: a document that is a whole file, or a file that is none."""
+    text = some_text(rng, 0)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+    data, texts, counted = [
+        (text.encode(), [text], 0),
+        (codecs.BOM_UTF8 + text.encode(), [text], 0),
+        (b"good \xff\r\nend", ["good \ufffd\r\nend"], 1),
+        (text.encode("utf-16"), [], 1),
+        (pointer, [], 1),
+        (b"", [], 1),
+        (b" \n\r\n", [], 1),
+        (codecs.BOM_UTF8, [], 1),
+    ][rng.integers(8)]
+    name = ["a.txt", "A.MD", "a.text", "a.txt.gz", "a.TXT.ZST"][rng.integers(5)]
+    if name.lower().endswith((".gz", ".zst")):
+        data, whole = (gzipped if name.lower().endswith(".gz") else zstd)(rng, data or b"\n")
+        if whole is not None:
+            texts, counted = [], 1
+    (folder / name).write_bytes(data)
+    return texts, counted
+
+
+def no_such_file(rng, folder):
+    """As `a_jsonl_file`: bytes that are not what the ending says, a pointer, or nothing."""
+    name = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt.gz", "a.txt.zst", "a.array_record"]
+    name = name[rng.integers(len(name))]
+    data = [b"", b"\xff" * 40, b"version https://git-lfs.github.com/spec/v1\noid sha256:1", b"PAR1" * 9, b"\0" * 70_000]
+    data = data[rng.integers(5)]
+    (folder / name).write_bytes(data)
+    return [], 1
+
+
+DOCUMENTS = 40
+MAKERS = [a_jsonl_file] * 5 + [a_parquet_file] * 2 + [a_record_file, a_text_file, no_such_file]
+
+
+@pytest.mark.parametrize(
+    "seed", [seed if seed < 30 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(300)]
+)
+def test_no_good_document_is_lost_and_every_bad_one_counted(tmp_path, monkeypatch, seed):
+    """About 33 documents, good and bad, in files of every format: the texts are those written, the rest is counted."""
     rng = np.random.default_rng(seed)
-    bad = [b"\xff\xfe", b"{", b'{"text": ', b"[" * 3000, b'"\\ud800"', b"9" * 5000, b"\x00" * 9, b"null", b"\r", b""]
-    good, written = [], []
-    for i in range(40):
-        if rng.random() < 0.5:
-            good.append(f"good {i} \u2028 \u00e9")
-            written.append(json.dumps({"text": good[-1]}, ensure_ascii=bool(rng.integers(2))).encode())
-        else:
-            written.append(bad[rng.integers(len(bad))] + rng.bytes(int(rng.integers(8))).replace(b"\n", b""))
-    data = b"0\n" + (b"\r\n" if seed % 2 else b"\n").join(written)
-    (tmp_path / "a.jsonl").write_bytes(data)
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(data))
-    assert [text for text in documents(tmp_path)[0] if text.startswith("good")] == good * 2
+    monkeypatch.setattr(readers, "_UNIT_BYTES", int(rng.choice([100, 999, 10_000])))
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", int(rng.choice([1, 50, 1 << 20])))
+    expected, counted = MAKERS[seed % len(MAKERS)](rng, tmp_path)
+    texts, found = documents(tmp_path)
+    assert texts == expected
+    assert sum(found.values()) == counted, found
+
+
+def test_prepare_counts_what_the_readers_count(tmp_path):
+    expected, counted = {}, {}
+    for seed in range(len(MAKERS)):
+        folder = tmp_path / f"source{seed}"
+        folder.mkdir()
+        texts, count = MAKERS[seed](np.random.default_rng(seed), folder)
+        if texts:
+            expected[folder.name], counted[folder.name] = len(texts), count + sum("\0" in text for text in texts)
+    sources = {name: SourceSpec(name, path=tmp_path / name) for name in expected}
+    index = prepare_corpus(sources, tmp_path / "prepared", tokenizer=byte_tokenizer(), validation_fraction=0.5).index
+    assert {name: entry["documents"] for name, entry in index["domains"].items()} == expected
+    troubles = {
+        name: sum(kind["count"] for kind in entry["troubles"].values()) for name, entry in index["domains"].items()
+    }
+    assert troubles == counted
 
 
 def test_an_empty_path_is_an_error():
