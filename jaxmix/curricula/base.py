@@ -43,9 +43,11 @@ class Bandit(NamedTuple):
             (slots per arm so far) and `step` i32[].
         sample: `(key, state, batch) -> i32[batch]`, the arm of each slot; `batch` is static.
         update: `(state, arms i32[b], rewards f32[b, g], valid bool[b] = None) -> state`. Rewards are those of the g
-            rollouts of a slot's prompt, in [0, 1] (`rescale_rewards` brings other ranges there). A slot counts only if
-            it is valid, its arm is in [0, k), and all its rewards are in [0, 1]: padding, evaluation prompts (arm −1)
-            and rollouts whose verifier failed (nan) change nothing. The order of the slots has no influence.
+            rollouts of a slot's prompt, in [0, 1]; `rescale_rewards` brings other ranges there, such as −1 and 1. A
+            slot counts only if it is valid, its arm is in [0, k), and its rewards are finite: padding, evaluation
+            prompts (arm −1) and rollouts whose verifier failed (nan) change nothing. A slot that counts with a reward
+            outside [0, 1] is an error; within jit, where no value can be looked at, it changes nothing. The order of
+            the slots has no influence.
         probabilities: `(state) -> f32[k]` on the simplex, how the first slot of the next batch is distributed; for
             rules that draw slots independently that is every slot.
         scores: `(state) -> {name: f32[k]}`, the statistics by which the rule ranks arms; for logs.
@@ -114,15 +116,28 @@ class ArmSums(NamedTuple):
 
 
 def is_usable(arms: Array, rewards: Array, valid: Array | None, num_arms: int) -> Bool[Array, " b"]:
-    """bool[b]: slots that are valid, of a known arm, with all rewards in [0, 1] (which leaves out nan)."""
+    """bool[b]: slots that are valid, of a known arm, with all rewards finite and in [0, 1].
+
+    Raises:
+        ConfigError: outside of jit, rewards beyond [0, 1] in a slot that would count.
+    """
     if rewards.ndim != 2 or arms.shape != rewards.shape[:1]:
         raise ConfigError(
             f"rewards of shape {rewards.shape} do not fit arms of shape {arms.shape}",
             where="Bandit.update(rewards)",
             fix="Give arms [batch] and rewards [batch, rollouts].",
         )
-    is_inside = jnp.all((rewards >= 0) & (rewards <= 1), axis=1) & (arms >= 0) & (arms < num_arms)
-    return is_inside if valid is None else is_inside & valid
+    counts = (arms >= 0) & (arms < num_arms) & jnp.all(jnp.isfinite(rewards), axis=1)
+    counts = counts if valid is None else counts & valid
+    is_inside = jnp.all((rewards >= 0) & (rewards <= 1), axis=1)
+    if not isinstance(counts & is_inside, jax.core.Tracer) and (outside := counts & ~is_inside).any():
+        found = rewards[outside]
+        raise ConfigError(
+            f"rewards must be in [0, 1], got {float(found.min()):g} to {float(found.max()):g}",
+            where="Bandit.update(rewards)",
+            fix="Rewards of -1 and 1: rescale_rewards(rewards, -1, 1).",
+        )
+    return counts & is_inside
 
 
 def signal_of(rewards: Float[Array, "b g"]) -> Float[Array, " b"]:
@@ -200,7 +215,7 @@ def race(distribution: Float[Array, "k x"], presence: float = 1.0) -> Float[Arra
 def rescale_rewards(rewards: Float[Array, "b g"], low: float, high: float) -> Float[Array, "b g"]:
     """Rewards of the declared range [low, high] as numbers in [0, 1]: `(r − low) / (high − low)`.
 
-    Those outside the range stay outside [0, 1], and their slots are then left out by `update`.
+    Those outside the range stay outside [0, 1], which `update` refuses.
     """
     check_number("rescale_rewards", "low", low, -math.inf)
     check_number("rescale_rewards", "high", high, above=low)

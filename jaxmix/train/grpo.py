@@ -23,7 +23,8 @@ class GrpoInfo(NamedTuple):
         clip_low, clip_high: shares of the tokens whose gradient the lower and the upper bound took away.
         kl: mean over tokens of k3 against the reference; 0 without one.
         drift: mean over tokens of k3 against the policy that sampled: how far this one has moved.
-        solve_rate: mean reward of each group.
+        solve_rate: mean reward of each group, nan for one that was dropped.
+        dropped: groups that were left out because of a reward that is not finite.
     """
 
     live_share: Float[Array, ""]
@@ -32,6 +33,7 @@ class GrpoInfo(NamedTuple):
     kl: Float[Array, ""]
     drift: Float[Array, ""]
     solve_rate: Float[Array, " b"]
+    dropped: Float[Array, ""]
 
 
 class TokenObjective(NamedTuple):
@@ -86,7 +88,8 @@ def grpo_loss(
             were drawn at.
         logp_old: f32[b, g, t], under the policy that drew them.
         logp_reference: f32[b, g, t], under a frozen policy; None, only without `kl_weight`.
-        rewards: f32[b, g]. A group with a reward that is not finite has no gradient.
+        rewards: f32[b, g]. A group with a reward that is not finite is dropped: it counts in no sum, weight or share,
+            the penalty included.
         mask: bool[b, g, t], the tokens of each rollout up to and including its end. What the other arrays hold
             elsewhere does not matter: they are set to 0 there before any exponential is taken.
         clip_low, clip_high: ≥ 0 (`clip_low` ≤ 1).
@@ -133,6 +136,7 @@ def grpo_loss(
             fix="Give log-probabilities [groups, rollouts, tokens] and rewards [groups, rollouts].",
         )
     advantages, is_live = group_advantages(rewards, standardize=standardize)
+    is_given, mask = jnp.any(mask, axis=(1, 2)), without_failed(mask, rewards)
     tokens = token_objective(
         logp, logp_old, logp_reference, advantages, mask, clip_low=clip_low, clip_high=clip_high, kl_weight=kl_weight
     )
@@ -147,8 +151,14 @@ def grpo_loss(
         kl=mean(tokens.kl),
         drift=mean(tokens.drift),
         solve_rate=jnp.mean(rewards, axis=1),
+        dropped=total(is_given & ~is_present),
     )
     return jnp.sum(weights.astype(logp.dtype) * tokens.loss), info
+
+
+def without_failed(mask: Bool[Array, "b g t"], rewards: Float[Array, "b g"]) -> Bool[Array, "b g t"]:
+    """The mask, without the groups that have a reward that is not finite: a verifier has failed on them."""
+    return mask & jnp.all(jnp.isfinite(rewards), axis=1)[:, None, None]
 
 
 def group_advantages(

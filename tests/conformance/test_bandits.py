@@ -217,10 +217,10 @@ def test_the_order_of_the_slots_does_not_matter(case, made):
 def test_slots_that_do_not_count_leave_no_trace(made):
     state, (arms, rewards) = run(made, 3), batch(8)
     counts = np.arange(B) % 2 == 0
-    # Half the batch is padding; then evaluation prompts, unknown arms, failed verifiers, wrong ranges.
+    # Half the batch is padding; then evaluation prompts, unknown arms, failed verifiers.
     padded = made.update(state, arms, jnp.where(counts[:, None], rewards, jnp.inf), jnp.asarray(counts))
     bad_arms = arms.at[1].set(-1).at[3].set(K)
-    bad_rewards = rewards.at[5, 2].set(jnp.nan).at[7, 0].set(1.5)
+    bad_rewards = rewards.at[5, 2].set(jnp.nan).at[7, 0].set(jnp.inf)
     chex.assert_trees_all_equal(padded, made.update(state, bad_arms, bad_rewards, ALL))
     # Twice the other half in its place: the slots that count alone decide.
     again = made.update(state, jnp.where(counts, arms, arms[::-1]), jnp.where(counts[:, None], rewards, 1.0), counts)

@@ -1,5 +1,6 @@
 """Every rule against its formulas in float64, slot by slot."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -326,6 +327,20 @@ def test_race_of_equals_and_of_a_certain_winner():
 def test_errors(name, arguments, message):
     with pytest.raises(ConfigError, match=message):
         curricula.make(name, K, **arguments)
+
+
+def test_rewards_outside_the_range_are_refused():
+    bandit = curricula.make("space", 2)
+    arms, signs = jnp.asarray([0, 1, -1]), jnp.asarray([[1.0, -1.0], [1.0, 1.0], [5.0, 5.0]])
+    with pytest.raises(ConfigError, match=r"in \[0, 1\], got -1 to 1 .*rescale_rewards\(rewards, -1, 1\)"):
+        bandit.update(bandit.init(), arms, signs)
+    zeros = bandit.update(bandit.init(), arms, curricula.rescale_rewards(signs, -1.0, 1.0))
+    chex.assert_trees_all_equal(
+        zeros, bandit.update(bandit.init(), arms, jnp.asarray([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+    )
+    assert zeros.pulls.tolist() == [1, 1]
+    within = jax.jit(bandit.update)(bandit.init(), arms, signs)
+    assert within.pulls.tolist() == [0, 1]
 
 
 def test_rewards_of_another_range():

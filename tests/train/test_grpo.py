@@ -146,6 +146,33 @@ def test_padding_leaves_no_trace(filler):
     assert (np.asarray(slope)[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("failed", [math.nan, math.inf])
+def test_a_group_with_a_failed_verifier_is_as_if_it_were_not_there(aggregate, failed):
+    arrays = random_batch()
+    rewards, mask = arrays[3], arrays[4]
+    rewards[2, 1] = failed
+    others = [np.delete(x, 2, axis=0) for x in arrays]
+    options = {"aggregate": aggregate, "standardize": True}
+    expected = oracle(*others, low=0.1, high=0.3, beta=0.1, **options)
+    single = [jnp.asarray(x, jnp.float32) for x in arrays[:4]]
+    loss, info = compiled(*single, jnp.asarray(mask), clip_low=0.1, clip_high=0.3, kl_weight=0.1, **options)
+    np.testing.assert_allclose((loss, info.clip_low, info.clip_high, info.kl), expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose((info.live_share, info.dropped), (2 / 3, 1))
+    _, slope = slope_of(*single, mask)
+    np.testing.assert_array_equal(slope[2], 0.0)
+    assert np.isfinite(slope).all()
+
+
+def test_a_batch_of_failed_groups_alone_has_a_gradient_of_zero():
+    logp, old, reference, rewards, mask = random_batch()
+    rewards[:, 0] = math.nan
+    single = [jnp.asarray(x, jnp.float32) for x in (logp, old, reference, rewards)]
+    loss, slope = slope_of(*single, mask)
+    assert float(loss) == 0
+    np.testing.assert_array_equal(slope, 0.0)
+
+
 def test_a_batch_without_a_live_group_has_a_gradient_of_zero():
     logp, old, _, rewards, mask = random_batch()
     single = [jnp.asarray(x, jnp.float32) for x in (logp, old)]

@@ -325,10 +325,10 @@ class _FinetuneLoop(Loop[FinetuneResult]):
         rewards = np.asarray(self.prompts.reward(rows[share], completions[share]), np.float32)
         if rewards.shape != completions[share].shape[:2] or (rewards < 0).any() or (rewards > 1).any():
             raise RunError(
-                f"the reward returned {rewards.shape} numbers, not all in [0, 1], for completions of shape "
-                f"{completions[share].shape}",
+                f"the reward returned {rewards.shape} numbers from {rewards.min(initial=0):g} to "
+                f"{rewards.max(initial=0):g}, not all in [0, 1], for completions of shape {completions[share].shape}",
                 where="prompts.reward",
-                fix="Return float32[b, g] in [0, 1]; nan where a verifier fails.",
+                fix="Return float32[b, g] in [0, 1], see jaxmix.curricula.rescale_rewards; nan where a verifier fails.",
             )
         if count > 1:
             from jax.experimental import multihost_utils
@@ -383,6 +383,7 @@ class _FinetuneLoop(Loop[FinetuneResult]):
                 "slots": np.bincount(groups.arms, minlength=num_arms),
                 "solved": np.bincount(groups.arms, weights=solved, minlength=num_arms),
                 "live": groups.is_live.sum(),
+                "failed": (~np.isfinite(groups.rewards)).any(axis=1).sum(),
                 "updates": len(groups.infos),
             }
         )
@@ -401,6 +402,7 @@ class _FinetuneLoop(Loop[FinetuneResult]):
         fields: dict[str, Any] = self._currencies(step, groups.drawn, self.updates)
         fields |= {name: float(sums[name]) / updates for name in sums if name.startswith("train/")}
         fields |= {"reward/mean": float(solved.sum()) / total, "reward/live_share": float(sums["live"]) / total}
+        fields["reward/failed"] = float(sums["failed"]) / total
         for name, count, sum_of_arm in zip(self.names, slots.tolist(), solved.tolist(), strict=True):
             fields[f"arm/share/{name}"] = count / total
             if count > 0:

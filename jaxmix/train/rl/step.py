@@ -24,7 +24,7 @@ from jaxmix.curricula.cursors import CursorState, PromptCursors
 from jaxmix.models.base import Model
 from jaxmix.models.lm.generation import Rollouts, generate, is_prompt_token
 from jaxmix.models.lm.sampling import Sampling
-from jaxmix.train.grpo import group_advantages, token_objective, token_weights
+from jaxmix.train.grpo import group_advantages, token_objective, token_weights, without_failed
 from jaxmix.train.lm.state import TrainState, init_train_state, train_state_shardings
 from jaxmix.train.rl.settings import FinetuneSettings
 from jaxmix.train.run.micro_batches import split_rows, sum_over
@@ -258,7 +258,8 @@ def build_policy_programs(
         groups = settings.groups
         is_present = jnp.arange(groups) < buffer.count
         first = lambda x: jax.lax.with_sharding_constraint(x[:groups], by_row)
-        mask = first(buffer.mask) & is_present[:, None, None]
+        mask = without_failed(first(buffer.mask) & is_present[:, None, None], first(buffer.rewards))
+        is_present = jnp.any(mask, axis=(1, 2))
         advantages, is_live = group_advantages(first(buffer.rewards), standardize=settings.standardize)
         batch = {
             "prompts": first(buffer.prompts),

@@ -142,6 +142,7 @@ def test_dead_groups_wait_and_patience_ends(tmp_path):
 
     alone = dataclasses.replace(prompts, reward=one_live)
     assert toy_run(tmp_path / "alone", prompts=alone).updates == 3  # 12 batches with one of the 4 groups each
+    assert {record["reward/failed"] for record in records(tmp_path / "alone", "train")} == {1 / 8}
     assert toy_run(tmp_path / "patience", prompts=alone, max_wait=3).updates == 4
 
 
