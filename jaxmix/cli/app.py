@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -285,7 +286,25 @@ def _dispatch(words: list[str]) -> int:
     if arguments.help:
         print(help_text(command, _config_keys(command) if command.sections else ()))
         return 0
-    return _runner(command)(arguments)
+    try:
+        return _runner(command)(arguments)
+    except ConfigError as error:
+        raise _placed(error, command, arguments) from None
+
+
+def _placed(error: ConfigError, command: Command, arguments: Arguments) -> ConfigError:
+    """The error, with the name of the file where it has the dotted key alone: the file is read before the data."""
+    from jaxmix.workflows.config.build import Origin
+
+    where = (error.where or "").removeprefix("configuration, ")
+    key = re.match(r"(?:base\.)?(\w+)(?:[.[].*)?$", where)
+    if not command.sections or key is None:
+        return error
+    known = {*command.sections, *(name.split(".")[0] for name, _ in _config_keys(command))}
+    if key[1] not in known:
+        return error
+    place = Origin(arguments.config, frozenset(name for name, _ in arguments.overrides))(where)
+    return ConfigError(error.what, where=place, fix=error.fix)
 
 
 def _runner(command: Command) -> Callable[[Arguments], int]:

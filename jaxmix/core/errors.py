@@ -48,8 +48,9 @@ class EnvironmentProblem(JaxmixError, RuntimeError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `Did you mean 'x'? Known: a, b, x.` for an unknown name, nearest match first."""
     names = sorted(known)
-    match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    guess = f"Did you mean {match[0]!r}? " if match else ""
+    lower = {known_name.lower(): known_name for known_name in names}
+    match = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    guess = f"Did you mean {lower[match[0]]!r}? " if match else ""
     return f"{guess}Known: {', '.join(names) if names else '(none)'}."
 
 

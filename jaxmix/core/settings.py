@@ -7,6 +7,7 @@ wrong value is described alike, whether it comes from Python or from a file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -133,9 +134,12 @@ def map_paths(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
-def type_hints(cls: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a dataclass or of a function's parameters, resolved."""
-    return typing.get_type_hints(cls)
+def type_hints(cls: Callable[..., Any]) -> Mapping[str, Any]:
+    """The annotations of a dataclass or of a function's parameters, resolved once: that takes most of a check."""
+    return _hints(cls)
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def members_of(hint: Any) -> tuple[Any, ...]:

@@ -17,6 +17,14 @@ def metric_shares(metric_weights: Any, shape: Shape, where: str) -> np.ndarray:
     )
 
 
+def per_domain(values: Any, size: int, where: str) -> np.ndarray:
+    """`size` numbers from a list of them or one for all, float64."""
+    try:
+        return np.broadcast_to(np.asarray(values, np.float64), (size,))
+    except (TypeError, ValueError):
+        raise ConfigError(f"must be a number or {size} numbers, got {values!r}", where=where) from None
+
+
 def on_simplex(values: Any, size: int, where: str) -> np.ndarray:
     """`size` numbers ≥ 0 divided by their sum, float64."""
     found = np.asarray(values, np.float64)

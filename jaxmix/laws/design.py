@@ -14,7 +14,7 @@ import numpy as np
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.types import Array
 from jaxmix.core.validate import Count, Positive, checked
-from jaxmix.laws.checks import on_simplex
+from jaxmix.laws.checks import on_simplex, per_domain
 from jaxmix.laws.fit import LawFit, compiled, on_host
 
 _NUM_STRENGTHS = 15
@@ -68,7 +68,7 @@ def dirichlet_designs(
     prior = on_simplex(prior, m, "dirichlet_designs(prior)")
     if not 0 <= min_weight < 1 / m:
         raise ConfigError(f"min_weight must be in [0, 1/{m}), got {min_weight}", where="dirichlet_designs(min_weight)")
-    caps = np.broadcast_to(np.asarray(1.0 if max_weights is None else max_weights, np.float64), (m,))
+    caps = per_domain(1.0 if max_weights is None else max_weights, m, "dirichlet_designs(max_weights)")
     flat = np.where(prior > 0, prior, 1.0) ** temperature * (prior > 0)
     rng = _rng(key)
     kept = np.zeros((0, m))
@@ -82,7 +82,7 @@ def dirichlet_designs(
             return kept
     raise ConfigError(
         f"only {len(kept)} of {num_runs} mixtures keep the caps and are {min_distance} apart",
-        where="dirichlet_designs",
+        where="dirichlet_designs(max_weights)",
         fix="Raise the caps or the largest concentration, or lower min_distance.",
     )
 
@@ -115,9 +115,9 @@ def sobol_designs(
             f"Sobol mixtures have from 2 to {Sobol.MAXDIM + 1} domains, got {num_domains}",
             where="sobol_designs(num_domains)",
         )
-    floors = np.broadcast_to(np.asarray(min_weights, np.float64), (num_domains,))
-    caps = np.broadcast_to(np.asarray(1.0 if max_weights is None else max_weights, np.float64), (num_domains,))
-    if (floors < 0).any() or floors.sum() >= 1:
+    floors = per_domain(min_weights, num_domains, "sobol_designs(min_weights)")
+    caps = per_domain(1.0 if max_weights is None else max_weights, num_domains, "sobol_designs(max_weights)")
+    if not ((floors >= 0).all() and floors.sum() < 1):
         raise ConfigError(
             f"floors must be >= 0 and add up to less than 1, got {floors.tolist()}", where="sobol_designs(min_weights)"
         )
@@ -275,7 +275,8 @@ def _dirichlet(
     low, high = concentration
     if not (np.isfinite(high) and 0 < low <= high):
         raise ConfigError(
-            f"concentration must be a range of finite numbers > 0, got {concentration}", where="concentration"
+            f"concentration must be a range of finite numbers > 0, got {concentration}",
+            where="sample_mixtures(concentration)",
         )
     if num_strengths is None:
         strength = np.exp(rng.uniform(np.log(low), np.log(high), num))

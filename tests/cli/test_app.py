@@ -82,3 +82,22 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
 def test_every_key_that_a_help_page_lists_can_be_overridden(command):
     listed = {name.split(".")[0] for name, _ in app._config_keys(command)}
     assert listed <= {*command.sections, *(flag.key for flag in command.flags)}
+
+
+def test_what_is_found_after_the_file_is_read_names_the_file_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "web.yaml").write_text("sources: {notes: {path: data/notes}}\ntrain: {steps: 1}\n")
+    assert main(["prepare", "web.yaml", "--dry-run"]) == 2
+    assert "(web.yaml, sources.notes.path)" in capsys.readouterr().err
+    assert main(["prepare", "web.yaml", "--dry-run", "--sources.notes.path", "other"]) == 2
+    assert "(command line, --sources.notes.path)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", ["train", "data"])
+def test_a_comparison_with_a_section_that_is_no_mapping(section, tmp_path, capsys):
+    variants = "{a: {}}"
+    base = {"train": "{steps: 1}", "data": "{}"} | {section: "3"}
+    text = f"variants: {variants}\nbase: {{sources: bundled, train: {base['train']}, data: {base['data']}}}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    assert main(["compare", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
+    assert f"{section} must be a mapping, got 3" in capsys.readouterr().err

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from jaxmix.core.errors import ConfigError, nearest
 from jaxmix.core.registry import Registry
-from jaxmix.core.validate import check_choice, check_count
+from jaxmix.core.validate import check_choice, check_count, check_number
 from jaxmix.data.tasks.prompts import PromptSet, exact_match, left_padded, right_padded
 
 PARTS = ("train", "held_out")
-TRAIN_PER_ARM, HELD_OUT_PER_ARM = 4000, 64
+TRAIN_PER_ARM, HELD_OUT_PER_ARM, MOST_PER_ARM = 4000, 64, 100_000
 PAD, EOS = 0, 1
 _HELD_OUT_ONE_IN = 4
 _ROUNDS = 5
@@ -93,8 +93,8 @@ def build_suite(
         alphabet: every character of questions and answers, once.
         prompt_length, completion_length: columns of the prompts, and slots of an answer with its end.
         part: "train" or "held_out".
-        per_arm: prompts per arm, all different; fewer where the arm has fewer. `None`: 4000 for training,
-            64 held out.
+        per_arm: prompts per arm, all different, at most 100,000; fewer where the arm has fewer. `None`: 4000 for
+            training, 64 held out.
         seed: decides which instances are drawn, in either part.
         families: names of the families to take, in this order; `None`: all.
         levels: only levels below it; `None`: all.
@@ -110,6 +110,7 @@ def build_suite(
     check_count("make", "seed", seed, 0)
     count = (TRAIN_PER_ARM if part == "train" else HELD_OUT_PER_ARM) if per_arm is None else per_arm
     check_count("make", "per_arm", count)
+    check_number("make", "per_arm", count, 1, MOST_PER_ARM)
     if levels is not None:
         check_count("make", "levels", levels)
     index = {character: number for number, character in enumerate(alphabet, start=EOS + 1)}

@@ -61,7 +61,9 @@ def scheduled(
     """
     if (schedule is None) == (points is None):
         raise ConfigError(
-            "give either a schedule or points", where="scheduled", fix="For example points: [{at: 0, weights: prior}]."
+            "give either a schedule or points",
+            where="scheduled(points)",
+            fix="For example points: [{at: 0, weights: prior}].",
         )
     if schedule is None:
         schedule = mixture_schedule(points or (), interpolation=interpolation, unit=unit, where="scheduled")

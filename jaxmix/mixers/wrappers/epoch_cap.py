@@ -68,7 +68,7 @@ def epoch_cap(
         raise ConfigError(
             f"a budget of {budget:.4g} tokens needs {budget / max(available.sum(), 1):.3g} epochs of the "
             f"{available.sum():.4g} available ones, more than max_epochs = {max_epochs:g}",
-            where="epoch_cap",
+            where="epoch_cap(max_epochs)",
             fix="Raise max_epochs, lower the budget or add data.",
         )
     natural = available / available.sum()

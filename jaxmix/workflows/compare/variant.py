@@ -115,9 +115,12 @@ def read_members(
     for seed in chosen:
         for order, (variant, changes) in enumerate(compare.variants.items()):
             plain = apply_overrides({**compare.base, **changes}, overrides)
-            plain["train"] = {**(plain.get("train") or {}), "seed": seed}
             with naming(f"variant {variant}"):
-                found.append(Member(variant, seed, order, load(plain, f"{variant}-seed{seed}")))
+                found.append(
+                    Member(
+                        variant, seed, order, load(with_value(plain, "train", "seed", seed), f"{variant}-seed{seed}")
+                    )
+                )
     return found
 
 
@@ -210,5 +213,12 @@ def naming(member: str) -> Iterator[None]:
 
 def run_of(plain: Mapping[str, Any], folder: str, *, out: str, file: str) -> RunConfig:
     """One of several training runs: its folder is below `out`, which also receives the prepared data of all."""
-    data = {"prepared": f"{out}/prepared", **(plain.get("data") or {})}
-    return from_mapping({**plain, "out": f"{out}/{folder}", "data": data}, file=file)
+    if not isinstance(plain.get("data"), Mapping) or "prepared" not in plain["data"]:
+        plain = with_value(plain, "data", "prepared", f"{out}/prepared")
+    return from_mapping({**plain, "out": f"{out}/{folder}"}, file=file)
+
+
+def with_value(plain: Mapping[str, Any], section: str, key: str, value: Any) -> Mapping[str, Any]:
+    """A configuration with one more value; as it is where its section is no mapping, which reading it will say."""
+    old = plain.get(section)
+    return {**plain, section: {**(old or {}), key: value}} if old is None or isinstance(old, Mapping) else plain

@@ -211,6 +211,8 @@ def convert(value: Any, hint: Any, origin: Origin, path: str) -> Any:
             raise ConfigError(f"unknown {name} {value!r}", where=origin(path), fix=nearest(value, map(str, args)))
     elif kind in (tuple, list, Sequence):
         if isinstance(value, (list, tuple)):
+            if kind is tuple and args and args[-1] is not Ellipsis and len(value) != len(args):
+                raise _mismatch(f"a list of {len(args)}", value, origin, path)
             return tuple(convert(v, args[0] if args else Any, origin, f"{path}[{i}]") for i, v in enumerate(value))
     elif kind in (dict, Mapping):
         if isinstance(value, Mapping):
@@ -227,7 +229,7 @@ def convert(value: Any, hint: Any, origin: Origin, path: str) -> Any:
 
 def _convert_scalar(value: Any, hint: Any, origin: Origin, path: str) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int and is_number and math.isfinite(value) and value == int(value):  # 1e4 is a whole number
+    if hint is int and is_number and abs(value) < 2**63 and value == int(value):  # 1e4 is a whole number
         return int(value)
     if hint is float and is_number and not math.isnan(value):
         return float(value)

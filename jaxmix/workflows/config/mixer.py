@@ -16,6 +16,7 @@ from jaxmix import mixers
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.validate import values_in_order
 from jaxmix.mixers.base import Mixer
+from jaxmix.mixers.wrappers.build import wrap_with
 from jaxmix.workflows.config.build import Origin
 from jaxmix.workflows.config.sections import MixerConfig, first_argument
 
@@ -42,22 +43,27 @@ def make_mixer(
         origin: names the file in errors.
     """
     origin, names = origin or Origin(), tuple(sizes) or None
+    place, given = "mixer", dict[str, Any](section.options)
+
+    def checked(mixer: Mixer) -> Mixer:
+        if names:
+            # Some bounds depend on the number of domains; an abstract start checks them and computes nothing.
+            jax.eval_shape(lambda: mixer.init(jax.random.key(0), len(names)))
+        return mixer
+
     try:
         factory = mixers.registry.get(section.name)
         options = {k: by_name(v, names, origin(f"mixer.{k}")) for k, v in section.options.items()}
         if "total_steps" in inspect.signature(factory).parameters:
             options.setdefault("total_steps", steps)
-        wrap = [
-            _complete_wrapper(entry, sizes, total_tokens, origin, f"mixer.wrap[{i}]")
-            for i, entry in enumerate(section.wrap)
-        ]
-        mixer = mixers.build(section.name, options, wrap)
-        if names:
-            # Some bounds depend on the number of domains; an abstract start checks them and computes nothing.
-            jax.eval_shape(lambda: mixer.init(jax.random.key(0), len(names)))
+        mixer = checked(mixers.build(section.name, options))
+        for i, entry in enumerate(section.wrap):
+            ((name, value),) = entry.items()
+            place, given = f"mixer.wrap[{i}].{name}", dict(value) if isinstance(value, Mapping) else {}
+            mixer = checked(wrap_with(mixer, [_complete_wrapper(entry, sizes, total_tokens, origin, place)]))
         return mixer
     except ConfigError as error:
-        raise place_argument(error, origin, "mixer", section.options) from None
+        raise place_argument(error, origin, place, given) from None
 
 
 def place_argument(error: ConfigError, origin: Origin, section: str, given: Mapping[str, Any]) -> ConfigError:
@@ -144,7 +150,7 @@ def _complete_wrapper(
         known = [size for size in sizes.values() if size is not None]
         is_known = bool(known) and len(known) == len(sizes)
         # For a check of the other arguments before the sizes are known, no source can be too small.
-        options.setdefault("available_tokens", known if is_known else [1e18] * max(len(sizes), 1))
+        options.setdefault("available_tokens", known if is_known else [max(total_tokens, 1.0)] * max(len(sizes), 1))
         options.setdefault("total_tokens", total_tokens)
     return {name: options}
 

@@ -116,6 +116,9 @@ def resolve_run(
     prior = prior_weights(config, sizes, origin)
     steps = config.train.steps
     length = {"steps": steps, "total_tokens": steps * drawn_rows(data, config.selection) * data.seq_len}
+    if length["total_tokens"] >= 2**61:  # see jaxmix.core.counter
+        what = f"a run of {length['total_tokens']:.3g} tokens is longer than can be counted"
+        raise ConfigError(what, where=origin("train.steps"), fix="Lower steps, batch_size or seq_len.")
     if is_drawing and prior is not None:
         mixer = make_drawing_mixer(config.mixer, prior, sizes.tokens, **length)
     else:

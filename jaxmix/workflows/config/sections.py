@@ -143,10 +143,13 @@ def _checked_wrapper(entry: Mapping[str, Any], origin: Origin, path: str) -> dic
         )
     ((name, value),) = entry.items()
     factory = wrappers.get(name, where=origin(path))
-    convert = functools.partial(arguments, factory, origin=origin, path=path, skip=1, takes_names=True)
+    path = f"{path}.{name}"
+    convert = functools.partial(arguments, factory, path=path, skip=1, takes_names=True)
     if value is None or isinstance(value, Mapping):
-        return {name: convert(value or {})}
-    (converted,) = convert({first_argument(name): value}).values()
+        return {name: convert(value or {}, origin=origin)}
+    alone = first_argument(name)
+    origin = replace(origin, places={**origin.places, f"{path}.{alone}": path})
+    (converted,) = convert({alone: value}, origin=origin).values()
     return {name: converted}
 
 

@@ -12,60 +12,105 @@ import yaml
 
 from jaxmix.core.errors import ConfigError, nearest
 
+_MOST_NESTED, _MOST_VALUES = 100, 200_000
+_DEEP = f"{_MOST_NESTED} values in each other"
+_NUMBER = r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_TAG = "tag:yaml.org,2002:"
+_SCALARS: dict[str, tuple[str, Any]] = {
+    "str": (r"(?s:.*)", str),
+    "null": (r"|~|null|Null|NULL", lambda text: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?[0-9][0-9_]*", lambda text: int(text.replace("_", ""))),
+    "float": (
+        rf"{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        lambda text: float(re.sub(r"_|\.(?=[a-zA-Z])", "", text)),
+    ),
+}
+"""Pattern and conversion of every kind of scalar of YAML 1.2.
 
-def _loader() -> Any:
-    """PyYAML's safe loader with the numbers and booleans of YAML 1.2.
+YAML 1.1 reads `1e-3` as text and `no`, `on`, `off` as booleans; a learning rate and a source called `no`
+(Norwegian) are both what people write here.
+"""
+_FIRST = {"int": "-+0123456789", "float": "-+0123456789.", "bool": "tTfF"}
 
-    YAML 1.1 reads `1e-3` as text and `no`, `on`, `off` as booleans; a learning rate and a source called `no`
-    (Norwegian) are both what people write here.
-    """
 
-    class Loader(yaml.SafeLoader):
-        pass
+class _Loader(yaml.SafeLoader):
+    """PyYAML's reader of text, with the numbers and booleans of YAML 1.2."""
 
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":bool", ":float", ":timestamp", ":int"))]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    number = r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-    for tag, pattern, first in (
-        ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-        ("float", rf"{number}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
-        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ):
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
+    def fetch_flow_collection_start(self, kind: Any) -> None:
+        if self.flow_level > _MOST_NESTED:  # PyYAML's time is quadratic in the depth
+            raise yaml.scanner.ScannerError(None, None, f"more than {_DEEP}", self.get_mark())
+        super().fetch_flow_collection_start(kind)
 
-    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        loader.flatten_mapping(node)
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag in (f"{_TAG}null", f"{_TAG}merge")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _first in _FIRST.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"^(?:{_SCALARS[_kind][0]})$"), list(_first))
+
+
+class _Values:
+    """Plain values of the nodes of a document. An alias counts as what it stands for, which can be very much."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_VALUES
+
+    def of(self, node: Any, depth: int = 0) -> Any:
+        """Raises `yaml.YAMLError` with the place of what is no plain value, or too much."""
+        self._left -= 1
+        if self._left < 0 or depth > _MOST_NESTED:
+            limit = f"{_MOST_VALUES:,} values" if self._left < 0 else _DEEP
+            raise _wrong(f"more than {limit}", node)
+        kind = node.tag.removeprefix(_TAG)
+        if kind == "map" and isinstance(node, yaml.MappingNode):
+            return self._mapping(node, depth + 1)
+        if kind == "seq" and isinstance(node, yaml.SequenceNode):
+            return [self.of(item, depth + 1) for item in node.value]
+        if kind not in _SCALARS or not isinstance(node, yaml.ScalarNode):
+            raise _wrong(f"the tag {node.tag!r} means nothing here", node)
+        pattern, convert = _SCALARS[kind]
+        if not re.fullmatch(pattern, node.value):
+            raise _wrong(f"{describe(node.value)} cannot be read as {kind}", node)
+        if kind == "int" and (len(node.value) > 100 or abs(convert(node.value)) >= 2**63):
+            raise _wrong(f"{describe(node.value)} is too large for 64 bits", node)
+        if kind == "float" and "n" not in node.value.lower() and not math.isfinite(convert(node.value)):
+            raise _wrong(f"the number {describe(node.value)} is out of range", node)
+        # From U+DC80 to U+DCFF they stand for the bytes of a path that is no UTF-8.
+        if kind == "str" and re.search("[\0\ud800-\udc7f\udd00-\udfff]", node.value):
+            raise _wrong("text with a NUL or half a surrogate pair, which is no UTF-8", node)
+        return convert(node.value)
+
+    def _mapping(self, node: Any, depth: int) -> dict[Any, Any]:
         result: dict[Any, Any] = {}
+        merged: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
+            if key_node.tag == f"{_TAG}merge":
+                value = self.of(value_node, depth)
+                for part in value if isinstance(value, list) else [value]:
+                    if not isinstance(part, dict):
+                        raise _wrong("<< takes a mapping, or a list of them", value_node)
+                    merged = part | merged
+                continue
+            key = self.of(key_node, depth)
             if isinstance(key, (list, dict)):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
+                raise _wrong("a key must be a name", key_node)
             if key in result:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            result[key] = loader.construct_object(value_node, deep=True)
-        return result
+                raise _wrong(f"key {describe(key)} is given twice", key_node)
+            result[key] = self.of(value_node, depth)
+        return merged | result
 
-    def number_of(loader: Any, node: Any) -> int | float:
-        text = loader.construct_scalar(node).replace("_", "")
-        if not text.lower().endswith((".inf", ".nan")) and not math.isfinite(float(text)):
-            message = f"the number {text[:20]}{'…' if len(text) > 20 else ''} is out of range"
-            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
-        is_whole = node.tag.endswith(":int")
-        return int(text) if is_whole else loader.construct_yaml_float(node)
 
-    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
-    for tag in ("int", "float"):
-        Loader.add_constructor(f"tag:yaml.org,2002:{tag}", number_of)
-    return Loader
+def _wrong(problem: str, node: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def dump_yaml(value: Any) -> str:
     """YAML text that `parse_yaml` reads back to the same value; keys keep their order."""
 
     class Dumper(yaml.SafeDumper):
-        yaml_implicit_resolvers = _loader().yaml_implicit_resolvers  # quotes what would be read as a number
+        yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # quotes what would be read as a number
 
         def ignore_aliases(self, data: Any) -> bool:
             return True
@@ -81,11 +126,14 @@ def dump_yaml(value: Any) -> str:
 def parse_yaml(text: str, *, where: str) -> Any:
     """Parses YAML text. Raises `ConfigError` with line and column for text that is not YAML."""
     try:
-        return yaml.load(text, Loader=_loader())
+        node = yaml.compose(text, Loader=_Loader)
+        return None if node is None else _Values().of(node)
+    except RecursionError:
+        raise ConfigError(f"not valid YAML: more than {_DEEP}", where=where, fix="See the form in configs/.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ConfigError(f"not valid YAML: {problem}", where=place, fix="See the form in configs/.") from None
 
 

@@ -152,7 +152,7 @@ def find_namer(name: str | None, where: str) -> Callable[..., str] | None:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the module is the user's own
         raise ConfigError(f"cannot find {name!r}: {error}", where=where, fix="Write module:function.") from None
     if not callable(found):
         raise ConfigError(f"{name!r} is not a function", where=where, fix="Write module:function.")

@@ -22,7 +22,7 @@ from jaxmix.workflows.config.yaml import apply_overrides
 class DesignConfig:
     """Which mixtures are trained on. Further keys are the arguments of the method, see `jaxmix.laws.design`."""
 
-    runs: int = setting(help="Set design.runs: how many mixtures to draw.", at_least=1)
+    runs: int = setting(help="Set design.runs: how many mixtures to draw.", at_least=1, at_most=100_000)
     method: Literal["dirichlet", "sobol"] = setting("dirichlet", help="around the prior, or evenly over the simplex")
     seed: int = setting(0, help="of the draw")
     include: tuple[Literal["prior", "uniform"], ...] = setting((), help="mixtures to add to the drawn ones")

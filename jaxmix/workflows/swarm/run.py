@@ -24,7 +24,8 @@ from jaxmix.train.swarm.files import SwarmStatus, finished_chunks, read_status
 from jaxmix.train.swarm.plan import Proxy
 from jaxmix.train.swarm.run import run_swarm
 from jaxmix.train.swarm.step import micro_batches
-from jaxmix.workflows.config.build import to_plain
+from jaxmix.workflows.config.build import Origin, to_plain
+from jaxmix.workflows.config.mixer import place_argument
 from jaxmix.workflows.config.resolve import Run, resolve_run
 from jaxmix.workflows.config.yaml import dump_yaml
 from jaxmix.workflows.provenance import made_by, now, write_json
@@ -72,10 +73,13 @@ def _draw(swarm: Swarm) -> dict[str, dict[str, float]]:
     design = swarm.design
     prior = _prior(_resolve(swarm.sizes[0]))
     names, key = list(prior), jax.random.key(design.seed)
-    if design.method == "dirichlet":
-        drawn = dirichlet_designs(key, np.asarray(list(prior.values())), design.runs, **design.options)
-    else:
-        drawn = sobol_designs(key, len(names), design.runs, **design.options)
+    try:
+        if design.method == "dirichlet":
+            drawn = dirichlet_designs(key, np.asarray(list(prior.values())), design.runs, **design.options)
+        else:
+            drawn = sobol_designs(key, len(names), design.runs, **design.options)
+    except ConfigError as error:
+        raise place_argument(error, Origin(), "design", design.options) from None
     fixed = {"prior": prior, "uniform": dict.fromkeys(names, 1.0 / len(names))}
     result: dict[str, dict[str, float]] = {name: fixed[name] for name in design.include}
     result |= {f"mix-{i:04d}": dict(zip(names, row.tolist(), strict=True)) for i, row in enumerate(drawn)}

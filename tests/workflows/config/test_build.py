@@ -215,3 +215,49 @@ def test_a_help_page_lists_the_keys_of_a_source():
     listed = dict(list_settings(RunConfig))
     assert "file, folder or glob pattern" in listed["sources.NAME.path"]
     assert listed["sources.NAME.text_field"].endswith("[text]")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 3000, "more than 100 values in each other"),
+        ("- " * 3000, "more than 100 values in each other"),
+        ("{a: " * 3000, "more than 100 values in each other"),
+        (
+            "x: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30)),
+            "more than 200,000 values",
+        ),
+        ("a: &a [*a]", "more than 100 values in each other"),
+        ("a: " + "9" * 5000, "too large for 64 bits"),
+        ("a: 9223372036854775808", "'9223372036854775808' is too large for 64 bits"),
+        ("a: !!int x", "'x' cannot be read as int"),
+        ("a: !!bool x", "'x' cannot be read as bool"),
+        ("a: !!float ''", "cannot be read as float"),
+        ("a: !!timestamp x", "'tag:yaml.org,2002:timestamp' means nothing here"),
+        ("a: !!python/object:os.system x", "means nothing here"),
+        ('a: "\\0"', "NUL"),
+        ('a: "\\ud800"', "half a surrogate pair"),
+        ("? [a]\n: b", "a key must be a name"),
+        ("<<: 3", "<< takes a mapping"),
+    ],
+)
+def test_what_is_no_plain_value_is_named_by_line(text, message):
+    with pytest.raises(ConfigError, match=f"not valid YAML: .*{message}.*f.yaml"):
+        parse_yaml(text, where="f.yaml")
+
+
+def test_keys_of_a_mapping_win_over_merged_ones():
+    text = "one: &one {a: 1, b: 2}\ntwo: &two {b: 3, c: 4}\nx: {<<: [*one, *two], a: 0}\ny: {a: 5, <<: *one}"
+    read = parse_yaml(text, where="f")
+    assert (read["x"], read["y"]) == ({"a": 0, "b": 2, "c": 4}, {"a": 5, "b": 2})
+
+
+def test_a_list_of_fixed_length_and_a_number_beyond_64_bits():
+    def factory(pair: tuple[float, float], steps: int = 1): ...
+
+    where = {"origin": Origin("f.yaml"), "path": "design"}
+    assert arguments(factory, {"pair": [1, 2]}, **where) == {"pair": (1.0, 2.0)}
+    with pytest.raises(ConfigError, match=r"design.pair must be a list of 2, got a list"):
+        arguments(factory, {"pair": [1]}, **where)
+    with pytest.raises(ConfigError, match=r"design.steps must be a whole number, got 1e\+30"):
+        arguments(factory, {"pair": [1, 2], "steps": 1e30}, **where)

@@ -112,3 +112,26 @@ def test_a_run_evaluates_the_hidden_source_and_never_draws_it(tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", str(path), *out, "--mixture.weights", "{web: 1, held: 0, code: 0}"]) == 2
     assert "mixture.weights of 0 was ['held']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrap", "place"),
+    [
+        ([{"floor": 0.6}], r"wrap\[0\].floor"),
+        ([{"floor": "x"}], r"wrap\[0\].floor"),
+        ([{"floor": {"minimun": 0.1}}], r"wrap\[0\].floor.minimun"),
+        ([{"floor": 0.1}, {"kl_to_prior": {"strength": -1}}], r"wrap\[1\].kl_to_prior.strength"),
+        ([{"epoch_cap": {"available_tokens": [1, 2]}}], r"wrap\[0\].epoch_cap"),
+    ],
+)
+def test_an_error_of_a_wrapper_names_its_place(wrap, place):
+    sources = {"a": {"path": "x"}, "b": {"path": "y"}}
+    mixer = {"name": "odm", "wrap": wrap}
+    with pytest.raises(ConfigError, match=rf"\(f.yaml, mixer.{place}\)"):
+        from_mapping({"sources": sources, "train": {"steps": 3}, "mixer": mixer}, file="f.yaml")
+
+
+def test_a_run_longer_than_can_be_counted_is_refused():
+    mapping = {"sources": "bundled", "train": {"steps": 10**18}}
+    with pytest.raises(ConfigError, match=r"longer than can be counted .*train.steps"):
+        from_mapping(mapping, file="f.yaml")

@@ -87,7 +87,7 @@ def test_arguments_have_the_types_of_the_mixer_once_the_file_is_read():
     cap, prior = section.wrap[0]["epoch_cap"], section.wrap[1]["kl_to_prior"]
     assert (cap, prior) == (4.0, {"strength": 1.0, "prior": {"code": 1.0, "web": 0.0}})
     assert {type(value) for value in (cap, prior["strength"], *prior["prior"].values())} == {float}
-    with pytest.raises(ConfigError, match=r"mixer\.wrap\[0\]\.prior\.web must be a number, got 'much'"):
+    with pytest.raises(ConfigError, match=r"mixer\.wrap\[0\]\.kl_to_prior\.prior\.web must be a number, got 'much'"):
         from_mapping(
             config(mixer={"name": "odm", "wrap": [{"kl_to_prior": {"strength": 1, "prior": {"web": "much"}}}]})
         )
