@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_choice
 from jaxmix.data.sources.readers import EMPTY, Trouble, json_lines
 from jaxmix.data.tasks.answers import extract_answer, is_same_answer, parse_number
+from jaxmix.data.tasks.expressions import SameExpression
 from jaxmix.data.tasks.prompts import PromptSet
 from jaxmix.data.tasks.text import Question, text_prompts
 from jaxmix.data.tokenizers import Tokenizer, byte_tokenizer
@@ -29,6 +33,7 @@ def gsm8k(
     with_targets: bool = True,
     limit: int | None = None,
     skip_unscorable: bool = False,
+    verifier: Literal["small", "math_verify"] = "small",
 ) -> PromptSet:
     r"""Prompts of a JSONL file with a question and a worked answer on each line.
 
@@ -45,14 +50,19 @@ def gsm8k(
         family_field, level_field: keys that say which arm a line belongs to; `None`: one arm. Levels are whole numbers.
         with_targets: keep the worked answers as targets, for a supervised start; then all must fit.
         limit: read at most this many lines.
+        verifier: what compares answers: "small", `is_same_answer`: numbers with units, and words; or "math_verify":
+            expressions too, by the package of the extra `math`, which disregards units. See docs/data.md.
         skip_unscorable: leave out lines whose reference would score 0, and say how many, instead of an error.
 
     Raises:
         ConfigError: no such file, a line that is not such an object, an answer without a final answer.
+        EnvironmentProblem: the verifier is not installed.
 
     References:
         Cobbe et al., arXiv 2110.14168.
     """
+    check_choice("gsm8k", "verifier", verifier, ("small", "math_verify"))
+    is_same = is_same_answer if verifier == "small" else _same_expression()
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {str(path)!r}", where="gsm8k(path)", fix="Name a JSONL file.")
@@ -68,7 +78,7 @@ def gsm8k(
         if not solution.strip():
             raise ConfigError("the answer is empty", where=where)
         final = _final_answer(solution)
-        if final is None or not is_same_answer(extract_answer(solution), final):
+        if final is None or not is_same(extract_answer(solution), final):
             unscorable += 1
             if not skip_unscorable:
                 raise ConfigError(
@@ -92,12 +102,18 @@ def gsm8k(
         print(f"{path}: {unscorable} lines without a final answer were left out", file=sys.stderr)
     return text_prompts(
         questions,
-        lambda row, completion: float(is_same_answer(extract_answer(completion), expected[row])),
+        lambda row, completion: float(is_same(extract_answer(completion), expected[row])),
         tokenizer or byte_tokenizer(),
         completion_length=completion_length,
         prompt_length=prompt_length,
         template=template,
     )
+
+
+@functools.cache
+def _same_expression() -> SameExpression:
+    """One for all prompts of this process: starting it takes a second."""
+    return SameExpression()
 
 
 def _records(path: Path, trouble: Trouble) -> Iterator[tuple[str, object]]:
