@@ -282,7 +282,7 @@ def _dispatch(words: list[str]) -> int:
         kind = "option" if rest[0].startswith("-") else "command"
         raise ConfigError(f"unknown {kind} {rest[0]!r}", where="jaxmix", fix=nearest(rest[0], commands))
     command = commands[rest[0]]
-    arguments = parse(command, rest[1:])
+    arguments = parse(command, rest[1:], lambda: [key for key, _ in _config_keys(command)])
     if arguments.help:
         print(help_text(command, _config_keys(command) if command.sections else ()))
         return 0

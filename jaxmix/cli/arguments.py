@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxmix.core.errors import ConfigError, nearest
@@ -92,8 +92,8 @@ class Arguments:
             raise AttributeError(key) from None
 
 
-def parse(command: Command, argv: Sequence[str]) -> Arguments:
-    """Parses what follows the command's name.
+def parse(command: Command, argv: Sequence[str], keys: Callable[[], Sequence[str]] = tuple) -> Arguments:
+    """Parses what follows the command's name. `keys` gives the dotted keys that an override may name, for errors.
 
     Raises:
         ConfigError: an unknown option, a missing or superfluous argument, a value of the wrong kind.
@@ -120,9 +120,7 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
             flag = None
         is_override = flag is None and name.lstrip("-").split(".")[0] in command.sections
         if flag is None and not is_override:
-            known = {*_visible(flags), *(f"--{s}" for s in command.sections)}
-            guess = nearest(name.split(".")[0] if "." in name else name, known)
-            raise ConfigError(f"unknown option {name!r}", where=where, fix=guess)
+            raise ConfigError(f"unknown option {name!r}", where=where, fix=_guess(name, command, flags, keys))
         if flag is not None and flag.metavar is None:
             if has_value:
                 raise ConfigError(f"{name} takes no value", where=where, fix=f"Write {name} alone.")
@@ -139,6 +137,17 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
     if not values["help"]:
         _take_positional(command, found, values, where)
     return Arguments(values, tuple(overrides), (command.name, *argv))
+
+
+def _guess(name: str, command: Command, flags: dict[str, Flag], keys: Callable[[], Sequence[str]]) -> str:
+    """What may have been meant: a key whose section was left out, or the nearest option."""
+    bare = name.lstrip("-").replace("-", "_")
+    bare = {"lr": "learning_rate"}.get(bare, bare)
+    meant = [f"--{key}" for key in keys() if key.rpartition(".")[2] == bare] if command.sections else []
+    if meant:
+        return f"Did you mean {' or '.join(meant)}?"
+    known = {*_visible(flags), *(f"--{section}" for section in command.sections)}
+    return nearest(name.split(".")[0] if "." in name else name, known)
 
 
 def _visible(flags: dict[str, Flag]) -> list[str]:

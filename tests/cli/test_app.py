@@ -84,6 +84,21 @@ def test_every_key_that_a_help_page_lists_can_be_overridden(command):
     assert listed <= {*command.sections, *(flag.key for flag in command.flags)}
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "x.yaml", "--steps", "3"], "--train.steps"),
+        (["train", "x.yaml", "--lr", "3"], "--train.learning_rate"),
+        (["train", "x.yaml", "--batch-size=3"], "--data.batch_size"),
+        (["finetune", "x.yaml", "--lr", "3"], "--train.learning_rate or --start.learning_rate"),
+        (["discover", "x.yaml", "--num_clusters", "3"], "--clusterer.num_clusters"),
+    ],
+)
+def test_an_option_without_its_section_is_completed(words, meant, capsys):
+    assert main(words) == 2
+    assert f"Did you mean {meant}?" in capsys.readouterr().err
+
+
 def test_what_is_found_after_the_file_is_read_names_the_file_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "web.yaml").write_text("sources: {notes: {path: data/notes}}\ntrain: {steps: 1}\n")
