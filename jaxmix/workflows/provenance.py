@@ -81,6 +81,8 @@ def begin_run(folder: RunFolder, *, command: str, content: Mapping[str, Any]) ->
     session = {"started": now(), "command": command, "devices": made["devices"]}
     if changed := changed_settings(folder):
         session["changed"] = changed
+        if saved_steps(folder.path) and jax.process_index() == 0:
+            print(f"{folder.path}: continued with {_changes(changed, folder.plain['train'])}", file=sys.stderr)
     sessions = [session]
     old = folder.path / PROVENANCE
     if not folder.starts_anew and old.is_file():
@@ -152,6 +154,14 @@ def changed_settings(folder: RunFolder) -> dict[str, list[Any]]:
     stored = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
     before, after = (_flat(what_is_trained(plain)) for plain in (stored, folder.plain))
     return {key: [before.get(key), after.get(key)] for key in {**before, **after} if before.get(key) != after.get(key)}
+
+
+def _changes(changed: Mapping[str, list[Any]], train: Mapping[str, Any]) -> str:
+    """Changed settings in words."""
+    keys = ", ".join(f"{key} {after!r} (was {before!r})" for key, (before, after) in changed.items())
+    if "train.steps" in changed and train.get("schedule", "constant") != "constant":
+        keys += f"; the learning-rate schedule is that of a run of {train['steps']:,} steps from here on"
+    return keys
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

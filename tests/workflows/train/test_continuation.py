@@ -83,11 +83,14 @@ def test_a_run_without_steps_left_is_not_touched_by_other_settings(run_dir):
     check_continuation(folder_of(config(train={"steps": 50}, checkpoint={"every": 9}, out=str(run_dir))))
 
 
-def test_a_session_says_what_it_changed(run_dir):
+def test_a_session_says_what_it_changed(run_dir, capsys):
     folder = folder_of(config(train={"steps": 500}, mixture={"weights": "uniform"}, out=str(run_dir)))
     begin_run(folder, command="test", content={})
     (session,) = json.loads((run_dir / "provenance.json").read_text())["sessions"]
     assert session["changed"] == {"train.steps": [100, 500], "mixture.weights": ["natural", "uniform"]}
+    said = capsys.readouterr().err
+    assert "train.steps 500 (was 100), mixture.weights 'uniform' (was 'natural')" in said
+    assert "the learning-rate schedule is that of a run of 500 steps from here on" in said
     assert changed_settings(folder) == {}
 
 
