@@ -107,6 +107,7 @@ def gsm8k(
         completion_length=completion_length,
         prompt_length=prompt_length,
         template=template,
+        references=expected,
     )
 
 

@@ -31,6 +31,7 @@ class PromptSet:
         pad_id, eos_id: token ids below `vocab_size`.
         vocab_size: ids are below it.
         completion_length: t, the slots of a completion, end included.
+        references: a hash of what the reward compares with, where that does not stand in `targets`.
 
     Raises:
         ConfigError: arrays whose shapes, ids or arms do not fit one another.
@@ -57,6 +58,7 @@ class PromptSet:
     eos_id: int
     vocab_size: int
     completion_length: int
+    references: str = ""
 
     def __post_init__(self) -> None:
         check_count("PromptSet", "completion_length", self.completion_length)

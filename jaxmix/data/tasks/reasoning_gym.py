@@ -88,6 +88,7 @@ def reasoning_gym(
         completion_length=completion_length,
         prompt_length=prompt_length,
         template=template,
+        references=[str(entry["answer"]) for _, entry in sources],
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -39,6 +41,7 @@ def text_prompts(
     completion_length: int,
     prompt_length: int | None = None,
     template: str = "{question}",
+    references: Sequence[str] = (),
 ) -> PromptSet:
     """Questions as a `PromptSet`: a completion is decoded up to its end and scored as text.
 
@@ -52,6 +55,7 @@ def text_prompts(
         completion_length: slots of a completion, its end included.
         prompt_length: columns of the prompts; `None`: as the longest needs.
         template: text with `{question}` in it, for instructions around each question.
+        references: what `score` compares with, which the hash of the prompts covers where they have no targets.
 
     Raises:
         ConfigError: no questions, a prompt or answer that is too long, or a template without `{question}`.
@@ -101,6 +105,7 @@ def text_prompts(
         eos_id=end,
         vocab_size=pad + 1,
         completion_length=completion_length,
+        references=hashlib.sha256(json.dumps(list(references)).encode()).hexdigest() if targets is None else "",
     )
 
 

@@ -249,6 +249,7 @@ def _prompts_hash(*parts: PromptSet) -> str:
     for prompts in parts:
         for array in (prompts.tokens, prompts.targets, prompts.arms):
             digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        digest.update(prompts.references.encode())
     return digest.hexdigest()
 
 

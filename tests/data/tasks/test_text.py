@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from jaxmix.core.errors import ConfigError, EnvironmentProblem
 from jaxmix.data.tasks import Question, gsm8k, reasoning_gym, text_prompts
 from jaxmix.data.tokenizers import byte_tokenizer
+from jaxmix.workflows.finetune.run import _prompts_hash
 
 LINES = [
     {"question": "How many are 3 bags of 5 eggs?", "answer": "3*5=<<3*5=15>>15\n#### 15", "level": 0},
@@ -48,6 +49,15 @@ def test_word_problems(tmp_path):
     np.testing.assert_array_equal(prompts.reward(np.arange(3), completions_of(prompts, texts)), np.ones((3, 1)))
     texts = ["15 #### 16", "1,25", ""]
     np.testing.assert_array_equal(prompts.reward(np.arange(3), completions_of(prompts, texts)), np.zeros((3, 1)))
+
+
+def test_the_hash_of_the_prompts_covers_answers_that_are_no_targets(tmp_path):
+    def hash_of(answer, **options):
+        return _prompts_hash(gsm8k(written(tmp_path, [{"question": "x", "answer": answer}]), **options))
+
+    assert hash_of("#### 5", with_targets=False) == hash_of("so #### 5", with_targets=False)
+    assert hash_of("#### 5", with_targets=False) != hash_of("#### 6", with_targets=False)
+    assert hash_of("#### 5") != hash_of("#### 6")
 
 
 @pytest.mark.parametrize(
