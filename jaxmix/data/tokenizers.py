@@ -27,7 +27,8 @@ _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>",
 class Tokenizer(Protocol):
     """The tokenizer that `prepare` and the report need.
 
-    One that cannot keep every text may also have `losses(text, tokens) -> Losses`, which `prepare` counts.
+    One that cannot keep every text may also have `losses(text, tokens) -> Losses`, which `prepare` counts, and one
+    whose model makes control tokens of their names in a text may have `control`, their ids, which `prepare` takes out.
 
     Attributes:
         vocab_size: ids are below it.
@@ -105,6 +106,9 @@ class _File:
                 fix="Name the token in data.end_of_document.",
             )
         self.end_of_document = int(found[0])
+        special = {i for i, token in self._fast.get_added_tokens_decoder().items() if token.special}
+        # T5's are pieces of its model too, and come out of it whatever `encode_special_tokens` says.
+        self.control = tuple(sorted(special - {self._unknown, self.end_of_document}))
         self.fingerprint = hashlib.blake2b(data + str(self.end_of_document).encode(), digest_size=16).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -1,5 +1,7 @@
 """Tokenizers of the published shapes: what stands in a text never becomes a control token, and losses are counted."""
 
+import json
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -52,6 +54,7 @@ def word_piece():
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return made
 
 
@@ -62,7 +65,24 @@ def unigram():
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.decoder = decoders.Metaspace()
     made.add_special_tokens(["<pad>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return made
+
+
+def tiktoken():
+    """As Llama 3's and Qwen's: bytes, then many control tokens behind a gap in the ids, BOS by the post-processor."""
+    special = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in range(250))]
+    made = byte_level(["<|first|>"])
+    file = json.loads(made.to_str())
+    one = file["added_tokens"][0]
+    file["added_tokens"] = [{**one, "id": 1000 + 2 * i, "content": name} for i, name in enumerate(special)]
+    file["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": special[0], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {special[0]: {"id": special[0], "ids": [1000], "tokens": [special[0]]}},
+    }
+    return Tokenizer.from_str(json.dumps(file))
 
 
 def word_level(vocabulary, **settings):
@@ -104,6 +124,64 @@ def test_a_control_token_in_a_text_is_text(tmp_path, made, text):
         assert plain == text
     if made is byte_fallback:
         assert 1 not in record  # <s> neither from the text nor in front of it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "keeps_all"),
+    [
+        (lambda: byte_level(["<|endoftext|>"]), True),
+        (byte_fallback, True),
+        (tiktoken, True),
+        (word_piece, False),
+        (unigram, False),
+    ],
+    ids=["GPT-2", "Llama 2", "Llama 3", "BERT", "T5"],
+)
+def test_a_published_shape_stores_texts_as_they_are_or_counts_the_loss(tmp_path, make, keeps_all):
+    """300 texts with the names of control tokens in them: one end, at the end, no control token, nothing in front."""
+    rng, made = np.random.default_rng(0), make()
+    tokenizer = loaded(tmp_path, made)
+    vocabulary = made.get_vocab(with_added_tokens=True)
+    assert tokenizer.vocab_size == max(vocabulary.values()) + 1
+    special = {token.content: number for number, token in made.get_added_tokens_decoder().items()}
+    words = [
+        *special,
+        "price",
+        "9",
+        "the",
+        " ",
+        "\n",
+        "\u00e4",
+        "\u4e09",
+        "\U0001f600",
+        "A",
+        "<0x41>",
+        "\u2581",
+        "</",
+        "|>",
+    ]
+    if make is byte_fallback:
+        words.remove("\u2581")  # a space to sentencepiece
+    texts = ["".join(rng.choice(words, int(rng.integers(1, 20)))) for _ in range(300)]
+    texts = list(dict.fromkeys(text for text in texts if text.strip()))
+    records, troubles = stored(tmp_path, tokenizer, *texts)
+    control, unknown = set(special.values()), vocabulary.get("[UNK]", vocabulary.get("<unk>"))
+    for record in records:
+        assert np.flatnonzero(record == tokenizer.end_of_document).tolist() == [len(record) - 1]
+        assert not (control - {unknown}) & set(record[:-1].tolist())
+    if keeps_all:
+        assert sorted(map(tokenizer.decode, records)) == sorted(texts)
+        assert troubles == {}
+    else:
+        assert troubles["unknown tokens"] == sum(int((record == unknown).sum()) for record in records) > 0
+        assert len(records) == len(texts) - troubles.get("documents that the tokenizer leaves nothing of", 0)
+
+
+def test_a_control_token_that_the_model_itself_makes_is_taken_out_and_counted(tmp_path):
+    (record,), troubles = stored(tmp_path, loaded(tmp_path, unigram()), "a<pad>b")
+    assert record.tolist() == [3, 4, 5, 1]
+    assert troubles["documents with control tokens in their text, which were taken out"] == 1
 
 
 def test_a_vocabulary_with_gaps(tmp_path):

@@ -288,6 +288,10 @@ class _Work:
         if is_end.any():
             trouble.add("documents with the end-of-document token in their text, which was taken out", where)
             tokens = tokens[~is_end]
+        is_control = np.isin(tokens, getattr(self._tokenizer, "control", ()))
+        if is_control.any():
+            trouble.add("documents with control tokens in their text, which were taken out", where)
+            tokens = tokens[~is_control]
         losses = getattr(self._tokenizer, "losses", None)
         if losses is not None:
             unknown, lost = losses(text, tokens)
