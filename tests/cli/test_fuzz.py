@@ -154,12 +154,14 @@ def bases():
 
 
 def made_small(tree):
-    """The same configuration with few prompts, proxies, seeds and sources, so that it is soon resolved."""
+    """The same configuration with few prompts, variants and seeds, so that it is soon resolved."""
     if isinstance(tree, list):
         return [made_small(value) for value in tree]
     if not isinstance(tree, dict):
         return tree
     few = {"per_arm": 4, "seeds": [0], "prepared": None, "out": None, "per_cluster": 2, "domains": "."}
+    if isinstance(variants := tree.get("variants"), dict):
+        tree = tree | {"variants": dict(list(variants.items())[-2:])}
     small = {key: few[key] if key in few else made_small(value) for key, value in tree.items()}
     return {**small, "levels": 1, "families": ["addr", "sort"]} if tree.get("name") == "digits" else small
 
