@@ -159,7 +159,7 @@ def test_what_comes_before_the_damage_of_an_archive_is_kept(tmp_path, ending):
     (tmp_path / f"a.jsonl.{ending}").write_bytes(whole[:-4])
     texts, found = documents(tmp_path)
     assert texts[:1000] == [f"{i} {i**9}" for i in range(1000)]
-    assert found == {"unreadable files": 1}
+    assert found == {"damaged files, of which the rest is lost": 1}
 
 
 def test_every_row_of_a_column_without_text_is_counted(tmp_path):
