@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `jaxmix` with `argv` (default: what was typed) and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that are no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that are not UTF-8
     try:
         code = _dispatch(words)
         sys.stdout.flush()

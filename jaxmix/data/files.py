@@ -84,7 +84,7 @@ def read_json(path: Path, *, fix: str = "Delete it.") -> Any:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file, its folder too if need be; the content is on disk before the name points to it.
 
-    In text, bytes of a path that are no UTF-8 (lone surrogates) become escapes, which JSON and YAML read back.
+    In text, bytes of a path that are not UTF-8 (lone surrogates) become escapes, which JSON and YAML read back.
     """
     with replaced(path) as file:
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)

@@ -78,7 +78,7 @@ def jest(
     Returns:
         A `Selector` called as `selector(key, learner, reference, valid=None, *, domain=None, quota=None, group=None,
         gain=None)` with `Embeddings` of learner and reference; their widths d may differ. `group` i32[B]: rows with
-        the same number ≥ 0 (the same caption, say) are no negatives of each other: such pairs score 0 (softmax: are
+        the same number ≥ 0 (the same caption, say) are not negatives of each other: such pairs score 0 (softmax: are
         left out of the denominators). An exact duplicate otherwise looks like a perfect hard negative.
 
     Raises:

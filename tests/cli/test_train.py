@@ -33,7 +33,7 @@ def test_a_path_that_is_no_utf_8_is_printed_with_escapes(tmp_path):
 def test_a_folder_that_is_no_utf_8_is_refused(config, capsys):
     odd = config.rename(config.with_name("c\udcff.yaml"))
     assert main(["prepare", str(odd), "--data.prepared", "null"]) == 2
-    assert "prepared/c\\xff is no UTF-8" in capsys.readouterr().err
+    assert "prepared/c\\xff is not UTF-8" in capsys.readouterr().err
 
 
 def test_verify_reads_what_is_prepared_and_prepares_nothing(config, tmp_path, capsys):

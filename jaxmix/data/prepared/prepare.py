@@ -393,7 +393,7 @@ def _ready(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any] | None:
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for a folder of something else, or one that was begun with other settings."""
     if shown(str(folder)) != str(folder):
-        what = f"{shown(str(folder))} is no UTF-8, which ArrayRecord does not take"
+        what = f"{shown(str(folder))} is not UTF-8, which ArrayRecord does not take"
         raise ConfigError(what, where="data.prepared", fix="Choose another folder.")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", where="data.prepared", fix="Choose another folder.")

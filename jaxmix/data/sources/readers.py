@@ -37,7 +37,7 @@ _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, co
 _WIDE = "files in UTF-16 or UTF-32, which must be saved as UTF-8"
 _DAMAGE = (OSError, EOFError, zlib.error)
 _MOST_OTHER = 0.1
-"""Of the bytes of a text file that may be NUL or no UTF-8: more mean an image, a program, or another encoding."""
+"""Of the bytes of a text file that may be NUL or not UTF-8: more mean an image, a program, or another encoding."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -169,7 +169,7 @@ def _read_file(path: Path, unit: Unit, text_field: str, trouble: Trouble) -> Ite
 
 
 def shown(path: Path | str) -> str:
-    """A path as text that can be printed and stored: bytes that are no UTF-8 become escapes."""
+    """A path as text that can be printed and stored: bytes that are not UTF-8 become escapes."""
     text = path.name if isinstance(path, Path) else path
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -198,13 +198,13 @@ def _text(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tupl
     elif not data:
         trouble.add(EMPTY, shown(path))
     elif _other_bytes(data) > _MOST_OTHER * len(data):
-        trouble.add("files that are no UTF-8 text, but binary or in another encoding", shown(path))
+        trouble.add("files that are not UTF-8 text, but binary or in another encoding", shown(path))
     else:
         yield shown(path), data.removeprefix(codecs.BOM_UTF8)
 
 
 def _other_bytes(data: bytes) -> int:
-    """Bytes that are NUL or no UTF-8."""
+    """Bytes that are NUL or not UTF-8."""
     try:
         data.decode("utf-8")
         undecodable = 0
@@ -223,7 +223,7 @@ def _jsonl(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tup
             if isinstance(record, dict) and len(trouble.fields) < _NAMED:
                 trouble.fields |= dict.fromkeys(record)
         elif not isinstance(record[field], str):
-            trouble.add(f"records whose {field!r} is no text", where)
+            trouble.add(f"records whose {field!r} is not text", where)
         else:
             if b"\xef\xbf\xbd" not in line and "\ufffd" in record[field] and b"\\ufffd" not in line.lower():
                 trouble.add("documents with invalid UTF-8", where)
@@ -335,7 +335,7 @@ def _parquet(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[t
             if not value.is_valid:
                 trouble.add(f"records without {field!r}", where)
             elif not is_text:
-                trouble.add(f"records whose {field!r} is no text", where)
+                trouble.add(f"records whose {field!r} is not text", where)
             else:
                 yield where, value.as_py()
 
@@ -353,7 +353,7 @@ def array_record_reader(path: Path) -> Any:
     """Opens a file for random access, with the options that ArrayRecord advises for it."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    str(path).encode()  # a ValueError for bytes that are no UTF-8, which ArrayRecord does not take
+    str(path).encode()  # a ValueError for bytes that are not UTF-8, which ArrayRecord does not take
     return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
 
 

@@ -77,7 +77,7 @@ class SourceSpec:
         return self.listing()[0]
 
     def listed(self) -> SourceSpec:
-        """The source with the files that it has now: whatever appears later is no part of it."""
+        """The source with the files that it has now: whatever appears later is not part of it."""
         return dataclasses.replace(self, _listing=self.listing())
 
     def listing(self) -> tuple[list[Path], Trouble]:
@@ -174,7 +174,7 @@ class SourceSpec:
             elif isinstance(value, bytes):
                 yield where, value
             else:
-                trouble.add(f"records whose {self.text_field!r} is no text", where)
+                trouble.add(f"records whose {self.text_field!r} is not text", where)
 
     def decoded(self, unit: Unit, trouble: Trouble) -> Iterator[tuple[str, str]]:
         """Yields (place, text) of every document; what is not UTF-8 is replaced and counted."""

@@ -46,7 +46,7 @@ class StoredArrays:
                 )
             try:
                 opened = safe_open(file, framework="numpy")
-                for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
+                for name in opened.keys():  # noqa: SIM118 (it is not a dictionary)
                     self._file_of[name] = opened
                     self.shapes[name] = tuple(opened.get_slice(name).get_shape())
             except SafetensorError as error:

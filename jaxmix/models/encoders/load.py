@@ -241,7 +241,7 @@ def _fast_tokenizer(path: Path, max_length: int) -> Any:
     try:
         fast = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises exceptions of its own
-        raise ConfigError(f"{path.name} is no tokenizer: {str(error).splitlines()[0]}", where=str(path)) from error
+        raise ConfigError(f"{path.name} is not a tokenizer: {str(error).splitlines()[0]}", where=str(path)) from error
     fast.no_padding()  # files often carry the settings of the training, such as 128 tokens
     fast.enable_truncation(max_length)
     return fast

@@ -26,7 +26,7 @@ class Rollouts(NamedTuple):
 
 
 def is_prompt_token(prompts: Int[Array, "b p"], pad_id: int) -> Bool[Array, "b p"]:
-    """Which slots of prompts padded on the left are tokens: all from the first that is no padding."""
+    """Which slots of prompts padded on the left are tokens: all from the first that is not padding."""
     return jnp.cumsum(prompts != pad_id, axis=1) > 0
 
 

@@ -31,7 +31,7 @@ def recall(image: np.ndarray, text: np.ndarray, *, at: Sequence[int] = (1, 10), 
         1.0
     """
     if image.shape != text.shape or image.ndim != 2:
-        raise ConfigError(f"embeddings of shapes {image.shape} and {text.shape} are no pairs", where="recall")
+        raise ConfigError(f"embeddings of shapes {image.shape} and {text.shape} are not pairs", where="recall")
     if not all(1 <= k <= len(image) for k in at):
         raise ConfigError(f"k must be from 1 to {len(image)}, got {list(at)}", where="recall(at)")
     image, text = np.asarray(image, np.float32), np.asarray(text, np.float32)

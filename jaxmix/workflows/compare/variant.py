@@ -219,6 +219,6 @@ def run_of(plain: Mapping[str, Any], folder: str, *, out: str, file: str) -> Run
 
 
 def with_value(plain: Mapping[str, Any], section: str, key: str, value: Any) -> Mapping[str, Any]:
-    """A configuration with one more value; as it is where its section is no mapping, which reading it will say."""
+    """A configuration with one more value; as it is where its section is not a mapping, which reading it will say."""
     old = plain.get(section)
     return {**plain, section: {**(old or {}), key: value}} if old is None or isinstance(old, Mapping) else plain

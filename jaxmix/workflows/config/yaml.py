@@ -58,7 +58,7 @@ class _Values:
         self._left = _MOST_VALUES
 
     def of(self, node: Any, depth: int = 0) -> Any:
-        """Raises `yaml.YAMLError` with the place of what is no plain value, or too much."""
+        """Raises `yaml.YAMLError` with the place of what is not a plain value, or too much."""
         self._left -= 1
         if self._left < 0 or depth > _MOST_NESTED:
             limit = f"{_MOST_VALUES:,} values" if self._left < 0 else _DEEP
@@ -77,9 +77,9 @@ class _Values:
             raise _wrong(f"{describe(node.value)} is too large for 64 bits", node)
         if kind == "float" and "n" not in node.value.lower() and not math.isfinite(convert(node.value)):
             raise _wrong(f"the number {describe(node.value)} is out of range", node)
-        # From U+DC80 to U+DCFF they stand for the bytes of a path that is no UTF-8.
+        # From U+DC80 to U+DCFF they stand for the bytes of a path that is not UTF-8.
         if kind == "str" and re.search("[\0\ud800-\udc7f\udd00-\udfff]", node.value):
-            raise _wrong("text with a NUL or half a surrogate pair, which is no UTF-8", node)
+            raise _wrong("text with a NUL or half a surrogate pair, which is not UTF-8", node)
         return convert(node.value)
 
     def _mapping(self, node: Any, depth: int) -> dict[Any, Any]:

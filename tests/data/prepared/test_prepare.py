@@ -129,7 +129,7 @@ def test_all_troubles_are_counted_and_named(tmp_path):
         "empty documents": 1,
         "empty files": 1,
         "lines that are not JSON": 1,
-        "records whose 'text' is no text": 1,
+        "records whose 'text' is not text": 1,
         "records without 'text'": 1,
         "unreadable files": 2,
     }

@@ -52,7 +52,7 @@ def test_utf_16_and_utf_32_are_named(tmp_path, name, data, encoding):
     assert documents(tmp_path / name) == ([], {"files in UTF-16 or UTF-32, which must be saved as UTF-8": 1})
 
 
-OTHER = "files that are no UTF-8 text, but binary or in another encoding"
+OTHER = "files that are not UTF-8 text, but binary or in another encoding"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_every_row_of_a_column_without_text_is_counted(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"text": [1, 2, None]}), tmp_path / "a.parquet")
-    assert documents(tmp_path) == ([], {"records whose 'text' is no text": 2, "records without 'text'": 1})
+    assert documents(tmp_path) == ([], {"records whose 'text' is not text": 2, "records without 'text'": 1})
 
 
 def test_a_number_that_python_does_not_convert_costs_its_line_alone(tmp_path):
@@ -186,7 +186,7 @@ def test_a_pointer_is_no_document(tmp_path):
 
 def test_a_null_field_is_a_missing_one(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": null}\n{"text": 3}\n' + lines("ok"))
-    found = {"records without 'text'": 1, "records whose 'text' is no text": 1}
+    found = {"records without 'text'": 1, "records whose 'text' is not text": 1}
     assert documents(tmp_path / "a.jsonl") == (["ok"], found)
 
 

@@ -150,7 +150,7 @@ DENSE = [{"path": "", "type": "x.Transformer"}, {"path": "2_Dense", "type": "x.D
         ("modules.json", DENSE, "asks for the step 'Dense'"),
         ("1_Pooling/config.json", {}, "no file of the checkpoint gives the pooling"),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens is not supported"),
-        ("tokenizer.json", "{", "tokenizer.json is no tokenizer"),
+        ("tokenizer.json", "{", "tokenizer.json is not a tokenizer"),
         ("tokenizer.json", None, "has no tokenizer.json"),
         ("model.safetensors", None, "there is no file model.safetensors"),
         ("model.safetensors", "short", "is damaged"),

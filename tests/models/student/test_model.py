@@ -148,7 +148,7 @@ def test_one_step_is_adagrad_on_the_oracles_gradient():
     ids, offsets = hash_texts(texts, buckets=BUCKETS, orders=(1, 2), seed=0, max_words=512)
     _, d_table, _, d_bias, _ = oracle(ids, offsets, np.zeros((BUCKETS, K)), None, np.zeros(K), np.eye(K)[labels])
     for got, slope in ((student.table, d_table[student.buckets] / 6), (student.bias, d_bias / 6)):
-        clear = np.abs(slope) > 1e-5  # where the sign is no rounding error: Adagrad's first step is the sign
+        clear = np.abs(slope) > 1e-5  # where the sign is not a rounding error: Adagrad's first step is the sign
         np.testing.assert_allclose(got[clear], -0.5 * np.sign(slope[clear]), rtol=2e-3)
 
 

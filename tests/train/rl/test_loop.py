@@ -137,7 +137,7 @@ def test_dead_groups_wait_and_patience_ends(tmp_path):
     def one_live(rows, made):
         rewards = np.zeros(made.shape[:2], np.float32)
         rewards[0, 0] = 1.0
-        rewards[1, 0] = np.nan  # a verifier that failed is no live group
+        rewards[1, 0] = np.nan  # a verifier that failed is not a live group
         return rewards
 
     alone = dataclasses.replace(prompts, reward=one_live)
