@@ -78,6 +78,7 @@ def test_prepare_plan_train_report(config, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["validation_loss"] == outcome["validation_loss"]
 
 
+@pytest.mark.slow
 def test_a_longer_run_continues_a_shorter_one(config, capsys):
     assert main(["train", str(config), "--train.steps", "4"]) == 0
     capsys.readouterr()

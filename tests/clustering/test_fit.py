@@ -71,6 +71,7 @@ def test_numpy_and_half_precision_rows():
     assert np.mean(labels == assign(clusterer, full.state, rows()).labels) > 0.99
 
 
+@pytest.mark.slow
 def test_float32_labels_are_those_of_float64():
     with jax.enable_x64(True):
         exact = fit(gem(K, balance=100.0), rows(jnp.float64), key=KEY, init=START, max_iters=20)

@@ -160,7 +160,7 @@ def test_the_baselines_maximize_what_they_say(make):
     np.testing.assert_allclose(objective, expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("bits", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_f_does_not_fall(bits):
     with jax.enable_x64(bits == 64):
         x = jnp.asarray(planted().x, jnp.float64 if bits == 64 else jnp.float32)

@@ -106,7 +106,7 @@ CASES = {
 }
 
 
-LONG = ("capacity", "tied", "transfer")
+LONG = ("separable", "huber", "capacity_only", "capacity", "tied", "transfer")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in LONG else ()) for c in CASES])

@@ -35,6 +35,7 @@ def worth(size, selector):
     return np.mean(values), np.mean(noisy)
 
 
+@pytest.mark.slow
 def test_order_of_methods_on_a_small_task():
     size, b = (512, 64, False), 128
     random, noisy_random = worth(size, jest(b, num_chunks=1, gain=0.0))

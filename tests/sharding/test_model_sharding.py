@@ -25,7 +25,7 @@ VARIANTS = {
         ("grouped, scanned, chunked", 1, 4, 2),
         pytest.param("grouped, scanned, chunked", 1, 2, 4, marks=pytest.mark.slow),
         ("dot product, remat", 2, 2, 2),
-        ("nothing divides", 1, 2, 4),
+        pytest.param("nothing divides", 1, 2, 4, marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_equal_one(variant, data, fsdp, tensor):

@@ -75,6 +75,7 @@ def test_gain_over_uniform(rule, least):
         assert np.median(gains) > least
 
 
+@pytest.mark.slow
 def test_late_rewards():
     world, key = skill_worlds()["ladder"], jax.random.key(3)
     bandit = curricula.make("space", 10, rule="proportional")

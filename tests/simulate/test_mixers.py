@@ -256,6 +256,7 @@ def test_run_static_equals_simulate(batch_size):
     np.testing.assert_allclose(run.mixture, mixture, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_best_static_is_the_best_of_its_candidates():
     # Domain 0 alone lowers losses: of all candidates the one with most of it wins.
     world = log_linear_world(np.asarray([[2.0, 0.0], [1.0, 0.0]]), irreducible=1.0, reducible=3.0, num_steps=20)

@@ -43,7 +43,7 @@ def test_kill_nine_at_random_moments(tmp_path, seed):
     expected = outcome(tmp_path / "whole")
 
     rng, run_dir, kills = random.Random(seed), tmp_path / "killed", 0
-    while kills < 3:
+    while kills < 2:
         process = start(run_dir)
         metrics = run_dir / "metrics.jsonl"
         before = metrics.stat().st_size if metrics.exists() else 0

@@ -84,6 +84,7 @@ def test_this_machine_passes():
     assert broken == []
 
 
+@pytest.mark.slow  # the processes of tests/core/test_sharding.py find each other the same way
 @pytest.mark.multihost
 def test_processes_on_this_machine_find_each_other():
     check = doctor.ping_this_machine()

@@ -122,9 +122,9 @@ SHAPE = Shape(4, (2, 0, 2, 3), True, True, model_size=50.0, tokens=4.0, smallest
     ("options", "count"),
     [
         ({}, 8 + 1 + 12 + 1),
-        ({"offset": "per_domain"}, 8 + 1 + 12 + 4),
+        pytest.param({"offset": "per_domain"}, 8 + 1 + 12 + 4, marks=pytest.mark.slow),
         ({"exponents": "shared"}, 5 + 1 + 12 + 1),
-        ({"exponents": "tied"}, 8 + 1 + 8 + 1),
+        pytest.param({"exponents": "tied"}, 8 + 1 + 8 + 1, marks=pytest.mark.slow),
         ({"offset": "none", "rank": 2}, 8 + 1 + 12 + 16),
         ({"competition": False}, 8 + 12 + 1),
         ({"competition": False, "rank": 1, "exponents": "tied"}, 8 + 8 + 8 + 1),

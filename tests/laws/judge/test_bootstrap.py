@@ -53,6 +53,7 @@ def test_a_resample_is_the_fit_of_its_table():
     assert resampled.converged.all()
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """Of 40 tables, the 80 % interval of the expected loss covers the truth in about 32."""
     covered = []

@@ -62,10 +62,15 @@ def oracle(tokens, prior, laws, natural=None, variant="paper", credit=0.5, momen
     return np.array(history), average
 
 
-@pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"variant": "repository"}, {"natural": (0.4, 0.1, 0.1, 0.2, 0.2), "credit": 0.0, "momentum": 0.5}],
+    ("settings", "double"),
+    [
+        ({}, True),
+        ({"natural": (0.4, 0.1, 0.1, 0.2, 0.2), "credit": 0.0, "momentum": 0.5}, False),
+        ({"variant": "repository"}, False),
+        pytest.param({}, False, marks=pytest.mark.slow),
+        pytest.param({"variant": "repository"}, True, marks=pytest.mark.slow),
+    ],
 )
 def test_equals_the_formulas(settings, double):
     steps, m = 240, 5
@@ -99,7 +104,7 @@ def test_pure_functions_by_hand():
     np.testing.assert_allclose(average, [0.6, 0.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("steps", [200, 203])
+@pytest.mark.parametrize("steps", [pytest.param(200, marks=pytest.mark.slow), 203])
 def test_points_are_those_of_the_released_pipeline(steps):
     # Every step filtered at once, the beginning dropped, every second kept.
     losses, tokens = training(steps, 3, missing=0.0)
@@ -124,6 +129,7 @@ def test_a_full_buffer_keeps_the_whole_curve():
     np.testing.assert_allclose(examples[weights > 0], (np.cumsum(tokens.sum(1)) / 1024)[20::stride], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_fits_at_its_cadence_from_the_smoothed_points():
     losses, tokens = training(140, 3)
     states = drive(ado(**SMALL), losses, tokens)

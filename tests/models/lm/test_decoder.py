@@ -144,8 +144,15 @@ def test_gradient_equals_finite_differences():
             np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["dots", "block"])
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize(
+    ("remat", "scan_layers"),
+    [
+        ("dots", False),
+        ("block", True),
+        pytest.param("dots", True, marks=pytest.mark.slow),
+        pytest.param("block", False, marks=pytest.mark.slow),
+    ],
+)
 def test_remat_and_scan_change_no_gradient(remat, scan_layers):
     batch = random_batch()
 
@@ -220,7 +227,7 @@ def test_gradient_reaches_every_parameter_and_is_finite_without_targets():
     assert all(float(jnp.max(jnp.abs(leaf))) == 0 for leaf in jax.tree.leaves(gradient(params, empty)))
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_runs_under_vmap_over_stacked_params(scan_layers):
     model = transformer(tiny(scan_layers=scan_layers))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -266,6 +273,7 @@ def test_parameters_are_plain_nested_dictionaries_of_float32():
     walk(params)
 
 
+@pytest.mark.slow
 def test_it_learns_to_copy_what_repeats():
     """Rows of period 3: the third token back tells the next one, which needs attention and positions."""
     model = transformer(TransformerConfig(num_layers=2, width=32, num_heads=2, vocab_size=16))

@@ -166,7 +166,9 @@ def test_training_through_the_scoring_forward_is_the_same():
     same(run(programs(settings=PairSettings(reuse="activations"))), plain_run())
 
 
-@pytest.mark.parametrize(("devices", "accumulate"), [(2, 1), (4, 1), (8, 2)])
+@pytest.mark.parametrize(
+    ("devices", "accumulate"), [(8, 2), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (2, 4))]
+)
 def test_any_number_of_devices_trains_alike(devices, accumulate):
     built = programs(devices, accumulate=accumulate, settings=PairSettings(reuse="none"))
     same(run(built), plain_run())

@@ -84,7 +84,7 @@ def test_products_of_a_selection():
         lambda: jest(12, num_chunks=3, sweeps=2),
         lambda: jest(12, num_chunks=4, loss="softmax", form="self", sweeps=1),
         lambda: jest(12, num_chunks=4, loss="softmax", form="marginal"),
-        lambda: jest(12, num_chunks=3, loss="softmax", form="marginal", sweeps=2),
+        pytest.param(lambda: jest(12, num_chunks=3, loss="softmax", form="marginal", sweeps=2), marks=pytest.mark.slow),
         lambda: independent(12),
         lambda: independent(12, context=True),
     ],

@@ -295,7 +295,7 @@ def test_accumulation_and_one_device_train_on_the_same_rows(tmp_path, whole):
         assert ours[f"select/share/{name}"] == theirs[f"select/share/{name}"]
 
 
-@pytest.mark.parametrize("feedback", ["scanned", "trained"])
+@pytest.mark.parametrize("feedback", [pytest.param("scanned", marks=pytest.mark.slow), "trained"])
 def test_tokens_chosen_inside_the_step_are_those_chosen_before_it(tmp_path, feedback):
     selection = SelectionSettings("learnability", level="token", keep=0.4, feedback=feedback)
     options = {"selection": selection, "reference": frozen(), "mixer": LEARNS, "steps": 8, "schedule": "constant"}

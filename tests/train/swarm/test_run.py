@@ -88,7 +88,9 @@ def test_the_rows_are_those_that_a_stream_delivers(options):
     np.testing.assert_array_equal(read.tokens, table.tokens[row[1, :3].reshape(-1)])
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss_normalization": "domain_mean", "accumulate": 2}])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=pytest.mark.slow), {"loss_normalization": "domain_mean", "accumulate": 2}]
+)
 def test_losses_are_those_of_lone_runs(tmp_path, changes):
     result = small_swarm(tmp_path / "swarm", changes=changes, mesh=two_devices())
     assert result.curve_steps == (0, 8, 16, 24)
@@ -103,7 +105,9 @@ def test_losses_are_those_of_lone_runs(tmp_path, changes):
         assert result.proxies[i].seed == proxy.seed
 
 
-@pytest.mark.parametrize("width", [None, 5], ids=["one after the other", "all at once"])
+@pytest.mark.parametrize(
+    "width", [pytest.param(None, marks=pytest.mark.slow, id="one after the other"), pytest.param(5, id="all at once")]
+)
 def test_a_transformer_learns_as_in_a_lone_run_whatever_the_batching(tmp_path, monkeypatch, width):
     monkeypatch.setattr("jaxmix.train.swarm.step._CACHED_TOKENS", 32)  # four micro-batches
     model = transformer(TransformerConfig(num_layers=1, width=16, num_heads=2, vocab_size=16, seq_len=8))
@@ -140,7 +144,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_at", [1, 8, 13, 24])
+@pytest.mark.parametrize("stop_at", [8, 24, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 13))])
 def test_a_stopped_swarm_ends_with_the_same_bits(tmp_path, monkeypatch, stop_at):
     whole = small_swarm(tmp_path / "whole", chunk=3, mesh=two_devices())
     update = jaxmix.train.run.progress.Progress.update
