@@ -137,7 +137,7 @@ def propose(partition: str, out: Path, size: Size, plain: dict[str, Any]) -> dic
         design = {"runs": size.proxies, "seed": 0, "include": ["prior", "uniform"], "concentration": [0.5, 20.0]}
         swarm = home / "swarm.yaml"
         write_whole(swarm, dump_yaml({"base": small, "design": design, "seeds": [0]}))
-        words = [sys.executable, "-m", "jaxmix.cli", "swarm", "run", str(swarm), "--out", str(home / "swarm"), "--json"]
+        words = [sys.executable, "-m", "jaxmix", "swarm", "run", str(swarm), "--out", str(home / "swarm"), "--json"]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         table = collect(load_swarm(str(swarm), out=str(home / "swarm"))).table
         law = LawSettings(law="hierarchical" if size.proxies > 10 else "linear")

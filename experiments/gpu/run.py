@@ -63,7 +63,7 @@ STAGES = [
 
 def doctor(is_tiny: bool, save: Callable[[Any], None]) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "jaxmix.cli", "doctor", "--json"], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-m", "jaxmix", "doctor", "--json"], capture_output=True, text=True, cwd=ROOT, check=False
     )
     from measure import gpu_state, hardware
 

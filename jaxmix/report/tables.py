@@ -74,7 +74,7 @@ def domain_label(run: RunRecord, name: str, *, is_full: bool = True) -> str:
         is_full: also say that it left or ran out, not only that few tokens were held out of it.
     """
     held_out = run.held_out_tokens().get(name, FEW_TOKENS)
-    marks = [f"only {held_out:,} held-out tokens"] if held_out < FEW_TOKENS else []
+    marks = [f"only {held_out:,} evaluated tokens"] if held_out < FEW_TOKENS else []
     if is_full:
         marks += [f"left after step {run.left[name]}"] if name in run.left else []
         marks += [f"ran out at step {run.ran_out[name]}"] if name in run.ran_out else []

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -67,8 +67,10 @@ def made_by(command: str) -> dict[str, Any]:
     return {"command": command, "versions": versions(), "devices": describe_devices(), "commit": git_commit()}
 
 
-def begin_run(folder: RunFolder, *, command: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes config.yaml and provenance.json of a run (on process 0) and returns the content of the latter.
+def provenance_of(
+    folder: RunFolder, *, command: str, content: Mapping[str, Any], changed_data: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The content of a run's provenance.json; writes nothing.
 
     Earlier sessions stay listed, unless the configuration starts the run anew.
 
@@ -76,29 +78,43 @@ def begin_run(folder: RunFolder, *, command: str, content: Mapping[str, Any]) ->
         folder: of the run.
         command: what was typed.
         content: what is particular to this kind of run.
+        changed_data: sources that hold other documents than when the run began.
     """
     made = made_by(command)
     session = {"started": now(), "command": command, "devices": made["devices"]}
     if changed := changed_settings(folder):
         session["changed"] = changed
-        if saved_steps(folder.path) and jax.process_index() == 0:
-            print(f"{folder.path}: continued with {_changes(changed, folder.plain['train'])}", file=sys.stderr)
+    if changed_data:
+        session["changed_data"] = list(changed_data)
     sessions = [session]
     old = folder.path / PROVENANCE
     if not folder.starts_anew and old.is_file():
         with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill: this session starts the list anew
             sessions = [*json.loads(old.read_text(encoding="utf-8")).get("sessions", []), session]
-    provenance = {
+    return {
         **made,
         "config_hash": folder.config_hash,
         **content,
         "started": sessions[0]["started"],
         "sessions": sessions,
     }
-    if jax.process_index() == 0:
-        write_whole(folder.path / "config.yaml", dump_yaml(folder.plain))
-        write_json(old, provenance)
-    return provenance
+
+
+def begin_run(folder: RunFolder, provenance: Mapping[str, Any]) -> None:
+    """Writes config.yaml and provenance.json on process 0, and says which settings a continued run changes.
+
+    Called when a run has accepted the checkpoint that it continues: one that is refused leaves the folder as it was.
+    """
+    if jax.process_index() != 0:
+        return
+    session, was_begun = provenance["sessions"][-1], bool(saved_steps(folder.path))
+    if was_begun and "changed" in session:
+        print(f"{folder.path}: continued with {_changes(session['changed'], folder.plain['train'])}", file=sys.stderr)
+    if was_begun and "changed_data" in session:
+        names = ", ".join(session["changed_data"])
+        print(f"{folder.path}: continued on other documents of {names}", file=sys.stderr)
+    write_whole(folder.path / "config.yaml", dump_yaml(folder.plain))
+    write_json(folder.path / PROVENANCE, provenance)
 
 
 def is_finished(folder: RunFolder, *, result: str) -> bool:
@@ -171,8 +187,8 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {key: inner for part in parts for key, inner in part.items()}
 
 
-def check_same_data(folder: RunFolder, data_hash: Any, *, allowed: bool) -> None:
-    """Raises `ConfigError` where a run would be continued on other data than it began with.
+def check_same_data(folder: RunFolder, data_hash: Any, *, allowed: bool) -> list[str]:
+    """The sources whose documents are not those that the run was last trained on; `ConfigError` unless allowed.
 
     Args:
         folder: of the run.
@@ -180,20 +196,24 @@ def check_same_data(folder: RunFolder, data_hash: Any, *, allowed: bool) -> None
         allowed: `checkpoint.allow_changed_data`.
     """
     path = folder.path / PROVENANCE
-    if allowed or folder.starts_anew or not saved_steps(folder.path):
-        return
+    if folder.starts_anew or not saved_steps(folder.path):
+        return []
     try:
         before = json.loads(path.read_text(encoding="utf-8")).get("data_hash")
     except (FileNotFoundError, json.JSONDecodeError):
-        return
-    pairs = (before, data_hash) if isinstance(before, Mapping) else ({"": before}, {"": data_hash})
-    for name in pairs[0]:
-        if name in pairs[1] and pairs[0][name] != pairs[1][name]:
-            raise ConfigError(
-                f"source {name!r} has changed since the run began" if name else "the prompts have changed",
-                where=str(folder.path),
-                fix="Put the old data back, choose another folder with --out, or set checkpoint.allow_changed_data.",
-            )
+        return []
+    then, now_ = (value if isinstance(value, Mapping) else {"the prompts": value} for value in (before, data_hash))
+    changed = [name for name in then if name in now_ and then[name] != now_[name]]
+    if changed and not allowed:
+        name = changed[0]
+        raise ConfigError(
+            f"source {name!r} has changed since the run began"
+            if isinstance(before, Mapping)
+            else f"{name} have changed",
+            where=str(folder.path),
+            fix="Put the old data back, choose another folder with --out, or set checkpoint.allow_changed_data.",
+        )
+    return changed
 
 
 def in_its_folder(run: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:

@@ -72,7 +72,7 @@ def test_plan_writes_json_without_color_codes(tmp_path, capsys):
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    command = f"{sys.executable} -m jaxmix.cli train --help | head -1"
+    command = f"{sys.executable} -m jaxmix train --help | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("Usage: jaxmix train")
     assert "jaxmix:" not in done.stderr

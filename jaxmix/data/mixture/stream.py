@@ -386,7 +386,9 @@ class MixtureStream:
             "left": self._left,
         }
 
-    def set_state(self, state: Mapping[str, Any], allow_changed_sources: bool = False) -> None:
+    def set_state(
+        self, state: Mapping[str, Any], allow_changed_sources: bool = False, allow_changed_rows: bool = False
+    ) -> bool:
         """Continues from a state of `get_state`, on any number of processes.
 
         Args:
@@ -394,10 +396,15 @@ class MixtureStream:
             allow_changed_sources: sources may have been added (they start at their beginning), dropped, or bounded
                 otherwise, and `block` may differ. The block in progress then ends where it was; sources that stay or
                 come back go on where they were, nothing repeated or lost, and the weights are the new stream's own.
+            allow_changed_rows: sources may have another number of rows: these begin again, and so do their epochs. The
+                block in progress and the weights are as with changed sources.
+
+        Returns:
+            Whether the sources are those of the state, so that all goes on as if there had been no interruption.
 
         Raises:
             ConfigError: the state belongs to a stream with another seed, batch size, row length or unit, or with
-                other sources without `allow_changed_sources`.
+                other sources or rows that are not allowed.
         """
         if state["format"] != FORMAT:
             raise ConfigError(f"unknown format {state['format']} of a stream's state", fix="Upgrade jaxmix to read it.")
@@ -411,16 +418,18 @@ class MixtureStream:
                 )
         left = state.get("left", {})  # states of earlier versions do not have it
         then = {k: {**left.get(k, {}), **values} for k, values in {**state["now"], "rows": state["rows"]}.items()}
-        for name in self.names:
-            if then["rows"].get(name, mine["rows"][name]) != mine["rows"][name]:
-                raise ConfigError(
-                    f"source {name!r} had {then['rows'][name]} rows in the saved state, now {mine['rows'][name]}",
-                    where="MixtureStream.set_state",
-                    fix="Its documents have changed. Give the changed source another name, or start afresh.",
-                )
+        changed_rows = [n for n in self.names if then["rows"].get(n, mine["rows"][n]) != mine["rows"][n]]
+        if changed_rows and not allow_changed_rows:
+            name = changed_rows[0]
+            raise ConfigError(
+                f"source {name!r} had {then['rows'][name]} rows in the saved state, and has {mine['rows'][name]} now",
+                where="MixtureStream",
+                fix="Give the changed source another name, start afresh, or allow changed rows: it then begins again.",
+            )
+        then["cursors"] |= dict.fromkeys(changed_rows, 0)
         same = ("rows", "limits", "policies", "block")
         is_same = all(state[field] == mine[field] for field in same) and list(state["rows"]) == list(self.names)
-        if not is_same and not allow_changed_sources:
+        if not is_same and not (allow_changed_sources or changed_rows):
             changed = next(f for f in (*same, "rows") if state[f] != mine[f] or f == "rows")
             raise ConfigError(
                 f"the stream's {changed} differ from the saved ones: {state[changed]} then, {mine[changed]} now",
@@ -438,7 +447,7 @@ class MixtureStream:
             self._ledger = Ledger.from_json(state["start"], self.names)
             if self._position:
                 self._current = self._plan(self._number, self._weights, self._version, self._ledger)
-            return
+            return True
         now = Ledger.from_json(then, self.names)
         # What is owed to sources that left, or by them, is forgotten; the rest must add to 0 again.
         carry = now.carry - now.carry.mean()
@@ -446,6 +455,7 @@ class MixtureStream:
         self._number, self._position = state["number"] + 1, 0
         self._latest_version += 1
         self._version = self._latest_version
+        return False
 
     def _reset(self) -> None:
         for read in self._reads.values():

@@ -84,7 +84,7 @@ def gsm8k(
                 raise ConfigError(
                     f"no final answer can be read from {solution[-60:]!r}: it would score 0 against itself",
                     where=where,
-                    fix="Write it behind #### or in \\boxed{…}, or pass skip_unscorable=True to leave such lines out.",
+                    fix="Write it behind #### or in \\boxed{…}, or set skip_unscorable to leave such lines out.",
                 )
             continue
         family = "all" if family_field is None else _text_of(record, family_field, where)

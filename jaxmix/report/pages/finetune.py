@@ -53,9 +53,13 @@ def _one(run: RunRecord) -> list[str]:
     if curve_.value:
         start = f", from {curve_.value[0]:.3f} at the start" if len(curve_.value) > 1 else ""
         arms = len(metrics.learnable_arms(run))
-        sentences.append(
-            f"Solved {metrics.final_accuracy(run):.3f} of the held-out prompts{start} (mean over {arms} arms)."
-        )
+        over = f" (mean over {arms} arms)" if arms > 1 else ""
+        sentences.append(f"Solved {curve_.value[-1]:.3f} of the held-out prompts{start}{over}.")
+        if run.steps and not run.eval[-1].get("updates", 1):
+            sentences.append(
+                "The policy was never updated: in too few groups the completions had different rewards. What differs "
+                "from the start is chance."
+            )
     return sentences + _warnings(run)
 
 
@@ -66,7 +70,7 @@ def _warnings(run: RunRecord) -> list[str]:
         found.append(f"The {mastered[0]} arms that were solved at the start have lost {-mastered[1]:.3f}.")
     series = {name: run.series("train", f"bandit/probability/{name}")[1] for name in metrics.arms_of(run)}
     largest, arm = max(((max(values), name) for name, values in series.items() if values), default=(0.0, ""))
-    if largest > _LARGEST_SHARE:
+    if largest > _LARGEST_SHARE and len(series) > 1:
         found.append(f"{arm} took {largest:.0%} of the prompts at times; above a quarter, other arms may be forgotten.")
     return found
 
@@ -76,7 +80,7 @@ def _warnings(run: RunRecord) -> list[str]:
 
 def finetune_table(run: RunRecord) -> Table:
     """One row per arm: solve rate at the start and the end, share of the prompts, probability at the end."""
-    end = metrics.solve_rates(run, last=4)
+    end = metrics.solve_rates(run)
     rows = []
     for name in metrics.arms_of(run):
         start = run.series("eval", f"eval/solve/{name}")[1]
@@ -86,15 +90,16 @@ def finetune_table(run: RunRecord) -> Table:
     curve_ = metrics.accuracy(run)
     if curve_.value:
         share = metrics.share_of(run, metrics.learnable_arms(run))
-        rows.append(("mean", _number(curve_.value[0]), _number(metrics.final_accuracy(run)), _number(share), ""))
+        rows.append(("mean", _number(curve_.value[0]), _number(curve_.value[-1]), _number(share), ""))
     return Table(("arm", "solved at start", "solved at end", "share of prompts", "probability now"), tuple(rows),
                  first_total=len(rows) - 1)  # fmt: skip
 
 
 def finetune_comparison_table(runs: Sequence[RunRecord]) -> Table:
     """One row per variant, means over seeds; prompts to where the first variant ends, by paired seed."""
-    columns = ("variant", "seeds", "solved at end", "mean over prompts", "prompts to the first's end", "gain",
-               "live groups", "unique prompts", "mastered arms", "on noise")  # fmt: skip
+    columns = ("variant", "seeds", "solved at end (last four evaluations)", "mean over prompts",
+               "prompts to the first's end", "gain", "live groups", "unique prompts", "mastered arms",
+               "on noise")  # fmt: skip
     groups = by_variant(runs)
     first = {run.seed: run for run in next(iter(groups.values()))}
     rows = []

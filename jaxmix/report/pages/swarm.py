@@ -144,7 +144,7 @@ def describe_swarm(swarm: SwarmRecord) -> list[str]:
     held_out = min((d["validation_rows"] * d["seq_len"] for d in _data(swarm.config)), default=FEW_TOKENS)
     if held_out < FEW_TOKENS:
         sentences.append(
-            f"At most {held_out:,} tokens of a domain are held out: its loss has a standard error of about "
+            f"At most {held_out:,} tokens of a domain are evaluated: its loss has a standard error of about "
             f"{standard_error(held_out):.2g} nats or more."
         )
     if swarm.failed:

@@ -6,7 +6,7 @@ The loop measures the signals that the mixer asks for and no others; it does not
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,7 @@ def run_training(
     programs: Programs | None = None,
     hooks: Sequence[Hook] = (),
     trackers: Sequence[Tracker] = (),
+    on_start: Callable[[], None] = lambda: None,
     config_hash: str = "",
     label: str = "train",
     show_progress: bool = True,
@@ -123,6 +124,7 @@ def run_training(
             code between runs.
         hooks: your own evaluations, see `Hook`.
         trackers: in addition to the files.
+        on_start: see `Driver`.
         config_hash: stored in checkpoints; a changed one is reported on resume.
         label: in front of progress lines.
         show_progress: print on process 0.
@@ -153,7 +155,16 @@ def run_training(
     prior = (prior / prior.sum()).astype(np.float32)
     held_out = (validation, control, test)
     loop = _TrainLoop(mixer, stream, *held_out, reference, settings, prior, programs, config_hash)
-    return Driver(loop, run_dir, hooks=hooks, trackers=trackers, label=label, show_progress=show_progress).run()
+    driver = Driver(
+        loop,
+        run_dir,
+        hooks=hooks,
+        trackers=trackers,
+        on_start=on_start,
+        label=label,
+        show_progress=show_progress,
+    )
+    return driver.run()
 
 
 class _Dispatched(NamedTuple):
@@ -263,7 +274,8 @@ class _TrainLoop(Loop[RunResult]):
         return bool(stored != names)
 
     def restore(self, step: int, meta: Mapping[str, Any], *, is_model_alone: bool) -> list[str]:
-        self.stream.set_state(meta["stream"], allow_changed_sources=is_model_alone)
+        allowed = {"allow_changed_sources": is_model_alone, "allow_changed_rows": self.settings.allow_changed_data}
+        is_same_stream = self.stream.set_state(meta["stream"], **allowed)
         self.is_used_up = self.is_said = self._used_up()
         self.losses = np.asarray(jax.device_get(self.state.validation_loss))
         self.weights = self.mixer_programs.weights(self.state.mixer)
@@ -272,6 +284,7 @@ class _TrainLoop(Loop[RunResult]):
             notes.append("the configuration has changed since the checkpoint was written")
         if is_model_alone:
             notes.append("the domains have changed: the mixer starts again from the prior")
+        if not is_same_stream:
             self._set_weights(self.weights, step=step)
         else:
             self.computed_at = {int(version): step for version, step in meta["computed_at"]}

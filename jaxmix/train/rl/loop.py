@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,7 @@ def run_finetuning(
     programs: PolicyPrograms | None = None,
     hooks: Sequence[Hook] = (),
     trackers: Sequence[Tracker] = (),
+    on_start: Callable[[], None] = lambda: None,
     provenance: Mapping[str, Any] | None = None,
     label: str = "finetune",
     show_progress: bool = True,
@@ -113,6 +114,7 @@ def run_finetuning(
         programs: from `build_policy_programs` with the same model and settings, to share compiled code between runs.
         hooks: your own evaluations, see `Hook`.
         trackers: in addition to the files.
+        on_start: see `Driver`.
         provenance: plain values, kept in every checkpoint.
         label: in front of progress lines.
         show_progress: print on process 0.
@@ -143,7 +145,16 @@ def run_finetuning(
         )
     about = dict(provenance or {})
     loop = _FinetuneLoop(model, prompts, bandit, table, evaluation, settings, programs, initial_params, about)
-    return Driver(loop, run_dir, hooks=hooks, trackers=trackers, label=label, show_progress=show_progress).run()
+    driver = Driver(
+        loop,
+        run_dir,
+        hooks=hooks,
+        trackers=trackers,
+        on_start=on_start,
+        label=label,
+        show_progress=show_progress,
+    )
+    return driver.run()
 
 
 def _check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ from jaxmix.workflows.provenance import (
     check_same_data,
     in_its_folder,
     now,
+    provenance_of,
     saved_steps,
     write_json,
 )
@@ -114,10 +116,11 @@ def run_finetune(
     run = resolve_finetune(config)
     folder, settings, model = run.folder, run.settings, transformer(run.model)
     data_hash = _prompts_hash(run.prompts, run.held_out)
-    check_same_data(folder, data_hash, allowed=settings.allow_changed_data)
+    changed_data = check_same_data(folder, data_hash, allowed=settings.allow_changed_data)
     mesh = programs.mesh if programs is not None else build_mesh(**dict[str, Any](run.mesh))
     is_main = jax.process_index() == 0
-    provenance = begin_run(folder, command=command, content={**_about(run, data_hash), **(extra or {})})
+    about = {**_about(run, data_hash), **(extra or {})}
+    provenance = provenance_of(folder, command=command, content=about, changed_data=changed_data)
     params = _start(run, start_dir or folder.path / START, model, mesh, say)
     prompts = run.prompts
     programs = programs or build_policy_programs(
@@ -153,6 +156,7 @@ def run_finetune(
         programs=programs,
         trackers=[make_tracker(t, folder.path, folder.plain) for t in run.trackers if t != "jsonl" and is_main],
         provenance={"config_hash": folder.config_hash},
+        on_start=functools.partial(begin_run, folder, provenance),
         label=label,
     )
     page = None

@@ -76,7 +76,7 @@ def propose_mixture(
     if not _mixture_file(out).is_file():
         write_whole(path, dump_yaml(_swarm(run, overrides, out)))
         say("a swarm of proxies, for a law of mixtures")
-        arguments = [sys.executable, "-m", "jaxmix.cli", "swarm", "run", str(path), "--out", f"{out}/swarm", "--json"]
+        arguments = [sys.executable, "-m", "jaxmix", "swarm", "run", str(path), "--out", f"{out}/swarm", "--json"]
         done = subprocess.run(arguments, stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             raise RunError(

@@ -176,33 +176,35 @@ def known_sizes(config: RunConfig) -> tuple[Sizes, list[str]]:
         index = read_index(_prepared(config))
     except ConfigError:
         index = None
-    if index is not None and config.source_names in (None, tuple(index["domains"])):
-        train = {name: entry["splits"]["train"] for name, entry in index["domains"].items()}
-        tokens: dict[str, float | None] = {name: float(part["tokens"]) for name, part in train.items()}
-        counts: dict[str, float | None] = {name: float(part["records"]) for name, part in train.items()}
+    domains = {} if index is None else index["domains"]
+    train = {n: domains[n]["splits"]["train"] for n in config.source_names or domains if n in domains}
+    tokens: dict[str, float | None] = {name: float(part["tokens"]) for name, part in train.items()}
+    counts: dict[str, float | None] = {name: float(part["records"]) for name, part in train.items()}
+    if index is not None and set(train) == set(config.source_names or domains):
         return Sizes(tokens, counts, index["settings"]["vocab_size"]), []
     vocab_size = 256 if config.data.tokenizer == "byte" else None
     unknown = [] if vocab_size else [f"the vocabulary of {config.data.tokenizer}: the preset's is taken"]
     if config.sources == "bundled":
         unknown.append("sizes are bytes less the held-out share, until `jaxmix prepare` has run")
         kept = 1 - config.data.validation_fraction
-        tokens = {name: domain.num_bytes * kept for name, domain in bundled_corpus().items()}
+        tokens = {name: tokens.get(name, domain.num_bytes * kept) for name, domain in bundled_corpus().items()}
     elif isinstance(config.sources, Mapping):
         for spec in source_specs(config.sources).values():
             try:
                 spec.files()
             except ConfigError as error:
                 unknown.append(f"{error.what} (from {Path.cwd()})")
-        tokens = {name: source.tokens for name, source in config.sources.items()}
+        tokens = {name: tokens.get(name, source.tokens) for name, source in config.sources.items()}
         missing = [name for name, size in tokens.items() if size is None]
         if missing:
             unknown.append(f"the size of {', '.join(missing)}: run `jaxmix prepare`, or give `tokens:`")
     else:
         unknown.append(f"everything about {_prepared(config)}: it is not prepared yet")
-        tokens = {}
-    if config.data.unit != "tokens":
-        unknown.append(f"the number of {config.data.unit} of every source: run `jaxmix prepare`")
-    return Sizes(tokens, dict.fromkeys(tokens), vocab_size), unknown
+    uncounted = [name for name in tokens if name not in counts]
+    if config.data.unit != "tokens" and (uncounted or not tokens):
+        listed = ", ".join(uncounted) if counts else "every source"
+        unknown.append(f"the number of {config.data.unit} of {listed}: run `jaxmix prepare`")
+    return Sizes(tokens, {name: counts.get(name) for name in tokens}, vocab_size), unknown
 
 
 def _prepared(config: RunConfig) -> Path:

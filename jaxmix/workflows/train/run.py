@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ from jaxmix.workflows.provenance import (
     check_same_data,
     in_its_folder,
     now,
+    provenance_of,
     write_json,
 )
 from jaxmix.workflows.train.cost import compute_of
@@ -114,12 +116,13 @@ def run_train(
     data = data or prepare_and_open(config)
     run = resolve_run(config, data.known, is_drawing=True)
     folder, settings, rows = run.folder, run.settings, run.data.batch_size
-    check_same_data(folder, data.data_hash, allowed=settings.allow_changed_data)
+    changed_data = check_same_data(folder, data.data_hash, allowed=settings.allow_changed_data)
     model, is_main = transformer(run.model), jax.process_index() == 0
     validation, control, test = _held_out(run.data, data)
     held_out = {"eval": validation, **({} if test is None else {"test": test})}
     about = {**_about(run, data), "held_out_tokens": {kind: rows.count_tokens() for kind, rows in held_out.items()}}
-    provenance = begin_run(folder, command=command, content={**about, **(extra or {})})
+    about |= extra or {}
+    provenance = provenance_of(folder, command=command, content=about, changed_data=changed_data)
     programs = programs or build_programs(model, settings, num_domains=len(data.train), mesh=mesh)
     programs = with_selection(programs, run.selection, mixer=run.mixer, batch_size=rows)
     prior, drawn, pieces = run.prior, run.drawn(shards=shards), 1
@@ -153,6 +156,7 @@ def run_train(
         programs=programs,
         trackers=[make_tracker(t, folder.path, folder.plain) for t in run.trackers if t != "jsonl" and is_main],
         config_hash=folder.config_hash,
+        on_start=functools.partial(begin_run, folder, provenance),
         label=label,
     )
     average, record, page = dict(result.final_weights), None, None
@@ -234,6 +238,7 @@ def _mixture(
     run: Run, data: RunData, result: RunResult, average: Mapping[str, float], trained: Mapping[str, float]
 ) -> Mixture:
     """The run's result as a mixture for other runs and tools; `trained` is what selection implied, {} without one."""
+    total = int(sum(drawn["tokens"] for drawn in result.realized.values()))
     about = {
         "mixer": run.mixer_name,
         "steps": result.steps,
@@ -241,13 +246,13 @@ def _mixture(
         "tokenizer_hash": data.tokenizer_hash,
         "final": dict(result.final_weights),
         "average": dict(average),
-        "realized": {name: drawn["share"] for name, drawn in result.realized.items()},
+        "realized": {name: drawn["tokens"] / max(1, total) for name, drawn in result.realized.items()},
         **({"trained": dict(trained)} if trained else {}),
     }
     return Mixture(
         weights=dict(result.recommended),
         unit=run.data.unit,
-        tokens=int(sum(drawn["tokens"] for drawn in result.realized.values())),
+        tokens=total,
         available_tokens=dict(data.sizes),
         about=about,
     )

@@ -297,7 +297,7 @@ def test_losses_of_a_handful_of_tokens_are_marked_everywhere(six_runs):
         about["held_out_tokens"] = {"eval": {"bible": 100, "code & <tags>": 1000}}
         (folder / "provenance.json").write_text(json.dumps(about))
     runs = [load_run(p) for p in sorted(six_runs.iterdir())]
-    marked = "bible (only 100 held-out tokens)"
+    marked = "bible (only 100 evaluated tokens)"
     for table in (run_table(runs[0]), comparison_table(runs), *domain_tables(runs)):
         assert [row[0] for row in table.rows[:2]] == [marked, "code & <tags>"]
     said = "(bible 100): their losses have a standard error of up to about 0.2 nats."

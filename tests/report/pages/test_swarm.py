@@ -52,7 +52,7 @@ def test_the_result_comes_first_with_spread_and_failures(folder):
         "10.0 %.",
         "Next is even, +0.6000; 3 mixtures range up to 3.5000; standard deviation 0.7550 between mixtures and 0.1414 "
         "between seeds of one mixture.",
-        "At most 400 tokens of a domain are held out: its loss has a standard error of about 0.1 nats or more.",
+        "At most 400 tokens of a domain are evaluated: its loss has a standard error of about 0.1 nats or more.",
         "Proxies without a result: 1: small/web-seed1 (the loss was nan).",
         "Proxies that are not trained yet: 1.",
     ]

@@ -10,7 +10,7 @@ from jaxmix.workflows.config.build import to_plain
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.sections import folder_of
 from jaxmix.workflows.config.yaml import dump_yaml
-from jaxmix.workflows.provenance import begin_run, changed_settings, check_same_data
+from jaxmix.workflows.provenance import begin_run, changed_settings, check_same_data, provenance_of
 from jaxmix.workflows.train.run import check_continuation, run_train
 
 
@@ -85,12 +85,15 @@ def test_a_run_without_steps_left_is_not_touched_by_other_settings(run_dir):
 
 def test_a_session_says_what_it_changed(run_dir, capsys):
     folder = folder_of(config(train={"steps": 500}, mixture={"weights": "uniform"}, out=str(run_dir)))
-    begin_run(folder, command="test", content={})
+    provenance = provenance_of(folder, command="test", content={}, changed_data=["code"])
+    assert not (run_dir / "provenance.json").exists()
+    begin_run(folder, provenance)
     (session,) = json.loads((run_dir / "provenance.json").read_text())["sessions"]
     assert session["changed"] == {"train.steps": [100, 500], "mixture.weights": ["natural", "uniform"]}
     said = capsys.readouterr().err
     assert "train.steps 500 (was 100), mixture.weights 'uniform' (was 'natural')" in said
     assert "the learning-rate schedule is that of a run of 500 steps from here on" in said
+    assert "continued on other documents of code" in said
     assert changed_settings(folder) == {}
 
 
@@ -102,7 +105,7 @@ def test_other_data_are_refused_by_name(run_dir):
         ConfigError, match=r"source 'code' has changed since the run began.*checkpoint\.allow_changed_data"
     ):
         check_same_data(folder, {"web": "1", "code": "x"}, allowed=False)
-    check_same_data(folder, {"web": "1", "code": "x"}, allowed=True)
+    assert check_same_data(folder, {"web": "1", "code": "x"}, allowed=True) == ["code"]
     never = folder_of(config(out=str(run_dir), checkpoint={"resume": "never"}))
     check_same_data(never, {"web": "1", "code": "x"}, allowed=False)
 
