@@ -173,7 +173,8 @@ class Mixer(NamedTuple):
             and leave the draws alone; `None` for all 1.
         loss_normalization: the normalization of the training loss that `loss_weights` are meant for; `None` for any.
         final: `(state) -> f32[m]`, the mixture that the method recommends for another run; `None`: its weights.
-        schedule: that the weights follow, for a plan of the run; `None` where they follow something else.
+        schedule: that the weights follow, for a plan of the run, before what wrappers make of them; `None` where they
+            follow something else.
     """
 
     init: _Init

@@ -43,6 +43,7 @@ def small_run(
     reference=None,
     programs=None,
     hooks=(),
+    on_start=lambda: None,
     show_progress=False,
     **settings,
 ):
@@ -85,6 +86,7 @@ def small_run(
             mesh=mesh,
             programs=programs,
             hooks=hooks,
+            on_start=on_start,
             show_progress=show_progress,
         )
     return result

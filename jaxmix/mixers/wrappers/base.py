@@ -73,4 +73,4 @@ def wrapped(
         "loss_weights": mixer.loss_weights and on_inner(mixer.loss_weights),
         "final": mixer.final and on_inner(mixer.final, bound),
     }
-    return mixer._replace(**{**inherited, **functions}, name=f"{name}({mixer.name})", schedule=None)
+    return mixer._replace(**{**inherited, **functions}, name=f"{name}({mixer.name})")

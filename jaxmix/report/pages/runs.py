@@ -138,8 +138,9 @@ def _few_held_out(run: RunRecord) -> list[str]:
         return []
     listed = ", ".join(f"{name} {count:,}" for name, count in few.items())
     return [
-        f"Fewer than {FEW_TOKENS:,} tokens of some domains are evaluated ({listed}): their losses have a standard "
-        f"error of up to about {standard_error(min(few.values())):.2g} nats. Raise data.validation_rows, or hold out more."
+        f"Fewer than {FEW_TOKENS:,} tokens of some domains are evaluated ({listed}): their losses have a "
+        f"standard error of up to about {standard_error(min(few.values())):.2g} nats. Raise data.validation_rows, or "
+        "hold out more."
     ]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,6 @@ class SourcePlan:
     available: float | None
     epochs: float | None
     max_epochs: float | None
-
-    @property
-    def is_over_limit(self) -> bool:
-        return self.epochs is not None and self.max_epochs is not None and self.epochs > self.max_epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,18 +160,16 @@ def make_plan(config: RunConfig) -> Plan:
     sources = _sources(run, weights, settings.steps * drawn)
     if run.prior is None and sizes.tokens:
         unknown.append("natural weights need the size of every source: run `jaxmix prepare`, or give `tokens:`")
-    notes = [
-        f"{s.name} would need {s.epochs:.2g} epochs and may have {s.max_epochs:g}: it runs out at about step "
-        f"{settings.steps * s.max_epochs / s.epochs:,.0f}, and {_EXHAUSTED[run.on_exhaust[s.name]]}"
-        for s in sources
-        if s.is_over_limit and s.epochs and s.max_epochs is not None
-    ]
+    notes = _exhaustions(sources, run.on_exhaust, settings.steps)
     if data.unit == "rows":
         notes.append("rows are padded to data.seq_len: the tokens of the whole run are an upper bound")
     if mixer.schedule is not None:
         notes.append("weights, draws and epochs are means over the schedule")
-    elif mixer.needs:
-        notes.append(f"the mixer {run.mixer_name!r} moves the weights; draws and epochs are those of the prior")
+    wrappers = [next(iter(entry)) for entry in run.folder.plain.get("mixer", {}).get("wrap", ())]
+    if wrappers or (mixer.needs and mixer.schedule is None):
+        moving = f"what wraps the mixer ({', '.join(wrappers)})" if wrappers else f"the mixer {run.mixer_name!r}"
+        base = "prior" if mixer.schedule is None else "schedule alone"
+        notes.append(f"{moving} moves the weights; draws and epochs are those of the {base}")
     mixer_evaluations = mixer.cadence.count_validations(settings.steps, len(sources))
     notes.extend(_mixer_notes(run, mixer_evaluations, settings.steps * tokens_per_step))
     devices = {axis: (size if (size := run.mesh.get(axis, 1)) > 0 else None) for axis in MESH_AXES}
@@ -217,12 +212,33 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-_EXHAUSTED = {
-    "repeat": "the others take its share",
-    "drop": "the others take its share",
-    "stop": "the run ends there (on_exhaust: stop)",
-    "error": "the run fails there (on_exhaust: error)",
-}
+def _exhaustions(sources: Sequence[SourcePlan], policies: Mapping[str, str], steps: int) -> list[str]:
+    """When sources run out, in their order, each of which makes the others run out sooner; and when the run ends."""
+    active = [s for s in sources if s.epochs]
+    left = {s.name: s.max_epochs / s.epochs if s.max_epochs else math.inf for s in active if s.epochs}  # in runs
+    weights = {s.name: float(s.rows or 0.0) for s in active}
+    notes: list[str] = []
+    whole, now = sum(weights.values()), 0.0
+    while active:
+        pace = whole / sum(weights[s.name] for s in active)
+        first = min(active, key=lambda s: left[s.name])
+        taken = left[first.name] / pace
+        now += taken
+        if now >= 1:
+            break
+        active.remove(first)
+        left = {s.name: left[s.name] - taken * pace for s in active}
+        what = f"{first.name} would need {first.epochs:.2g} epochs and may have {first.max_epochs:g}"
+        place = f"it runs out at about step {steps * now:,.0f}"
+        policy = policies[first.name]
+        if policy in ("stop", "error"):
+            return [*notes, f"{what}: {place}, and the run {_ENDS[policy]} there (on_exhaust: {policy})"]
+        then = "the others take its share" if active else "the run ends there: every source is used up"
+        notes.append(f"{what}: {place}, and {then}")
+    return notes
+
+
+_ENDS = {"stop": "ends", "error": "fails"}
 
 _MUCH_PROBING = 0.3
 

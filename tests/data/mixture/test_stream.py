@@ -323,6 +323,31 @@ def test_added_and_dropped_sources_lose_and_repeat_nothing():
     assert any(d == 2 for b in after for d in b["domain"])
 
 
+def test_a_source_with_other_rows_begins_again_where_that_is_allowed():
+    sources = token_sources((7, 20, 30))
+    with make(sources) as stream:
+        before = take(stream, 4)
+        state = json.loads(json.dumps(stream.get_state()))
+    grown = {**sources, "s1": np.concatenate([sources["s1"], 1000 + np.arange(8).reshape(2, 4)])}
+    with make(grown) as stream:
+        with pytest.raises(ConfigError, match="'s1' had 20 rows in the saved state, and has 22 now"):
+            stream.set_state(state, allow_changed_sources=True)
+        assert not stream.set_state(state, allow_changed_rows=True)
+        after = take(stream, 8)
+        realized = stream.realized()
+    drawn = lambda batches, source: [
+        int(row[0]) for b in batches for row, d in zip(b["tokens"], b["domain"], strict=True) if d == source
+    ]
+    again = drawn(after, 1)
+    assert set(again) & set(drawn(before, 1))
+    assert len(set(again[:22])) == len(again[:22])  # a whole epoch of its own
+    assert realized["s1"]["epochs"] == pytest.approx(len(again) / 22)
+    others = drawn(before, 2) + drawn(after, 2)
+    assert len(set(others[:30])) == len(others[:30])  # the others go on
+    with make(sources) as stream:
+        assert stream.set_state(state, allow_changed_rows=True)  # nothing has changed
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -210,10 +210,13 @@ def test_updates_that_are_not_finite_stop_the_run_with_an_intact_checkpoint(tmp_
 
 def test_a_changed_domain_list_needs_the_flag(tmp_path):
     small_run(tmp_path, steps=7)
-    names = ("plain", "rare", "new")
+    names, started = ("plain", "rare", "new"), []
+    given = {"names": names, "steps": 12, "on_start": lambda: started.append(True)}
     with pytest.raises(ConfigError, match="allow_changed_domains"):
-        small_run(tmp_path, names=names, steps=12)
-    result = small_run(tmp_path, names=names, steps=12, allow_changed_domains=True)
+        small_run(tmp_path, **given)
+    assert not started  # a run that is refused has written nothing
+    result = small_run(tmp_path, **given, allow_changed_domains=True)
+    assert started == [True]
     assert result.resumed_from == 7
     assert set(result.final_weights) == set(names)
     assert result.realized["new"]["rows"] > 0

@@ -129,6 +129,23 @@ def test_the_plan_is_what_the_stream_draws_in_every_unit(prepared, unit, weights
         assert planned["short"].epochs == pytest.approx(planned["long"].epochs, rel=0.03)
 
 
+def test_sizes_are_those_of_the_index_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = {}
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "' + name * 900 + '"}\n{"text": "' + "x" * 900 + '"}\n')
+        sources[name] = {"path": f"{name}.jsonl"}
+    data = {"prepared": "p"}
+    prepare_sources(from_mapping({"sources": sources, "data": data, "train": {"steps": 1}}))
+    turned = plan(sources={"b": sources["b"], "a": sources["a"]}, data=data)
+    assert [(s.name, s.available) for s in turned.sources] == [("b", 901.0), ("a", 901.0)]
+    assert not [line for line in turned.unknown if "size" in line]
+    (tmp_path / "c.jsonl").write_text('{"text": "c"}\n')
+    more = plan(sources={"c": {"path": "c.jsonl"}, "a": sources["a"]}, data=data)
+    assert [s.available for s in more.sources] == [None, 901.0]
+    assert any("the size of c: run" in line for line in more.unknown)
+
+
 def test_documents_that_are_not_counted_yet_are_unknown():
     result = plan(data={"prepared": "nowhere", "unit": "documents"}, mixture={"weights": {"a": 1, "b": 1}})
     assert [(s.weight, s.rows) for s in result.sources] == [(0.5, None), (0.5, None)]
@@ -177,3 +194,39 @@ def test_sources_that_run_out_are_named_with_the_step(given, words):
     data = {"prepared": "nowhere", "seq_len": 64, "batch_size": 32}  # 16 of 32 rows of a step are of a
     (note,) = plan(sources=sources, data=data, mixture={"weights": "uniform"}).notes
     assert words in note
+
+
+def test_sources_that_run_out_hasten_the_others_to_the_end_of_the_run():
+    """Rows 3,907, 391 and 16, eight a step: a `MixtureStream` of these ends after 539 steps."""
+    sources = {name: {"path": name, "tokens": tokens} for name, tokens in (("a", 5e5), ("b", 5e4), ("c", 2000))}
+    data = {"prepared": "nowhere", "seq_len": 128, "batch_size": 8, "max_epochs": 1}
+    notes = plan(sources=sources, data=data, mixture={"weights": "uniform"}, train={"steps": 1000}).notes
+    steps = [note.partition("at about step ")[2].partition(",")[0] for note in notes]
+    assert steps == ["6", "100", "539"]
+    assert "the run ends there: every source is used up" in notes[2]
+    assert not plan(sources=sources, data=data | {"max_epochs": 100}, train={"steps": 10}).notes
+
+
+@pytest.mark.parametrize(
+    ("mixer", "words"),
+    [
+        (
+            {"name": "static", "wrap": [{"floor": 0.2}]},
+            "(floor) moves the weights; draws and epochs are those of the prior",
+        ),
+        ({"name": "static", "wrap": [{"epoch_cap": 0.5}]}, "(epoch_cap) moves the weights"),
+        (
+            {
+                "name": "scheduled",
+                "points": [{"at": 0, "weights": {"a": 1, "b": 0}}, {"at": 25, "weights": {"a": 0, "b": 1}}],
+                "wrap": [{"floor": 0.2}],
+            },
+            "those of the schedule alone",
+        ),
+    ],
+)
+def test_what_wraps_a_mixer_is_noted(mixer, words):
+    result = plan(mixer=mixer)
+    assert words in result.notes[-1]
+    if mixer["name"] == "scheduled":
+        assert [s.weight for s in result.sources] == pytest.approx([0.5, 0.5], abs=0.02)
