@@ -12,6 +12,7 @@ from jaxmix.cli.arguments import Arguments
 from jaxmix.cli.output import answer, table
 from jaxmix.cli.session import do_action, notes_of
 from jaxmix.core.errors import ConfigError
+from jaxmix.core.validate import check_number
 from jaxmix.laws.base import RunTable
 from jaxmix.laws.judge.diagnose import Diagnosis
 from jaxmix.report.pages.laws import laws_table, proposal_table, verdict
@@ -96,6 +97,7 @@ def _propose(arguments: Arguments) -> int:
                 where="jaxmix law propose",
                 fix="Give the model size in millions and tokens in billions.",
             )
+    check_number("propose", "model_size", arguments.model_size, above=0.0)
     is_fitted = (Path(arguments.table) / LAW).is_file()
     settings, runs = _settings(arguments), _table(arguments)
     domains, metrics = runs.domain_names, runs.metric_names

@@ -240,7 +240,7 @@ def limit_epochs(
         raise ConfigError(
             "--max-epochs needs --available", where=where, fix="Say how many billion tokens each domain has."
         )
-    check_constraints(table.shape, **given)
+    check_constraints(table.shape, **given, names=table.domain_names)
     options = {**options, **given}
     if not counts_tokens:
         return options, [
@@ -251,7 +251,8 @@ def limit_epochs(
         return options, [
             f"No weight is capped by epochs: {why}. Give --available, or see jaxmix plan CONFIG --mixture."
         ]
-    notes: list[str] = []
+    unknown = [name for name, size in zip(table.domain_names, available, strict=True) if math.isinf(size)]
+    notes = [f"Not capped by epochs, for lack of its number of tokens: {', '.join(unknown)}."] if unknown else []
     total = float(np.sum(available))
     fewest = 1.01 * tokens / total if total else math.inf  # epochs at which all domains are read about equally often
     while most < math.inf:
@@ -266,7 +267,7 @@ def limit_epochs(
             if most >= fewest:
                 return options, [f"No weight is capped at {most:.3g} epochs, which no mixture keeps: {error.what}."]
             what = f"The run takes {tokens:g} billion tokens and there are {total:.4g}"
-            notes = [f"{what}: the cap is {fewest:,.1f} epochs instead of {most:g}."]
+            notes.append(f"{what}: the cap is {fewest:,.1f} epochs instead of {most:g}.")
             most = fewest
     return options, notes
 

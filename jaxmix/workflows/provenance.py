@@ -173,8 +173,14 @@ def changed_settings(folder: RunFolder) -> dict[str, list[Any]]:
 
 
 def _changes(changed: Mapping[str, list[Any]], train: Mapping[str, Any]) -> str:
-    """Changed settings in words."""
-    keys = ", ".join(f"{key} {after!r} (was {before!r})" for key, (before, after) in changed.items())
+    """Changed settings in words; of sections that came or left, such as a source, their name alone."""
+    words = []
+    for key, (before, after) in changed.items():
+        word = f"{key} {after!r} (was {before!r})"
+        if before is None or after is None:
+            word = f"{'.'.join(key.split('.')[:2])} {'new' if before is None else 'left out'}"
+        words.append(word)
+    keys = ", ".join(dict.fromkeys(words))
     if "train.steps" in changed and train.get("schedule", "constant") != "constant":
         keys += f"; the learning-rate schedule is that of a run of {train['steps']:,} steps from here on"
     return keys

@@ -14,6 +14,7 @@ from jaxmix.data.run_tables import write_run_table
 from jaxmix.laws import RunTable, fit, make, propose
 from jaxmix.workflows.config.load import from_mapping
 from jaxmix.workflows.config.mixture import read_mixture
+from jaxmix.workflows.law import limit_epochs
 
 NAMES = ["drama", "mail", "novel"]
 QUICK = ("--starts", "4", "--folds", "2")
@@ -138,6 +139,11 @@ def test_a_proposal_reads_no_domain_more_than_four_times_unless_asked_to(small_n
     assert more["epochs"]["drama"] < 4  # the table still knows the others
 
 
+def test_a_domain_of_unknown_size_is_said_not_to_be_capped():
+    (line,) = limit_epochs(small_table(), tokens=0.01, available_tokens=np.array([1.0, np.inf, 1.0]))[1]
+    assert line == "Not capped by epochs, for lack of its number of tokens: mail."
+
+
 def test_a_run_longer_than_four_epochs_of_all_data_reads_all_domains_alike(small_novel, tmp_path, capsys):
     capsys.readouterr()
     words = ("--out", str(tmp_path), "--tokens", "2000")
@@ -197,7 +203,10 @@ def test_a_dry_run_writes_nothing(action, path, tmp_path, monkeypatch, capsys):
         (["propose", "{path}", *SCALE, "--max-epochs", "4"], "--max-epochs needs --available"),
         (["propose", "{path}", *SCALE, "--max-epochs", "nan"], "--max-epochs must be above 0, got nan"),
         (["propose", "{path}", "--model-size", "1", "--tokens", "0"], "tokens must be finite and above 0, got 0"),
+        (["propose", "{path}", "--model-size", "nan", "--tokens", "1", "--dry-run"], "model_size must be finite"),
         (["propose", "{path}", *SCALE, "--min-weights", "0.5"], "min_weights add up to 1.5"),
+        (["propose", "{path}", *SCALE, "--min-weights", "{mail: 0.3}", "--max-weights", "{mail: 0.2}"],
+         "domain mail has floor 0.3 above cap 0.2"),
         (["propose", "{path}", *SCALE, "--available", "{drama: .nan}"], "'drama' must be a number, got nan"),
         (["propose", "{path}", *SCALE, "--available", "{drama: 0.1, mail: 0.1, novel: 0.1}", "--max-epochs", "2"],
          "0.6 billion tokens may be drawn"),

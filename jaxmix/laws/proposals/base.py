@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,8 +69,12 @@ def check_constraints(
     min_weights: Any,
     kl_strength: float,
     available_tokens: Any,
+    names: Sequence[str] | None = None,
 ) -> Constraints:
-    """Returns the constraints; raises `ConfigError` where an argument is out of range or no mixture is feasible."""
+    """Returns the constraints; raises `ConfigError` where an argument is out of range or no mixture is feasible.
+
+    `names` are the domains', for errors.
+    """
     m = shape.num_domains
     check_number("propose", "kl_strength", kl_strength, 0.0)
     shares = metric_shares(metric_weights, shape, "propose(metric_weights)")
@@ -78,7 +83,7 @@ def check_constraints(
     floors = _bound("min_weights", min_weights, m)
     caps = np.minimum(_bound("max_weights", 1.0 if max_weights is None else max_weights, m), 1.0)
     caps = np.where((available > 0) & ((prior > 0) | (kl_strength == 0)), caps, 0.0)
-    _check_bounds(caps, floors)
+    _check_bounds(caps, floors, range(m) if names is None else names)
     return Constraints(shares, prior, caps, floors, available)
 
 
@@ -91,10 +96,12 @@ def _bound(name: str, value: Any, m: int) -> np.ndarray:
     return np.broadcast_to(bound, (m,)).copy()
 
 
-def _check_bounds(caps: np.ndarray, floors: np.ndarray) -> None:
+def _check_bounds(caps: np.ndarray, floors: np.ndarray, names: Sequence[Any]) -> None:
     if (floors > caps).any():
         i = int(np.argmax(floors > caps))
-        raise ConfigError(f"domain {i} has floor {floors[i]} above cap {caps[i]}", where="propose(min_weights)")
+        raise ConfigError(
+            f"domain {names[i]} has floor {floors[i]:g} above cap {caps[i]:g}", where="propose(min_weights)"
+        )
     for name, total, is_bad in (
         ("max_weights", caps.sum(), caps.sum() < 1 - 1e-12),
         ("min_weights", floors.sum(), floors.sum() > 1 + 1e-12),

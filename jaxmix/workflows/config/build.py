@@ -243,10 +243,12 @@ def _convert_union(value: Any, members: Iterable[Any], hint: Any, origin: Origin
     members = list(members)
     if value is None and type(None) in members:
         return None
+    lists = [member for member in members if typing.get_origin(member) in (tuple, list, Sequence)]
     for member in members:
         is_structure = dataclasses.is_dataclass(member) or typing.get_origin(member) in (dict, Mapping)
-        if isinstance(value, Mapping) and is_structure:
-            return convert(value, member, origin, path)  # keep the inner error: it names the key
+        # Keep the inner error: it names the key, or the place in the list.
+        if (isinstance(value, Mapping) and is_structure) or (isinstance(value, (list, tuple)) and [member] == lists):
+            return convert(value, member, origin, path)
     for member in members:
         if member is type(None):
             continue

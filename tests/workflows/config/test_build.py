@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import pytest
@@ -257,6 +258,11 @@ def test_a_list_of_fixed_length_and_a_number_beyond_64_bits():
 
     where = {"origin": Origin("f.yaml"), "path": "design"}
     assert arguments(factory, {"pair": [1, 2]}, **where) == {"pair": (1.0, 2.0)}
+
+    def optional(points: Sequence[Mapping[str, float]] | None = None): ...
+
+    with pytest.raises(ConfigError, match=r"design.points\[0\] must be a mapping, got a list"):
+        arguments(optional, {"points": [[0, {"a": 1}]]}, **where)
     with pytest.raises(ConfigError, match=r"design.pair must be a list of 2, got a list"):
         arguments(factory, {"pair": [1]}, **where)
     with pytest.raises(ConfigError, match=r"design.steps must be a whole number, got 1e\+30"):

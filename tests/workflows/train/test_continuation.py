@@ -94,6 +94,10 @@ def test_a_session_says_what_it_changed(run_dir, capsys):
     assert "train.steps 500 (was 100), mixture.weights 'uniform' (was 'natural')" in said
     assert "the learning-rate schedule is that of a run of 500 steps from here on" in said
     assert "continued on other documents of code" in said
+    changed = {"sources.web.path": ["w", None], "sources.web.format": ["text", None], "sources.new.path": [None, "n"]}
+    begin_run(folder, {"sessions": [{"changed": changed}]})
+    assert "continued with sources.web left out, sources.new new\n" in capsys.readouterr().err
+    begin_run(folder, provenance)
     assert changed_settings(folder) == {}
 
 
