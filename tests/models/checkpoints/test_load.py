@@ -171,3 +171,22 @@ def test_a_model_of_no_published_architecture_says_what_differs():
         write_config(PRESETS["lm-1m"])
     with pytest.raises(ConfigError, match="window is 4, llama has None"):
         write_config(dataclasses.replace(PRESETS["lm-60m"], window=4), "llama")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_loads_what_is_written(name, mesh, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model, params = load_checkpoint(GOLDEN / name, mesh=mesh, compute_dtype="float32")
+    changed = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape, x.dtype), params)
+    plain = json.loads((GOLDEN / name / "config.json").read_text())
+    save_checkpoint(tmp_path, model.config, changed, kind=plain["model_type"], extra=plain)
+    tokens = expected(name)["tokens"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(tokens).long()).logits.double()
+    targets = torch.from_numpy(tokens[:, 1:]).long()
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")
+    np.testing.assert_allclose(model.apply(changed, tokens_and_targets(tokens)), loss.numpy(), rtol=0, atol=5e-5)
