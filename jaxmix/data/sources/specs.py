@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import glob
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +21,9 @@ LABELS = ".labels.parquet"
 """Ending of the files that `jaxmix label` writes beside documents: no documents themselves."""
 
 UNKNOWN_ENDING = "files not read, whose ending names no format (format: text reads them)"
+
+PREPARED = "folders that jaxmix prepared, which are not read"
+_NO_FILE = "links that lead nowhere, and what is no file"
 
 _GROUP_BYTES, _GROUP_FILES = 8_000_000, 2000
 _GROUP_RECORDS = 20_000
@@ -84,11 +90,12 @@ class SourceSpec:
         """The files of a `path` source, sorted, and what lies beside them and is not read.
 
         Below a folder, files and folders with a leading dot (.git, .ipynb_checkpoints, .cache) are no data, and neither
-        are files whose ending names no format, unless `format` is set. Links are followed, and a file that is
-        reached in two ways is read once.
+        are files whose ending names no format, unless `format` is set. Folders that a pattern matches are read like
+        folders that are named. Links are followed, and a file that is reached in two ways is read once. What jaxmix
+        prepared is left out.
 
         Raises:
-            ConfigError: there is no file.
+            ConfigError: a path or pattern finds no file.
         """
         if self.path is None:
             return [], Trouble()
@@ -97,35 +104,51 @@ class SourceSpec:
         found: dict[Path, Path] = {}
         passed = Trouble()
         for pattern in self.path if isinstance(self.path, tuple) else (self.path,):
-            path = Path(pattern)
-            if path.is_dir():
-                inside = _below(path, passed)
-                unknown = [p for p in inside if self.format == "auto" and detect_format(p) is None]
-                passed.add(UNKNOWN_ENDING, *map(shown, unknown))
-                inside = sorted(set(inside) - set(unknown))
-            elif path.is_file():
-                inside = [path]
-            else:
-                inside = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
-            for file in inside:
-                if file.name.endswith(LABELS):
-                    continue
+            matches, beside = self._matches(str(pattern))
+            if not matches:
+                raise self._no_file(str(pattern), beside)
+            passed.merge(beside)
+            for file in matches:
                 if (real := file.resolve()) in found:
                     passed.add("files that were named twice, and are read once", shown(file))
                 else:
                     found[real] = file
-        if not found:
-            raise self._no_file(passed)
         return sorted(found.values()), passed
 
-    def _no_file(self, passed: Trouble) -> ConfigError:
+    def _matches(self, pattern: str) -> tuple[list[Path], Trouble]:
+        """The files of one path or pattern, and what lies beside them and is not read."""
+        found: list[Path] = []
+        walked: set[Path] = set()
+        prepared: set[Path] = set()
+        passed = Trouble()
+        home_of = functools.cache(_prepared_above)
+        for place in sorted(map(Path, [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True))):
+            if not walked.isdisjoint(place.parents):
+                continue
+            if place.is_dir():
+                walked.add(place)
+            for file in _below(place, passed) if place in walked else [place]:
+                if home := home_of(file.parent):
+                    prepared.add(home)
+                elif not file.is_file():
+                    passed.add(_NO_FILE, shown(file))
+                elif place in walked and self.format == "auto" and detect_format(file) is None:
+                    passed.add(UNKNOWN_ENDING, shown(file))
+                elif not file.name.endswith(LABELS):
+                    found.append(file)
+        passed.add(PREPARED, *(shown(str(home)) for home in sorted(prepared)))
+        return found, passed
+
+    def _no_file(self, pattern: str, passed: Trouble) -> ConfigError:
         endings = ", ".join(e for endings in FORMATS.values() for e in endings)
-        what, fix = f"no file at {self.path}", f"Known endings: {endings}."
-        if unknown := passed.to_json().get(UNKNOWN_ENDING):
-            what = (
-                f"{self.path} has {unknown['count']} files and none with a known ending, such as {unknown['first'][0]}"
-            )
+        pattern = shown(pattern if len(pattern) <= 200 else f"{pattern[:200]}…")
+        what, fix, beside = f"no file at {pattern}", f"Known endings: {endings}.", passed.to_json()
+        if unknown := beside.get(UNKNOWN_ENDING):
+            what = f"{pattern} has files of unknown endings alone: {unknown['count']}, such as {unknown['first'][0]}"
             fix = f"Set format: text to read every file as one document. {fix}"
+        elif PREPARED in beside:
+            what = f"{pattern} holds what jaxmix prepared alone, which is no source"
+            fix = "Leave sources out and set data.prepared to use it."
         return ConfigError(f"source {self.name!r}: {what}", where=f"sources.{self.name}.path", fix=fix)
 
     def units(self) -> list[Unit]:
@@ -143,7 +166,7 @@ class SourceSpec:
             ending = self.format if self.format != "auto" else detect_format(path)
             if ending is None:
                 raise ConfigError(
-                    f"{path} has an ending that names no format",
+                    f"{shown(str(path))} has an ending that names no format",
                     where=f"sources.{self.name}.format",
                     fix=f"Set format to one of {', '.join(FORMATS)}.",
                 )
@@ -231,6 +254,15 @@ class SourceSpec:
         return digest.hexdigest()
 
 
+def _prepared_above(folder: Path) -> Path | None:
+    """The folder itself or the one above it in which jaxmix has prepared data, or begun to."""
+    for home in (folder := folder.resolve(), *folder.parents):
+        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            if "max_record_tokens" in json.loads((home / "plan.json").read_bytes())["settings"]:
+                return home
+    return None
+
+
 def _below(folder: Path, passed: Trouble) -> list[Path]:
     """All files below a folder but hidden ones, in order; a folder that links lead to twice is read once."""
     files: list[Path] = []
@@ -256,7 +288,7 @@ def _below(folder: Path, passed: Trouble) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         nothing = [path for path in paths if not path.is_file()]
-        passed.add("links that lead nowhere, and what is no file", *map(shown, nothing))
+        passed.add(_NO_FILE, *map(shown, nothing))
         files += [path for path in paths if path.is_file()]
     return files
 

@@ -250,6 +250,13 @@ def test_what_was_passed_over_is_in_the_summary(tmp_path):
     }
 
 
+def test_a_source_around_the_prepared_folder_stays_as_it_is(tmp_path):
+    write_text(tmp_path)
+    for is_ready in (False, True):
+        summary = prepare({"a": tmp_path}, tmp_path / "prepared" / "x")
+        assert (summary.was_ready, summary.index["domains"]["a"]["documents"]) == (is_ready, 4)
+
+
 def test_a_document_is_in_one_split_with_all_its_pieces(tmp_path):
     texts = [f"{i} " + "abcdefgh" * 700 for i in range(60)]
     specs = {"a": SourceSpec(name="a", documents=texts)}

@@ -125,7 +125,7 @@ def test_a_file_named_twice_is_read_once_and_said(tmp_path):
 def test_a_folder_of_code_says_what_to_do(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.py").write_text("pass")
-    with pytest.raises(ConfigError, match=r"has 12 files and none with a known ending, such as 0\.py.*format: text"):
+    with pytest.raises(ConfigError, match=r"has files of unknown endings alone: 12, such as 0\.py.*format: text"):
         SourceSpec("code", path=tmp_path).files()
     assert len(documents(tmp_path, format="text")[0]) == 12
 

@@ -4,8 +4,48 @@ from types import SimpleNamespace
 import pytest
 
 from jaxmix.core.errors import ConfigError
+from jaxmix.data.sources import specs
 from jaxmix.data.sources.readers import Trouble
 from jaxmix.data.sources.specs import SourceSpec
+
+
+def corpus(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def names_of(path):
+    found, passed = SourceSpec("a", path=path).listing()
+    return [file.name for file in found], {kind: entry["count"] for kind, entry in passed.to_json().items()}
+
+
+@pytest.mark.parametrize("entry", ["tow.txt", "none/", "no*.txt", "code", "x" * 5000])
+def test_every_path_of_a_list_must_find_something(tmp_path, entry):
+    corpus(tmp_path, "one.txt", "code/a.py")
+    with pytest.raises(ConfigError, match=r"(no file at|files of unknown endings).*\(sources\.a\.path\)") as caught:
+        names_of((str(tmp_path / "one.txt"), str(tmp_path / entry)))
+    assert len(str(caught.value)) < 1000
+
+
+def test_folders_that_a_pattern_matches_are_read_once(tmp_path):
+    corpus(tmp_path, "glb/x.txt", "glb/sub/z.txt", "glb/sub/low/b.py", "glb/part.txt/y.txt")
+    for pattern in ("glb", "gl*", "glb/**", "**"):
+        assert names_of(str(tmp_path / pattern)) == (["y.txt", "z.txt", "x.txt"], {specs.UNKNOWN_ENDING: 1}), pattern
+    assert names_of(str(tmp_path / "glb/*"))[0] == ["y.txt", "z.txt", "x.txt"]
+    assert names_of(str(tmp_path / "glb/**/*.txt"))[0] == ["y.txt", "z.txt", "x.txt"]
+
+
+@pytest.mark.parametrize("pattern", [".", "*", "**/*.*", "prepared/x", "prepared/x/a", "**/*.array_record"])
+def test_what_jaxmix_prepared_is_no_document(tmp_path, monkeypatch, pattern):
+    corpus(tmp_path, "a.txt", "prepared/x/a/1/train-00000.array_record", "prepared/x/a/1/unit-00000.json")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prepared/x/plan.json").write_text('{"settings": {"max_record_tokens": 16}}')
+    if pattern in (".", "*", "**/*.*"):
+        assert names_of(pattern) == (["a.txt"], {specs.PREPARED: 1})
+    else:
+        with pytest.raises(ConfigError, match=r"holds what jaxmix prepared alone.*data\.prepared"):
+            names_of(pattern)
 
 
 class Saved(list):
