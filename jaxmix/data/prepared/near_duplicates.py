@@ -26,6 +26,7 @@ from jaxtyping import UInt
 
 from jaxmix.core.errors import RunError
 from jaxmix.data.files import write_whole
+from jaxmix.data.prepared.store import checksum
 
 BANDS, _ROWS = 6, 6
 _BINS = BANDS * _ROWS
@@ -93,14 +94,16 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def write_sketches(record: Path, rows: Sequence[np.ndarray]) -> None:
-    """Writes the sketches of a unit's documents, those of the training part first, beside its record."""
+def write_sketches(record: Path, rows: Sequence[np.ndarray]) -> str:
+    """Writes the sketches of a unit's documents, those of the training part first, beside its record; the checksum."""
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate([np.zeros((0, BANDS), np.uint64), *rows]))
-    write_whole(_file(record), buffer.getvalue())
+    write_whole(sketches_file(record), buffer.getvalue())
+    return checksum(sketches_file(record))
 
 
-def _file(record: Path) -> Path:
+def sketches_file(record: Path) -> Path:
+    """Where the sketches of a unit lie, by the file of its record."""
     return record.with_suffix(".sketches.npy")
 
 
@@ -118,7 +121,7 @@ def count_near_duplicates(units: Sequence[tuple[Path, dict[str, Any]]]) -> dict[
     Raises:
         RunError: the sketches are damaged.
     """
-    if not all(_file(path).is_file() for path, _ in units):
+    if not all(sketches_file(path).is_file() for path, _ in units):
         return None
     held = np.concatenate([_read(path, record)[record["splits"]["train"]["documents"] :] for path, record in units])
     held = held[held.any(axis=1)]
@@ -137,7 +140,7 @@ def count_near_duplicates(units: Sequence[tuple[Path, dict[str, Any]]]) -> dict[
 
 
 def _read(path: Path, record: dict[str, Any]) -> np.ndarray:
-    file = _file(path)
+    file = sketches_file(path)
     try:
         rows = np.load(file)
     except (OSError, ValueError, EOFError) as error:

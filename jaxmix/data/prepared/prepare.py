@@ -34,8 +34,8 @@ from jaxmix.core.validate import check_count
 from jaxmix.data.files import check_apart, read_json, write_json
 from jaxmix.data.lock import locked
 from jaxmix.data.prepared.near_duplicates import count_near_duplicates, sketches, write_sketches
-from jaxmix.data.prepared.store import index_checksum
-from jaxmix.data.prepared.units import SHARD, SPLITS, ShardWriter, read_record
+from jaxmix.data.prepared.store import content_checksum
+from jaxmix.data.prepared.units import SHARD, SPLITS, ShardWriter, is_whole, read_record
 from jaxmix.data.sources.readers import Trouble, Unit, shown
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.data.tokenizers import Tokenizer
@@ -151,7 +151,7 @@ def prepare_corpus(
                 raise RunError(what, where=f"sources.{name}", fix="Run the same command again.")
         domains = {name: _summary(work, name, found) for name, found in records.items()}
         index = {"format": FORMAT, "jaxmix": __version__, "settings": settings, "domains": domains}
-        write_json(folder / "index.json", {**index, "checksum": index_checksum(index)})
+        write_json(folder / "index.json", {**index, "checksum": content_checksum(index)})
         for name in sources:
             # The content before this one stays, for runs that read it; a folder is renamed before it goes, so that no
             # half of one is taken for finished work.
@@ -238,7 +238,7 @@ class _Work:
         """
         path = self.record(name, number)
         record = read_record(path)
-        if record is not None and record["moved"] == dict(moved or record["moved"]):
+        if record is not None and record["moved"] == dict(moved or record["moved"]) and is_whole(path, record):
             return record
         trouble = Trouble()
         writers = {split: ShardWriter(self.home(name), split, number) for split in SPLITS}
@@ -260,9 +260,11 @@ class _Work:
             "moved": dict(moved or {}),
             "troubles": trouble.to_json(),
             "fields": list(trouble.fields),
+            "sketches": write_sketches(path, [row for split in SPLITS for row in writers[split].sketches]),
         }
-        write_sketches(path, [row for split in SPLITS for row in writers[split].sketches])
-        write_json(path, record)  # last: a unit without its record is done again
+        write_json(
+            path, {**record, "checksum": content_checksum(record)}
+        )  # last: a unit without it is done again
         return record
 
     def _documents(self, name: str, unit: Unit, trouble: Trouble) -> Any:
@@ -377,7 +379,7 @@ def _batches(documents: Any) -> Any:
 def _index(folder: Path) -> dict[str, Any] | None:
     """The index; None where there is none, or an altered one, which is made again from the units' own records."""
     index = read_json(folder / "index.json")
-    is_whole = isinstance(index, dict) and index.get("checksum") == index_checksum(index)
+    is_whole = isinstance(index, dict) and index.get("checksum") == content_checksum(index)
     return index if is_whole else None
 
 

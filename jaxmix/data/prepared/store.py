@@ -25,7 +25,7 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "index.json"
     fix = "Remove it and run jaxmix prepare; finished work is kept."
     index = read_json(path, fix=fix)
-    if index is not None and (not isinstance(index, dict) or index.get("checksum") != index_checksum(index)):
+    if index is not None and (not isinstance(index, dict) or index.get("checksum") != content_checksum(index)):
         is_altered = isinstance(index, dict) and "checksum" in index
         what = "was altered" if is_altered else "is damaged, or of another version of jaxmix"
         raise RunError(f"{path} {what}", where="data.prepared", fix=fix)
@@ -39,9 +39,9 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     return index
 
 
-def index_checksum(index: dict[str, Any]) -> str:
-    """Of the content of index.json but the checksum itself."""
-    content = {key: value for key, value in index.items() if key != "checksum"}
+def content_checksum(plain: dict[str, Any]) -> str:
+    """Of the content of index.json, or of a unit's record, but the checksum itself."""
+    content = {key: value for key, value in plain.items() if key != "checksum"}
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -111,9 +111,7 @@ def _check_shard(folder: Path, shard: dict[str, Any], *, verify: bool = False) -
         raise RunError(f"{error.filename or path} cannot be read: {error.strerror}", fix=DAMAGED) from error
 
 
-DAMAGED = (
-    "The prepared folder is damaged. Remove the folder of this source and index.json, and run jaxmix prepare again."
-)
+DAMAGED = "The prepared folder is damaged. Remove index.json and run jaxmix prepare, which redoes the damaged parts."
 _MOST_OPEN = 256
 """Files of one split that are open at once: a process may usually open 1,024, and both splits and others need some."""
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxmix.core.errors import RunError
 from jaxmix.data.files import read_json, write_whole
-from jaxmix.data.prepared.store import checksum
+from jaxmix.data.prepared.near_duplicates import sketches_file
+from jaxmix.data.prepared.store import checksum, content_checksum
 
 SPLITS = ("train", "validation")
 SHARD = ("file", "records", "tokens", "bytes", "checksum", "lengths_checksum")
@@ -75,9 +76,25 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """The record of a finished unit, None where there is none. Raises `RunError` for a damaged one."""
     fix = "Delete it and run the same command again, which redoes this part."
     record = read_json(path, fix=fix)
-    if record is not None and not _is_record(record):
-        raise RunError(f"{path.name} is no record of a unit", where=str(path.parent), fix=fix)
+    if record is not None and not (
+        _is_record(record) and record.get("checksum", content_checksum(record)) == content_checksum(record)
+    ):
+        raise RunError(f"{path.name} is no record of a unit, or was altered", where=str(path.parent), fix=fix)
     return record  # type: ignore[no-any-return]
+
+
+def is_whole(path: Path, record: dict[str, Any]) -> bool:
+    """Whether the files of a finished unit are those that its record, at `path`, names. Reads them."""
+    parts = [part for part in record["splits"].values() if part["file"]]
+    shards = {path.with_name(part["file"]): part for part in parts}
+    expected = {shard: part["checksum"] for shard, part in shards.items()}
+    expected |= {shard.with_suffix(".npy"): part["lengths_checksum"] for shard, part in shards.items()}
+    if "sketches" in record:  # units of earlier versions do not have it
+        expected[sketches_file(path)] = record["sketches"]
+    try:
+        return all(checksum(file) == value for file, value in expected.items())
+    except OSError:
+        return False
 
 
 def _is_record(record: Any) -> bool:

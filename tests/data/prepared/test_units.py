@@ -37,6 +37,7 @@ DAMAGE = [
     lambda record: changed(record, "moved", value=[]),
     lambda record: changed(record, "troubles", value={"kind": 1}),
     lambda record: changed(record, "hash_range", value=[1, 2]),
+    lambda record: changed(record, "documents", value=record["documents"] + 1),
 ]
 
 
@@ -79,3 +80,18 @@ def test_all_damage_is_found_by_source(prepared):
     first, second = verify_prepared(prepared)["a"]
     assert first.startswith(f"{shard} has the checksum")
     assert second.startswith(f"{table} is missing")
+
+
+@pytest.mark.parametrize("file", ["train-00000.array_record", "train-00000.npy", "unit-00000.sketches.npy"])
+@pytest.mark.parametrize("damage", ["altered", "missing"])
+def test_damaged_parts_are_done_again_when_the_index_is_made_again(prepared, file, damage):
+    (path,) = prepared.rglob(file)
+    whole, index = path.read_bytes(), prepared / "index.json"
+    sums = index.read_text()
+    index.unlink()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-4] + b"oops")
+    prepare_corpus(SOURCE, prepared, tokenizer=byte_tokenizer())
+    assert (path.read_bytes(), index.read_text()) == (whole, sums)
