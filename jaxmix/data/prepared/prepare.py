@@ -262,9 +262,7 @@ class _Work:
             "fields": list(trouble.fields),
             "sketches": write_sketches(path, [row for split in SPLITS for row in writers[split].sketches]),
         }
-        write_json(
-            path, {**record, "checksum": content_checksum(record)}
-        )  # last: a unit without it is done again
+        write_json(path, {**record, "checksum": content_checksum(record)})  # last: a unit without it is done again
         return record
 
     def _documents(self, name: str, unit: Unit, trouble: Trouble) -> Any:

@@ -223,7 +223,8 @@ class SourceSpec:
         return _open_tfds(self) if self.tfds is not None else _open_hf(self)
 
     def fingerprint(self) -> str:
-        """Hash of what the source holds: every byte of up to 1 GB of files, beyond that each file's size and ends.
+        """Hash of what the source holds: every byte of up to 1 GB of files; beyond that, of each file its size and
+        ends, and where the ends are not all of it the time of its last change.
 
         Data sets by name are known by it, their split and their length; texts in memory by every byte.
         """
@@ -239,9 +240,12 @@ class SourceSpec:
                         while chunk := file.read(1 << 20):
                             digest.update(chunk)
                     else:
+                        state = os.fstat(file.fileno())
                         digest.update(file.read(_SAMPLE))
-                        file.seek(max(_size(path) - _SAMPLE, 0))
+                        file.seek(max(state.st_size - _SAMPLE, 0))
                         digest.update(file.read(_SAMPLE))
+                        if state.st_size > 2 * _SAMPLE:
+                            digest.update(b"%d" % state.st_mtime_ns)
             except OSError:
                 digest.update(b"unreadable")
         if self.documents is not None:

@@ -1,3 +1,4 @@
+import os
 import sys
 from types import SimpleNamespace
 
@@ -46,6 +47,20 @@ def test_what_jaxmix_prepared_is_no_document(tmp_path, monkeypatch, pattern):
     else:
         with pytest.raises(ConfigError, match=r"holds what jaxmix prepared alone.*data\.prepared"):
             names_of(pattern)
+
+
+@pytest.mark.parametrize("hashed_whole", [0, 10**9])
+def test_a_change_in_the_middle_of_a_file_changes_the_fingerprint(tmp_path, monkeypatch, hashed_whole):
+    monkeypatch.setattr(specs, "_HASHED_WHOLE", hashed_whole)
+    path, spec = tmp_path / "a.txt", SourceSpec("a", path=str(tmp_path))
+    for size, is_sampled in ((130_000, False), (330_000, hashed_whole == 0)):
+        path.write_bytes(b"x" * size)
+        os.utime(path, ns=(0, 0))
+        before = spec.fingerprint()
+        os.utime(path, ns=(0, 1))
+        assert (spec.fingerprint() != before) == is_sampled  # a time counts only where bytes are not read
+        path.write_bytes(b"x" * (size // 2) + b"y" * 10 + b"x" * (size - size // 2 - 10))
+        assert spec.fingerprint() != before
 
 
 class Saved(list):
