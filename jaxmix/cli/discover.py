@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxmix.cli.arguments import Arguments, path_text
 from jaxmix.cli.output import answer, table
 from jaxmix.cli.session import notes_of
+from jaxmix.data.sources.readers import trouble_lines
 from jaxmix.report.pages.discover import cluster_table, discovery_verdict
 from jaxmix.workflows.discover.config import DiscoverConfig, load_discovery
 from jaxmix.workflows.discover.cost import estimate
@@ -73,5 +74,5 @@ def label(arguments: Arguments) -> int:
         table((("domain", "documents", "share", "bytes"), rows), title=f"Labels by the {config.method}"),
         "",
         f"{found['documents']:,} documents in {found['shards']} shards, {found['unlabeled']:,} with nothing to read.",
-        *(f"{entry['count']} {kind}: {', '.join(entry['first'])}" for kind, entry in found["troubles"].items()),
+        *trouble_lines(found["troubles"]),
     )

@@ -225,7 +225,7 @@ def test_what_a_tokenizer_has_no_token_for_is_counted(tmp_path):
         "characters that the tokenizer has no token for": 12,
         "documents that the tokenizer leaves nothing of": 1,
     }
-    with pytest.raises(ConfigError, match=r"source 'a' has no document: 4 characters that"):
+    with pytest.raises(RunError, match=r"source 'a' has no document: characters that .*: 4"):
         prepare_corpus({"a": SourceSpec("a", documents=["line"])}, tmp_path / "other", tokenizer=tokenizer)
 
 

@@ -20,6 +20,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -36,7 +37,7 @@ from jaxmix.data.lock import locked
 from jaxmix.data.prepared.near_duplicates import count_near_duplicates, sketches, write_sketches
 from jaxmix.data.prepared.store import content_checksum
 from jaxmix.data.prepared.units import SHARD, SPLITS, ShardWriter, is_whole, read_record
-from jaxmix.data.sources.readers import Trouble, Unit, shown
+from jaxmix.data.sources.readers import Trouble, Unit, shown, trouble_lines
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.data.tokenizers import Tokenizer
 
@@ -105,9 +106,9 @@ def prepare_corpus(
         progress: called as `progress(units done, units in all, tokens so far)`.
 
     Raises:
-        ConfigError: an argument is out of range, a source does not exist or has no document, `out` holds something
-            else, or another process is at work there.
-        RunError: a source cannot be read, or the tokenizer fails.
+        ConfigError: an argument is out of range, a source does not exist, `out` holds something else, or another
+            process is at work there.
+        RunError: a source cannot be read or has no document, or the tokenizer fails.
     """
     if not sources:
         raise ConfigError("there are no sources to prepare", where="sources", fix="Name at least one.")
@@ -302,17 +303,17 @@ class _Work:
         return tokens
 
     def check_documents(self, name: str, records: list[dict[str, Any]]) -> None:
-        """Raises `ConfigError` for a source without a single document, which is never what was meant."""
+        """Raises `RunError` for a source without a single document, which is never what was meant."""
         if any(record["documents"] for record in records):
             return
         trouble, fields = Trouble(), dict.fromkeys(field for record in records for field in record["fields"])
         for record in records:
             trouble.merge(record["troubles"])
-        kinds = [f"{entry['count']} {kind}" for kind, entry in trouble.to_json().items()]
+        kinds = trouble_lines(trouble.to_json())
         field = self.sources[name].text_field
         fix = nearest(field, fields) if fields else "Look at the files, or leave the source out."
-        raise ConfigError(
-            f"source {name!r} has no document" + (f": {', '.join(kinds)}" if kinds else ""),
+        raise RunError(
+            f"source {name!r} has no document" + (f": {'; '.join(kinds)}" if kinds else ""),
             where=f"sources.{name}" + (".text_field" if fields else ""),
             fix=f"{fix} The other sources' work is kept." if len(self.sources) > 1 else fix,
         )
@@ -392,7 +393,7 @@ def _ready(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any] | None:
 
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for a folder of something else, or one that was begun with other settings."""
-    if shown(str(folder)) != str(folder):
+    if re.search("[\ud800-\udfff]", str(folder)):
         what = f"{shown(str(folder))} is not UTF-8, which ArrayRecord does not take"
         raise ConfigError(what, where="data.prepared", fix="Choose another folder.")
     if folder.exists() and not folder.is_dir():

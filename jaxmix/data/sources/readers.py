@@ -12,13 +12,14 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmix.core.errors import ConfigError, EnvironmentProblem, RunError, nearest
+from jaxmix.core.errors import JaxmixError, RunError, nearest
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".md", ".text", ".txt.gz", ".txt.zst"),
@@ -38,6 +39,8 @@ _WIDE = "files in UTF-16 or UTF-32, which must be saved as UTF-8"
 _DAMAGE = (OSError, EOFError, zlib.error)
 _MOST_OTHER = 0.1
 """Of the bytes of a text file that may be NUL or not UTF-8: more mean an image, a program, or another encoding."""
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Also what ends a line, or turns the direction of what follows."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -70,6 +73,15 @@ class Trouble:
         return {kind: {"count": n, "first": first} for kind, (n, first) in sorted(self._kinds.items())}
 
 
+def trouble_lines(troubles: Mapping[str, Any]) -> list[str]:
+    """What `Trouble.to_json` gave, for people: `empty files: 1 (a.txt)`."""
+    lines = []
+    for kind, entry in troubles.items():
+        places = [*entry["first"], *["…"] * (entry["count"] > len(entry["first"]))]
+        lines.append(f"{kind}: {entry['count']:,}" + (f" ({', '.join(places)})" if entry["first"] else ""))
+    return lines
+
+
 @dataclasses.dataclass(frozen=True)
 class Unit:
     """A piece of work: some whole files, or a range of one.
@@ -94,6 +106,7 @@ def detect_format(path: Path) -> str | None:
 
 def split_file(path: Path, kind: str) -> list[Unit]:
     """Ranges of a file that can be read at the same time, of about 32 MB each."""
+    whole = [Unit(kind, (path,))]
     try:
         size = path.stat().st_size
         if kind == "jsonl" and not path.name.lower().endswith((".gz", ".zst")):
@@ -103,12 +116,14 @@ def split_file(path: Path, kind: str) -> list[Unit]:
             import pyarrow.parquet as pq
 
             groups = pq.ParquetFile(path).metadata.num_row_groups
-            return [Unit(kind, (path,), g, g + 1) for g in range(groups)]
+            return [Unit(kind, (path,), g, g + 1) for g in range(groups)] or whole
         if kind == "array_record":
             with contextlib.closing(array_record_reader(path)) as reader:
                 count = reader.num_records()
             step = 20_000
-            return [Unit(kind, (path,), s, min(s + step, count)) for s in range(0, count, step)]
+            return [Unit(kind, (path,), s, min(s + step, count)) for s in range(0, count, step)] or [
+                Unit(kind, (path,))
+            ]
     except Exception:  # reading the unit will report what is wrong with the file
         return [Unit(kind, (path,))]
     return [Unit(kind, (path,))]
@@ -118,8 +133,8 @@ def read_unit(unit: Unit, text_field: str, trouble: Trouble) -> Iterator[tuple[s
     """Yields (place, UTF-8 bytes as found) of every document; troubles go to `trouble`.
 
     Raises:
-        ConfigError: a Parquet file has no such column.
-        RunError: a file cannot be read although it is there, after several attempts.
+        RunError: a file cannot be read although it is there, after several attempts, or a Parquet file has no such
+            column.
     """
     for path in unit.paths:
         number = 0
@@ -127,12 +142,12 @@ def read_unit(unit: Unit, text_field: str, trouble: Trouble) -> Iterator[tuple[s
             for number, document in enumerate(_read_file(path, unit, text_field, trouble), start=1):  # noqa: B007
                 yield document
         except (*_DAMAGE, ValueError, RuntimeError) as error:
-            if isinstance(error, ConfigError | EnvironmentProblem | RunError):
+            if isinstance(error, JaxmixError):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             if number:
                 trouble.add(
-                    "damaged files, of which the rest is lost", f"{shown(path)}, after {number} documents: {reason}"
+                    "damaged files, of which the rest is lost", f"{shown(path)}, after document {number}: {reason}"
                 )
             else:
                 trouble.add("unreadable files", f"{shown(path)}: {reason}")
@@ -169,9 +184,10 @@ def _read_file(path: Path, unit: Unit, text_field: str, trouble: Trouble) -> Ite
 
 
 def shown(path: Path | str) -> str:
-    """A path as text that can be printed and stored: bytes that are not UTF-8 become escapes."""
+    """A path as text that can be printed and stored: control characters, bytes that are not UTF-8 become escapes."""
     text = path.name if isinstance(path, Path) else path
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def open_unpacked(path: Path) -> Any:
@@ -187,8 +203,17 @@ def open_unpacked(path: Path) -> Any:
 
 
 def _text(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
+    data, damage = bytearray(), None
     with open_unpacked(path) as file:
-        data = bytes(file.read(MAX_DOCUMENT_BYTES + 1))
+        try:
+            for chunk in _chunks(path, file):
+                data += chunk
+                if len(data) > MAX_DOCUMENT_BYTES:
+                    break
+        except _DAMAGE as error:
+            if not data or getattr(error, "errno", None) is not None:
+                raise
+            damage = error
     if len(data) > MAX_DOCUMENT_BYTES:
         trouble.add(_TOO_LARGE, shown(path))
     elif data.startswith(_POINTER):
@@ -200,10 +225,12 @@ def _text(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tupl
     elif _other_bytes(data) > _MOST_OTHER * len(data):
         trouble.add("files that are not UTF-8 text, but binary or in another encoding", shown(path))
     else:
-        yield shown(path), data.removeprefix(codecs.BOM_UTF8)
+        yield shown(path), bytes(data.removeprefix(codecs.BOM_UTF8))
+    if damage is not None:
+        raise damage
 
 
-def _other_bytes(data: bytes) -> int:
+def _other_bytes(data: bytearray) -> int:
     """Bytes that are NUL or not UTF-8."""
     try:
         data.decode("utf-8")
@@ -217,7 +244,7 @@ _TOO_LARGE = f"documents of more than {MAX_DOCUMENT_BYTES // 2**20} MB, which mu
 
 
 def _jsonl(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
-    for where, record, line in json_lines(path, trouble, start=unit.start, stop=unit.stop):
+    for where, record, is_utf8 in json_lines(path, trouble, start=unit.start, stop=unit.stop):
         if not isinstance(record, dict) or record.get(field) is None:
             trouble.add(f"records without {field!r}", where)
             if isinstance(record, dict) and len(trouble.fields) < _NAMED:
@@ -225,13 +252,13 @@ def _jsonl(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[tup
         elif not isinstance(record[field], str):
             trouble.add(f"records whose {field!r} is not text", where)
         else:
-            if b"\xef\xbf\xbd" not in line and "\ufffd" in record[field] and b"\\ufffd" not in line.lower():
+            if not is_utf8 and "\ufffd" in record[field]:
                 trouble.add("documents with invalid UTF-8", where)
             yield where, record[field].encode("utf-8", errors="surrogatepass")
 
 
-def json_lines(path: Path, trouble: Trouble, *, start: int = 0, stop: int = -1) -> Iterator[tuple[str, Any, bytes]]:
-    """Yields (place, value, line) of every line of a JSON-lines file; a line that is not JSON goes to `trouble`.
+def json_lines(path: Path, trouble: Trouble, *, start: int = 0, stop: int = -1) -> Iterator[tuple[str, Any, bool]]:
+    """Yields (place, value, whether it is UTF-8) of the lines of a file; a line that is not JSON goes to `trouble`.
 
     Only a line feed ends a line: U+2028, U+0085 and the like may stand within text. A byte-order mark is removed.
 
@@ -260,7 +287,11 @@ def json_lines(path: Path, trouble: Trouble, *, start: int = 0, stop: int = -1) 
             if not line.strip():
                 continue
             try:
-                yield where, json.loads(line.decode("utf-8", errors="replace")), line
+                text, is_utf8 = line.decode("utf-8"), True
+            except UnicodeDecodeError:
+                text, is_utf8 = line.decode("utf-8", errors="replace"), False
+            try:
+                yield where, json.loads(text), is_utf8
             except (ValueError, RecursionError):  # also a number of more digits than Python converts
                 trouble.add("lines that are not JSON", where)
         if is_empty and start == 0:
@@ -322,7 +353,9 @@ def _parquet(path: Path, unit: Unit, field: str, trouble: Trouble) -> Iterator[t
     if names.count(field) != 1:
         what = "no column" if field not in names else f"{names.count(field)} columns"
         fix = "Rename all but one." if field in names else nearest(field, names)
-        raise ConfigError(f"{shown(path)} has {what} {field!r}", where="text_field", fix=fix)
+        raise RunError(f"{shown(path)} has {what} {field!r}", where="text_field", fix=fix)
+    if unit.start == file.metadata.num_rows == 0:
+        trouble.add(EMPTY, shown(path))
     groups = range(unit.start, file.metadata.num_row_groups if unit.stop < 0 else unit.stop)
     for group in groups:
         column, is_text = file.read_row_group(group, columns=[field]).column(field), True
@@ -347,6 +380,8 @@ def _array_record(path: Path, unit: Unit, field: str, trouble: Trouble) -> Itera
             last = min(first + 256, stop)
             for number, record in zip(range(first, last), reader.read(first, last), strict=True):
                 yield f"{shown(path)}: record {number}", record
+    if stop == 0:  # closing a damaged file, which seems to have no record, is an error
+        trouble.add(EMPTY, shown(path))
 
 
 def array_record_reader(path: Path) -> Any:

@@ -120,11 +120,9 @@ def _same_expression() -> SameExpression:
 def _records(path: Path, trouble: Trouble) -> Iterator[tuple[str, object]]:
     """The lines of the file; one that cannot be read to its end is an error."""
     try:
-        for where, record, line in json_lines(path, trouble):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                raise ConfigError("the line is not UTF-8", where=where, fix="Save the file as UTF-8.") from None
+        for where, record, is_utf8 in json_lines(path, trouble):
+            if not is_utf8:
+                raise ConfigError("the line is not UTF-8", where=where, fix="Save the file as UTF-8.")
             yield where, record
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"the file cannot be read: {error}", where=str(path), fix="Copy it again.") from error

@@ -16,6 +16,7 @@ from jaxmix.core.errors import ConfigError
 from jaxmix.data.prepared.prepare import prepare_corpus
 from jaxmix.data.prepared.store import PreparedSource, open_prepared, read_index, verify_prepared
 from jaxmix.data.sources.corpora import bundled_corpus
+from jaxmix.data.sources.readers import trouble_lines
 from jaxmix.data.sources.specs import SourceSpec
 from jaxmix.data.tokenizers import load_tokenizer
 from jaxmix.train.run.progress import Progress
@@ -93,10 +94,8 @@ def prepare_sources(config: RunConfig) -> dict[str, Any]:
     for name in summary.changed:
         print(f"prepare: {name} has changed and was tokenized again", file=sys.stderr)
     for name, kinds in summary.troubles().items():
-        for kind, entry in kinds.items():
-            more = ", …" if entry["count"] > len(entry["first"]) else ""
-            places = f": {', '.join(entry['first'])}{more}" if entry["first"] else ""
-            print(f"prepare: {name}: {entry['count']} {kind}{places}", file=sys.stderr)
+        for line in trouble_lines(kinds):
+            print(f"prepare: {name}: {line}", file=sys.stderr)
     return {"prepared": str(summary.folder), "was_ready": summary.was_ready, **summary.index}
 
 

@@ -227,7 +227,7 @@ def test_one_source_added_or_mended_leaves_the_others_as_they_are(tmp_path):
             json.dumps({"body": name}) + "\n" + json.dumps({"body": name * 2}) + "\n"
         )
     spec = lambda name, field="body": SourceSpec(name, path=tmp_path / f"{name}.jsonl", text_field=field)
-    with pytest.raises(ConfigError, match=r"source 'b' has no document: 2 records without 'bdy'.*mean 'body'"):
+    with pytest.raises(RunError, match=r"source 'b' has no document: records without 'bdy': 2 \(b.*mean 'body'"):
         prepare({"a": spec("a"), "b": spec("b", "bdy")}, tmp_path / "out")
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "a").rglob("*.array_record")}
     summary = prepare({"a": spec("a"), "b": spec("b")}, tmp_path / "out")

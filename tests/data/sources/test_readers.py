@@ -5,6 +5,7 @@ import errno
 import gzip
 import json
 import os
+import shutil
 import zlib
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from jaxmix.core.errors import ConfigError, RunError
 from jaxmix.data import byte_tokenizer, prepare_corpus
 from jaxmix.data.sources import readers
-from jaxmix.data.sources.readers import Trouble
+from jaxmix.data.sources.readers import Trouble, trouble_lines
 from jaxmix.data.sources.specs import UNKNOWN_ENDING, SourceSpec
 
 
@@ -88,7 +89,7 @@ def test_what_is_lost_behind_damage_is_said(tmp_path):
     assert found == texts[: len(found)]
     troubles = trouble.to_json()
     assert troubles["damaged files, of which the rest is lost"]["first"][0].startswith(
-        f"a.jsonl.gz, after {len(found)} documents: "
+        f"a.jsonl.gz, after document {len(found)}: "
     )
     assert troubles["unreadable files"]["first"][0].startswith("b.jsonl.gz: ")
 
@@ -162,6 +163,49 @@ def test_what_comes_before_the_damage_of_an_archive_is_kept(tmp_path, ending):
     assert found == {"damaged files, of which the rest is lost": 1}
 
 
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_text_with_damage_behind_it_is_kept_and_counted(tmp_path, ending):
+    import pyarrow as pa
+
+    text = "one document, " * 1000
+    packed = gzip.compress(text.encode()) if ending == "gz" else pa.compress(text.encode(), codec="zstd", asbytes=True)
+    (tmp_path / f"a.txt.{ending}").write_bytes(packed + b"garbage")
+    assert documents(tmp_path) == ([text], {"damaged files, of which the rest is lost": 1})
+
+
+@pytest.mark.parametrize("tail", [b"\xef\xbf\xbd", b"\\ufffd", b"\\uFFFD", b""])
+def test_invalid_utf_8_is_counted_beside_a_real_replacement_character(tmp_path, tail):
+    good = b'{"text": "a ' + "\ufffd".encode() + b'"}\n{"text": "b \\ufffd"}\n'
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "caf\xe9 ' + tail + b'"}\n' + good)
+    assert documents(tmp_path)[1] == {"documents with invalid UTF-8": 1}
+
+
+def test_files_of_no_records_are_counted_as_empty(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    table = pa.table({"text": ["fine"]})
+    pq.write_table(table, tmp_path / "good.parquet")
+    pq.write_table(table[:0], tmp_path / "no_rows.parquet")
+    pq.ParquetWriter(tmp_path / "no_groups.parquet", table.schema).close()
+    ArrayRecordWriter(str(tmp_path / "none.array_record"), "group_size:1").close()
+    assert documents(tmp_path) == (["fine"], {"empty files": 3})
+
+
+def test_control_characters_of_a_name_are_escaped(tmp_path):
+    for name in ("\x1b[31mred.jsonl", "line\nfeed.jsonl", "\u202eback.jsonl"):
+        (tmp_path / name).write_text("no json")
+    trouble, spec = Trouble(), SourceSpec("x", path=tmp_path)
+    assert [text for unit in spec.units() for text in spec.texts(unit, trouble)] == []
+    places = trouble.to_json()["lines that are not JSON"]["first"]
+    assert places == [f"{name}.jsonl:byte 0" for name in (r"\x1b[31mred", r"line\nfeed", r"\u202eback")]
+    (line,) = trouble_lines(trouble.to_json())
+    assert line == f"lines that are not JSON: 3 ({', '.join(places)})"
+    trouble.add("lines that are not JSON", *"abc")
+    assert trouble_lines(trouble.to_json())[0].endswith("a, b, …)")
+
+
 def test_every_row_of_a_column_without_text_is_counted(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -207,7 +251,7 @@ def test_two_columns_of_one_name(tmp_path):
 
     table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match="has 2 columns 'text'"):
+    with pytest.raises(RunError, match="has 2 columns 'text'"):
         documents(tmp_path / "a.parquet")
 
 
@@ -401,9 +445,14 @@ def a_text_file(rng, folder):
     ][rng.integers(8)]
     name = ["a.txt", "A.MD", "a.text", "a.txt.gz", "a.TXT.ZST"][rng.integers(5)]
     if name.lower().endswith((".gz", ".zst")):
-        data, whole = (gzipped if name.lower().endswith(".gz") else zstd)(rng, data or b"\n")
-        if whole is not None:
-            texts, counted = [], 1
+        packed, whole = (gzipped if name.lower().endswith(".gz") else zstd)(rng, data or b"\n")
+        if whole is not None:  # read as a file of what comes before the damage, which is counted too
+            (folder / "whole").mkdir()
+            (folder / "whole" / "a.txt").write_bytes((data or b"\n")[:whole])
+            texts, found = documents(folder / "whole")
+            counted = 1 + sum(found.values()) if whole else 1
+            shutil.rmtree(folder / "whole")
+        data = packed
     (folder / name).write_bytes(data)
     return texts, counted
 
