@@ -101,23 +101,34 @@ def expand_path(path: str, where: str) -> str:
     `$$` is a dollar sign, and so is one that no name follows.
 
     Raises:
-        ConfigError: the variable is not set or empty, or there is no such user.
+        ConfigError: the variable is not set or empty, a brace is not closed, there is no such user, or the path is
+            longer than any file system takes.
     """
 
     def value(match: re.Match[str]) -> str:
         if match[0] == "$$":
             return "$"
         name = match[1] or match[2]
+        if name is None:
+            what = f"the brace of {match[0][:60]!r} is not closed"
+            raise ConfigError(what, where=where, fix="Write ${NAME}, or $$ for a dollar sign.")
         if not os.environ.get(name):
             what = f"the environment variable {name!r} is {'empty' if name in os.environ else 'not set'}"
             raise ConfigError(f"{what}: {path!r}", where=where, fix="Set it, or write $$ for a dollar sign.")
         return os.environ[name]
 
-    expanded = os.path.expanduser(re.sub(r"\$(?:\$|([A-Za-z_]\w*)|\{(\w+)\})", value, path))
+    expanded = os.path.expanduser(re.sub(r"\$(?:\$|([A-Za-z_]\w*)|\{(\w+)\}|\{[^}]*\Z)", value, path))
     if expanded.startswith("~"):
         user = expanded.partition("/")[0]
         raise ConfigError(f"there is no home folder {user!r}", where=where, fix=f"A name is written ./{user}.")
+    size = len(os.fsencode(expanded))
+    if size > _LONGEST_PATH or max(len(os.fsencode(name)) for name in expanded.split("/")) > _LONGEST_NAME:
+        what = f"no file system takes a path of {size:,} bytes, or with such a name in it: {expanded[:60]!r}…"
+        raise ConfigError(what, where=where, fix=f"A path has up to {_LONGEST_PATH:,} bytes, a name {_LONGEST_NAME}.")
     return expanded
+
+
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
 
 
 def escape_path(path: str) -> str:

@@ -179,6 +179,8 @@ def _check_parts(weights: Any, labels: Sequence[str] | None, where: str) -> tupl
                 where=where,
                 fix="Remove the source, or set 0 to keep it for evaluation only.",
             )
+    if not math.isfinite(sum(values)):
+        raise ConfigError("mixture weights add to infinity", where=where, fix="Divide each by the largest.")
     return values
 
 

@@ -72,7 +72,7 @@ def read_json(path: Path, *, fix: str = "Delete it.") -> Any:
     """The content of a JSON file, None where there is none. RunError: it is damaged, or cannot be read."""
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         what = f"{path.name} cannot be read: {error.strerror}"

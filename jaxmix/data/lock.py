@@ -23,7 +23,7 @@ _BEAT, _SILENCE = 20.0, 120.0
 
 
 @contextlib.contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, *, where: str | None = None) -> Iterator[None]:
     """Holds `folder` for this process, which is made when missing; the lock of a process that died is taken over.
 
     A process of this machine is known to be dead by its number and start. One of another machine is taken to be dead
@@ -32,13 +32,16 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Args:
         folder: to hold.
         what: the process does there, for the other one's error: "prepares data".
+        where: the key that names the folder, for errors.
 
     Raises:
-        ConfigError: another process holds it: which one, where and since when.
+        ConfigError: the folder cannot be made or written, or another process holds it: which one, where and since when.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file", where=str(folder), fix="Choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise _cannot_write(folder, reason, where) from error
     path, own = folder / LOCK, {**_this_process(), "what": what}
     for _ in range(_ATTEMPTS):
         try:
@@ -57,6 +60,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
                 ) from None
             else:
                 _remove(path, holder)
+        except OSError as error:
+            raise _cannot_write(folder, error.strerror, where) from error
     else:
         raise ConfigError("the lock cannot be read", where=str(path), fix="Remove it if no process is at work there.")
     done = threading.Event()
@@ -66,6 +71,11 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     finally:
         done.set()
         _remove(path, own)
+
+
+def _cannot_write(folder: Path, reason: str | None, where: str | None) -> ConfigError:
+    what = f"the folder {str(folder)!r} cannot be written: {reason}"
+    return ConfigError(what, where=where or str(folder), fix="Choose another folder.")
 
 
 def _touch(path: Path, done: threading.Event) -> None:

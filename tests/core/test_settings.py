@@ -125,3 +125,20 @@ def test_what_cannot_be_expanded_is_named(path, monkeypatch):
     monkeypatch.setenv("MISSING", "")
     with pytest.raises(ConfigError, match=r"MISSING' is empty|no home folder"):
         expand_path(path, "here")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a/${SC", r"the brace of '\$\{SC' is not closed \(here\).*\$\$ for a dollar sign"),
+        ("${-}/${SC", r"the brace of '\$\{SC' is not closed"),
+        ("x" * 5000, "a path of 5,000 bytes"),
+        ("x/" * 2500, "a path of 5,000 bytes"),
+        ("a/" + "ä" * 128, "a path of 258 bytes"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_refused(path, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        expand_path(path, "here")
+    assert len(str(caught.value)) < 300
+    assert expand_path("a/" + "ä" * 127, "here") == "a/" + "ä" * 127

@@ -33,6 +33,12 @@ def test_weights_by_name():
         check_weights([1.0], ["code", "web"], "w")
 
 
+@pytest.mark.parametrize("check", [lambda w: check_weights(w, "abc", "w"), lambda w: check_simplex(w, "w")])
+def test_weights_whose_sum_is_no_number_are_refused(check):
+    with pytest.raises(ConfigError, match=r"add to infinity \(w\)\. Divide each by the largest"):
+        check([1e308] * 3)
+
+
 def test_weights_keep_their_sum():
     assert check_weights({"web": 3, "code": 1}, ["code", "web"], "w") == (1.0, 3.0)
     with pytest.raises(ConfigError, match="'web' has nan"):

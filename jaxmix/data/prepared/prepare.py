@@ -136,7 +136,7 @@ def prepare_corpus(
     _check_folder(folder, settings)
     if (ready := _ready(folder, hashes)) is not None:  # asks for no lock: ready data may be shared and read-only
         return PrepareSummary(folder, ready, was_ready=True)
-    with locked(folder, "prepares data"):
+    with locked(folder, "prepares data", where="data.prepared"):
         if (ready := _ready(folder, hashes)) is not None:
             return PrepareSummary(folder, ready, was_ready=True)
         for left in folder.rglob(".*.partial"):  # of a process that was killed

@@ -305,14 +305,18 @@ def _size(path: Path) -> int:
 
 
 def _open_tfds(spec: SourceSpec) -> Any:
-    import tensorflow_datasets as tfds
-
+    where = f"sources.{spec.name}.tfds"
     try:
-        return tfds.data_source(spec.tfds, split=spec.split)
+        import tensorflow_datasets as tfds
+
+        return tfds.data_source(spec.tfds, split=spec.split, download=False)
+    except ModuleNotFoundError as error:
+        what = f"reading {spec.tfds!r} needs the package {error.name!r}, which is not installed"
+        raise EnvironmentProblem(what, where=where, fix=f"Run: pip install {error.name}") from error
     except Exception as error:  # tfds raises many kinds
         raise ConfigError(
             f"tensorflow-datasets cannot open {spec.tfds!r}: {str(error).strip().splitlines()[0]}",
-            where=f"sources.{spec.name}.tfds",
+            where=where,
             fix="It must be on disk already, prepared with file_format='array_record'.",
         ) from error
 

@@ -16,7 +16,7 @@ from jaxmix.data.sources.corpora import bundled_corpus
 from jaxmix.laws.proposals.repetition import MAX_EPOCHS
 from jaxmix.workflows.config.build import Origin, read, to_plain
 from jaxmix.workflows.config.sections import Unit
-from jaxmix.workflows.config.yaml import dump_yaml, read_yaml
+from jaxmix.workflows.config.yaml import describe, dump_yaml, read_yaml
 
 MIXTURE_FILE = "mixture.yaml"
 
@@ -74,8 +74,9 @@ def read_mixture(path: str | Path, *, where: str = "mixture") -> Mixture:
     """
     file = str(Path(path) / MIXTURE_FILE if Path(path).is_dir() else path)
     plain = read_yaml(file, "mixture file", where=where)
-    if isinstance(plain, Mapping):
-        plain = {key: value for key, value in plain.items() if key != "epochs"}  # follows from the others
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"the mixture file must be a mapping: it is {describe(plain)}", where=file)
+    plain = {key: value for key, value in plain.items() if key != "epochs"}  # follows from the others
     mixture = read(Mixture, plain, origin=Origin(file))
     check_weights(mixture.weights, tuple(mixture.weights), f"{file}, weights")
     for name in mixture.available_tokens or ():

@@ -381,6 +381,14 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("place", ["/proc/x", "thesis.tex", "thesis.tex/x"])
+def test_a_folder_that_cannot_be_made_is_named_by_its_key(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    Path("thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=rf"{place}'? (cannot be written: .*|is a file) \(data\.prepared\)"):
+        prepare({"a": SourceSpec(name="a", documents=TEXTS)}, place)
+
+
 def held_out(folder):
     source = open_prepared(folder, "validation")["a"]
     return {source[i].tobytes() for i in range(len(source))}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxmix.core.errors import ConfigError
+from jaxmix.core.errors import ConfigError, EnvironmentProblem
 from jaxmix.data.sources import specs
 from jaxmix.data.sources.readers import Trouble
 from jaxmix.data.sources.specs import SourceSpec
@@ -113,6 +113,19 @@ def test_a_dataset_with_configurations_takes_the_one_that_is_named(hub):
 def test_a_wrong_configuration_is_named_with_those_there_are(hub, settings, message):
     with pytest.raises(ConfigError, match=message):
         texts(**settings)
+
+
+def test_a_dataset_by_name_is_never_made_and_a_missing_package_is_of_the_machine(monkeypatch):
+    given = {}
+
+    def data_source(name, **settings):
+        given.update(settings)
+        raise ModuleNotFoundError("No module named 'apache_beam'", name="apache_beam")
+
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", SimpleNamespace(data_source=data_source))
+    with pytest.raises(EnvironmentProblem, match=r"needs the package 'apache_beam'.*sources\.a\.tfds"):
+        texts(tfds="mnist")
+    assert given == {"split": "train", "download": False}
 
 
 def test_splits_of_saved_datasets(hub, tmp_path):

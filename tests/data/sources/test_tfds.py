@@ -29,7 +29,7 @@ Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 from jaxmix.data import SourceSpec, byte_tokenizer, open_prepared, prepare_corpus
 
 real = tfds.data_source
-tfds.data_source = lambda name, split: real(name, split=split, data_dir=sys.argv[1])
+tfds.data_source = lambda name, **settings: real(name, data_dir=sys.argv[1], **settings)
 spec = SourceSpec(name="a", tfds="tiny")
 prepare_corpus({"a": spec}, sys.argv[2], tokenizer=byte_tokenizer(), validation_fraction=0.2)
 found = set()

@@ -104,6 +104,13 @@ def test_a_file_that_does_not_fit_the_configuration_is_refused(sections, message
         from_mapping(config(**{"mixture": path, **sections}), file="c.yaml")
 
 
+@pytest.mark.parametrize(("content", "is_what"), [("- 1", "a list"), ("", "empty"), ("text", "'text'")])
+def test_a_file_that_is_no_mapping_is_called_a_mixture_file(tmp_path, content, is_what):
+    (tmp_path / "m.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=rf"the mixture file must be a mapping: it is {is_what} \(.*m\.yaml\)"):
+        read_mixture(tmp_path / "m.yaml")
+
+
 def test_a_schedule_through_the_prior_takes_a_file(path):
     points = [{"at": 0, "weights": "uniform"}, {"at": 5, "weights": "prior"}]
     loaded = from_mapping(config(mixture=path, mixer={"name": "scheduled", "points": points}), file="c.yaml")
