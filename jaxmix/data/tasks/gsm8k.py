@@ -11,7 +11,7 @@ from typing import Literal
 
 from jaxmix.core.errors import ConfigError
 from jaxmix.core.validate import check_choice
-from jaxmix.data.sources.readers import EMPTY, Trouble, json_lines
+from jaxmix.data.sources.readers import Trouble, json_lines, trouble_lines
 from jaxmix.data.tasks.answers import extract_answer, is_same_answer, parse_number
 from jaxmix.data.tasks.expressions import SameExpression
 from jaxmix.data.tasks.prompts import PromptSet
@@ -52,10 +52,11 @@ def gsm8k(
         limit: read at most this many lines.
         verifier: what compares answers: "small", `is_same_answer`: numbers with units, and words; or "math_verify":
             expressions too, by the package of the extra `math`, which disregards units. See docs/data.md.
-        skip_unscorable: leave out lines whose reference would score 0, and say how many, instead of an error.
+        skip_unscorable: leave out lines that make no prompt, because they are not such objects or their reference would
+            score 0, and say how many of each kind, instead of an error.
 
     Raises:
-        ConfigError: no such file, a line that is not such an object, an answer without a final answer.
+        ConfigError: no such file, or lines that make no prompt: all kinds, with counts and first places.
         EnvironmentProblem: the verifier is not installed.
 
     References:
@@ -68,38 +69,38 @@ def gsm8k(
         raise ConfigError(f"there is no file {str(path)!r}", where="gsm8k(path)", fix="Name a JSONL file.")
     questions: list[Question] = []
     expected: list[str] = []
-    trouble, unscorable = Trouble(), 0
-    for where, record in _records(path, trouble):
+    trouble = Trouble()
+    for where, record, is_utf8 in _records(path, trouble):
         if limit is not None and len(questions) >= limit:
             break
-        if not isinstance(record, dict):
-            raise ConfigError("a line must be an object", where=where, fix='Write {"question": …, "answer": …}.')
-        solution = _text_of(record, answer_field, where)
-        if not solution.strip():
-            raise ConfigError("the answer is empty", where=where)
-        final = _final_answer(solution)
-        if final is None or not is_same(extract_answer(solution), final):
-            unscorable += 1
-            if not skip_unscorable:
-                raise ConfigError(
-                    f"no final answer can be read from {solution[-60:]!r}: it would score 0 against itself",
-                    where=where,
-                    fix="Write it behind #### or in \\boxed{…}, or set skip_unscorable to leave such lines out.",
-                )
+        try:
+            if not isinstance(record, dict) or not is_utf8:
+                raise _Unusable("lines that are not UTF-8" if not is_utf8 else "lines that are not JSON objects")
+            solution = _text_of(record, answer_field, trouble)
+            final = _final_answer(solution)
+            if final is None or not is_same(extract_answer(solution), final):
+                raise _Unusable("lines without a final answer, which would score 0 against themselves")
+            family = "all" if family_field is None else _text_of(record, family_field, trouble)
+            level = 0 if level_field is None else _field(record, level_field, trouble)
+            if isinstance(level, bool) or not isinstance(level, int) or level < 0:
+                raise _Unusable(f"lines whose {level_field!r} is not a whole number ≥ 0")
+            prompt = _text_of(record, question_field, trouble)
+        except _Unusable as error:
+            trouble.add(str(error), where)
             continue
-        family = "all" if family_field is None else _text_of(record, family_field, where)
-        level = 0 if level_field is None else _field(record, level_field, where)
-        if isinstance(level, bool) or not isinstance(level, int) or level < 0:
-            raise ConfigError(f"{level_field} must be a whole number ≥ 0, got {level!r}", where=where)
-        prompt = _text_of(record, question_field, where)
         questions.append(Question(prompt, solution if with_targets else None, family, level))
         expected.append(final)
-    for kind, entry in trouble.to_json().items():
-        if kind == EMPTY:
-            continue
-        raise ConfigError(f"{entry['count']} {kind}", where=entry["first"][0], fix="Mend or remove them.")
-    if unscorable:
-        print(f"{path}: {unscorable} lines without a final answer were left out", file=sys.stderr)
+    unusable = trouble_lines(trouble.to_json())
+    if unusable and not (skip_unscorable and questions):
+        has = f" The first of them has: {', '.join(trouble.fields)}." if trouble.fields else ""
+        raise ConfigError(
+            "; ".join(unusable),
+            where=str(path),
+            fix="Write a final answer behind #### or in \\boxed{…}, chat-style prompts and lists as one text. "
+            f"Or set skip_unscorable to leave such lines out.{has}",
+        )
+    for line in unusable:
+        _say_once(f"{path}: left out: {line}")
     return text_prompts(
         questions,
         lambda row, completion: float(is_same(extract_answer(completion), expected[row])),
@@ -117,13 +118,20 @@ def _same_expression() -> SameExpression:
     return SameExpression()
 
 
-def _records(path: Path, trouble: Trouble) -> Iterator[tuple[str, object]]:
+@functools.cache
+def _say_once(line: str) -> None:
+    """A command reads its tasks several times."""
+    print(line, file=sys.stderr)
+
+
+class _Unusable(Exception):
+    """What a line is counted as that makes no prompt."""
+
+
+def _records(path: Path, trouble: Trouble) -> Iterator[tuple[str, object, bool]]:
     """The lines of the file; one that cannot be read to its end is an error."""
     try:
-        for where, record, is_utf8 in json_lines(path, trouble):
-            if not is_utf8:
-                raise ConfigError("the line is not UTF-8", where=where, fix="Save the file as UTF-8.")
-            yield where, record
+        yield from json_lines(path, trouble)
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"the file cannot be read: {error}", where=str(path), fix="Copy it again.") from error
 
@@ -134,22 +142,21 @@ def _final_answer(solution: str) -> str | None:
     return solution.strip() if is_short else extract_answer(solution)
 
 
-def _text_of(record: dict[str, object], name: str, where: str) -> str:
+def _text_of(record: dict[str, object], name: str, trouble: Trouble) -> str:
     """A field that holds text or a number."""
-    value = _field(record, name, where)
+    value = _field(record, name, trouble)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ConfigError(
-            f"{name!r} must be text or a number, got {str(value)[:60]}",
-            where=where,
-            fix="Write chat-style prompts and lists of answers as one text each.",
-        )
+        raise _Unusable(f"lines whose {name!r} is not text or a number")
     text = str(value)
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise ConfigError(f"{name!r} has half of a surrogate pair", where=where, fix="Write the character itself.")
+        raise _Unusable(f"lines whose {name!r} has half of a surrogate pair")
+    if not text.strip():
+        raise _Unusable(f"lines whose {name!r} is empty")
     return text
 
 
-def _field(record: dict[str, object], name: str, where: str) -> object:
+def _field(record: dict[str, object], name: str, trouble: Trouble) -> object:
     if name not in record:
-        raise ConfigError(f"there is no {name!r}", where=where, fix=f"The line has: {', '.join(record)}.")
+        trouble.fields = trouble.fields or dict.fromkeys(record)
+        raise _Unusable(f"lines without {name!r}")
     return record[name]

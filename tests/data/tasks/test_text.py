@@ -64,16 +64,17 @@ def test_the_hash_of_the_prompts_covers_answers_that_are_no_targets(tmp_path):
     ("lines", "arguments", "match"),
     [
         (["{"], {}, "line 1"),
-        (["[1]"], {}, "must be an object"),
-        ([{"question": "x"}], {}, "no 'answer'.*The line has: question"),
-        ([{"question": "x", "answer": " "}], {}, "the answer is empty"),
-        ([{"question": "x", "answer": None}], {}, "'answer' must be text or a number, got None"),
-        ([{"question": "x", "answer": ["4", "5"]}], {}, "must be text or a number"),
+        (["[1]"], {}, "lines that are not JSON objects: 1"),
+        ([{"question": "x"}], {}, "lines without 'answer': 1 .*The first of them has: question"),
+        ([{"question": "x", "answer": " "}], {}, "lines whose 'answer' is empty: 1"),
+        ([{"question": " ", "answer": "7"}], {}, "lines whose 'question' is empty: 1"),
+        ([{"question": "x", "answer": None}], {}, "lines whose 'answer' is not text or a number: 1"),
+        ([{"question": "x", "answer": ["4", "5"]}], {}, "is not text or a number: 1"),
         ([{"question": [{"role": "user", "content": "x"}], "answer": 1}], {}, "chat-style prompts"),
-        ([{"question": "x", "answer": "yes"}], {}, "would score 0 against itself"),
+        ([{"question": "x", "answer": "yes"}], {}, "would score 0 against themselves: 1"),
         ([{"question": "x", "answer": 1, "level": "hard"}], {"level_field": "level"}, "whole number"),
         ([{"question": "x", "answer": "1" * 60}], {}, "answer 0 has 61 tokens, more than 48"),
-        ([], {}, "no questions"),
+        ([], {}, "empty files: 1"),
         (LINES, {"template": "Q"}, "has no {question}"),
         (LINES, {"prompt_length": 3}, "prompt 0 has 31 tokens, more than 3"),
     ],
@@ -88,7 +89,29 @@ def test_answers_that_cannot_be_scored_are_left_out_on_request(tmp_path, capsys)
     prompts = gsm8k(written(tmp_path, lines), completion_length=16, skip_unscorable=True)
     assert len(prompts) == 2
     np.testing.assert_array_equal(prompts.reward(np.arange(2), completions_of(prompts, ["#### Yes", "7"])), 1)
-    assert "2 lines without a final answer were left out" in capsys.readouterr().err
+    said = "left out: lines without a final answer, which would score 0 against themselves: 2 (problems.jsonl:line 1, "
+    assert capsys.readouterr().err.count(said) == 1
+    gsm8k(tmp_path / "problems.jsonl", completion_length=16, skip_unscorable=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_all_kinds_of_unusable_lines_are_told_at_once_and_may_be_left_out(tmp_path, capsys):
+    fine, bare = {"question": "x", "answer": 7}, {"question": "x"}
+    path = written(tmp_path, ["{", fine, {**bare, "answer": None}, bare, {**bare, "answer": "yes"}, fine, "[]", "{"])
+    kinds = (
+        "lines that are not JSON: 2 (problems.jsonl:line 1, problems.jsonl:line 15)",
+        "lines that are not JSON objects: 1 (problems.jsonl:line 13)",
+        "lines whose 'answer' is not text or a number: 1 (problems.jsonl:line 5)",
+        "lines without 'answer': 1 (problems.jsonl:line 7)",
+        "lines without a final answer, which would score 0 against themselves: 1 (problems.jsonl:line 9)",
+    )
+    with pytest.raises(ConfigError) as caught:
+        gsm8k(path, completion_length=8)
+    assert caught.value.what == "; ".join(kinds)
+    assert len(gsm8k(path, completion_length=8, skip_unscorable=True)) == 2
+    assert capsys.readouterr().err.splitlines() == [f"{path}: left out: {kind}" for kind in kinds]
+    with pytest.raises(ConfigError, match=r"lines without 'reply': 5 .*has: question, answer"):
+        gsm8k(path, completion_length=8, skip_unscorable=True, answer_field="reply")
 
 
 def test_a_line_ends_with_a_line_feed_alone(tmp_path):
