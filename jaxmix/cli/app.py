@@ -169,9 +169,10 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "finetune",
         "Fine-tune a policy on tasks with verifiers, its prompts paced by a bandit",
-        """CONFIG names tasks, model, start, bandit and loop, see configs/finetune/. What the run will take is said
-        before it starts. The run folder holds config.yaml, provenance.json, metrics.jsonl, timing.jsonl, checkpoints/,
-        start/, curriculum.yaml and report.html. Stopped or killed, the same command continues exactly.""",
+        """CONFIG names tasks, model, start, bandit and loop, see configs/finetune/; own_problems.yaml there reads JSONL
+        files of your own. What the run will take is said before it starts. The run folder holds config.yaml,
+        provenance.json, metrics.jsonl, timing.jsonl, checkpoints/, start/, curriculum.yaml and report.html. Stopped or
+        killed, the same command continues exactly.""",
         positional=(_CONFIG,),
         flags=_RUN,
         sections=("tasks", "model", "start", "reduction", "bandit", "train", "track", "checkpoint", "out"),

@@ -365,6 +365,7 @@ def outcome(seed, folder, capsys):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(CONFIGS)  # some name files that lie beside them
     for name in ("data/notes/a.txt", "data/code/a.py", "data/web/a.jsonl.gz"):
         Path(name).parent.mkdir(parents=True)
         Path(name).write_bytes(b"text")

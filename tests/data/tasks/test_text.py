@@ -114,6 +114,12 @@ def test_all_kinds_of_unusable_lines_are_told_at_once_and_may_be_left_out(tmp_pa
         gsm8k(path, completion_length=8, skip_unscorable=True, answer_field="reply")
 
 
+def test_a_reference_with_a_unit_is_compared_with_it(tmp_path):
+    prompts = gsm8k(written(tmp_path, [{"question": "x", "answer": "#### 12 apples"}]), completion_length=24)
+    completions = completions_of(prompts, ["#### 12 apples", "#### 12", "#### 12 pears"])
+    np.testing.assert_array_equal(prompts.reward(np.zeros(3, int), completions)[:, 0], [1, 1, 0])
+
+
 def test_a_line_ends_with_a_line_feed_alone(tmp_path):
     for ending in ("\u2028", "\u0085", "\u000b"):
         line = json.dumps({"question": f"List:{ending} a", "answer": "#### 4"}, ensure_ascii=False)

@@ -21,7 +21,8 @@ TINY = ["--data.seq_len", "16", "--data.batch_size", "16", "--data.validation_ro
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
-def test_a_config_loads_and_its_head_says_what_it_does(path):
+def test_a_config_loads_and_its_head_says_what_it_does(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
     loaders = {
         "discover": load_discovery,
         "finetune": load_finetune,
