@@ -120,6 +120,13 @@ def test_a_reference_with_a_unit_is_compared_with_it(tmp_path):
     np.testing.assert_array_equal(prompts.reward(np.zeros(3, int), completions)[:, 0], [1, 1, 0])
 
 
+def test_a_reference_in_prose_keeps_its_scale_and_a_time_is_no_number(tmp_path):
+    lines = [{"question": "x", "answer": a} for a in ("it is about 3 million", "so 12:30", "3-2", "1 000 000")]
+    prompts = gsm8k(written(tmp_path, lines), completion_length=24, skip_unscorable=True)
+    for texts, rewards in {("#### 3 million", "1000000"): [1, 1], ("#### 3", "#### 12:30"): [0, 0]}.items():
+        np.testing.assert_array_equal(prompts.reward(np.arange(2), completions_of(prompts, texts))[:, 0], rewards)
+
+
 def test_a_line_ends_with_a_line_feed_alone(tmp_path):
     for ending in ("\u2028", "\u0085", "\u000b"):
         line = json.dumps({"question": f"List:{ending} a", "answer": "#### 4"}, ensure_ascii=False)
