@@ -228,7 +228,7 @@ def _exhaustions(sources: Sequence[SourcePlan], policies: Mapping[str, str], ste
             break
         active.remove(first)
         left = {s.name: left[s.name] - taken * pace for s in active}
-        what = f"{first.name} would need {first.epochs:.2g} epochs and may have {first.max_epochs:g}"
+        what = f"{first.name} would need {first.epochs:,.2f} epochs and may have {first.max_epochs:g}"
         place = f"it runs out at about step {steps * now:,.0f}"
         policy = policies[first.name]
         if policy in ("stop", "error"):

@@ -143,4 +143,5 @@ def test_a_plan_follows_the_schedule():
     assert "weights, draws and epochs are means over the schedule" in plan.notes
     wrapped = {**mixer, "wrap": [{"floor": 0.01}]}
     plan = make_plan(from_mapping(config(mixer=wrapped, mixture=weights), file="web.yaml"))
-    assert {s.name: s.weight for s in plan.sources} == pytest.approx({"web": 0.8, "code": 0.2})
+    assert {s.name: s.weight for s in plan.sources} == pytest.approx({"web": 1 - code, "code": code})
+    assert "what wraps the mixer (floor) moves the weights" in plan.notes[-1]
