@@ -172,6 +172,6 @@ def load_tokenizer(name: str, *, end_of_document: str | None = None) -> Tokenize
     path = Path(name)
     if not path.is_file():
         raise ConfigError(
-            f"there is not a tokenizer file {name!r}", where="data.tokenizer", fix="Name a tokenizer.json, or `byte`."
+            f"there is no tokenizer file {name!r}", where="data.tokenizer", fix="Name a tokenizer.json, or `byte`."
         )
     return _File(path, end_of_document)

@@ -287,7 +287,7 @@ def test_a_tokenizer_file(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ConfigError, match="is not a tokenizer file"):
         load_tokenizer(str(tmp_path / "broken.json"))
-    with pytest.raises(ConfigError, match="there is not a tokenizer file"):
+    with pytest.raises(ConfigError, match="there is no tokenizer file"):
         load_tokenizer(str(tmp_path / "none.json"))
 
 

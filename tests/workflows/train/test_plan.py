@@ -181,7 +181,10 @@ def test_what_a_mixer_evaluates_and_probes_is_counted():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"max_epochs": 0.4}, "a would need 0.80 epochs and may have 0.4: it runs out at about step 25, and the others"),
+        (
+            {"max_epochs": 0.4},
+            "a would need 0.80 epochs and may have 0.4: it runs out at about step 25, and the others",
+        ),
         ({"max_epochs": 0.4, "on_exhaust": "stop"}, "about step 25, and the run ends there (on_exhaust: stop)"),
         (
             {"tokens": 16_000, "on_exhaust": "drop"},
