@@ -124,7 +124,7 @@ def run_training(
             code between runs.
         hooks: your own evaluations, see `Hook`.
         trackers: in addition to the files.
-        on_start: see `Driver`.
+        on_start: see `Driver.run`.
         config_hash: stored in checkpoints; a changed one is reported on resume.
         label: in front of progress lines.
         show_progress: print on process 0.
@@ -155,16 +155,8 @@ def run_training(
     prior = (prior / prior.sum()).astype(np.float32)
     held_out = (validation, control, test)
     loop = _TrainLoop(mixer, stream, *held_out, reference, settings, prior, programs, config_hash)
-    driver = Driver(
-        loop,
-        run_dir,
-        hooks=hooks,
-        trackers=trackers,
-        on_start=on_start,
-        label=label,
-        show_progress=show_progress,
-    )
-    return driver.run()
+    driver = Driver(loop, run_dir, hooks=hooks, trackers=trackers, label=label, show_progress=show_progress)
+    return driver.run(on_start)
 
 
 class _Dispatched(NamedTuple):

@@ -114,7 +114,7 @@ def run_finetuning(
         programs: from `build_policy_programs` with the same model and settings, to share compiled code between runs.
         hooks: your own evaluations, see `Hook`.
         trackers: in addition to the files.
-        on_start: see `Driver`.
+        on_start: see `Driver.run`.
         provenance: plain values, kept in every checkpoint.
         label: in front of progress lines.
         show_progress: print on process 0.
@@ -145,16 +145,8 @@ def run_finetuning(
         )
     about = dict(provenance or {})
     loop = _FinetuneLoop(model, prompts, bandit, table, evaluation, settings, programs, initial_params, about)
-    driver = Driver(
-        loop,
-        run_dir,
-        hooks=hooks,
-        trackers=trackers,
-        on_start=on_start,
-        label=label,
-        show_progress=show_progress,
-    )
-    return driver.run()
+    driver = Driver(loop, run_dir, hooks=hooks, trackers=trackers, label=label, show_progress=show_progress)
+    return driver.run(on_start)
 
 
 def _check(

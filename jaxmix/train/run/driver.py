@@ -246,7 +246,6 @@ class Driver(Generic[Result]):
         run_dir: receives metrics.jsonl, timing.jsonl and checkpoints/.
         hooks: in addition to the loop's own evaluations.
         trackers: in addition to the files.
-        on_start: called before the first step, when a checkpoint that is there has been accepted.
         label: in front of progress lines.
         show_progress: print on process 0.
 
@@ -261,7 +260,6 @@ class Driver(Generic[Result]):
         *,
         hooks: Sequence[Hook] = (),
         trackers: Sequence[Tracker] = (),
-        on_start: Callable[[], None] = lambda: None,
         label: str,
         show_progress: bool,
     ):
@@ -272,14 +270,17 @@ class Driver(Generic[Result]):
             )
         self.loop, self.run_dir, self.settings = loop, Path(run_dir), loop.settings
         self.hooks = [*loop.evaluations(), *(dataclasses.replace(hook, run=_guarded(hook)) for hook in hooks)]
-        self.trackers, self.on_start, self.label, self.show_progress = trackers, on_start, label, show_progress
+        self.trackers, self.label, self.show_progress = trackers, label, show_progress
         self.called_at: dict[str, int] = {}
         self.unread: tuple[int, Any] | None = None
         self.skipped = 0
         loop.seconds |= {"save_blocked": 0.0, "data_wait": 0.0}
 
-    def run(self) -> Result:
+    def run(self, on_start: Callable[[], None] = lambda: None) -> Result:
         """Trains to the end.
+
+        Args:
+            on_start: called before the first step, when a checkpoint that is there has been accepted.
 
         Raises:
             ConfigError: `settings.resume` and the folder do not fit, or it holds another run.
@@ -292,7 +293,7 @@ class Driver(Generic[Result]):
             checkpointer = Checkpointer(self.run_dir / "checkpoints", keep=self.settings.keep, report=notes.append)
             with closing(checkpointer) as self.checkpointer:
                 resumed_from = self._begin(notes)
-                self.on_start()
+                on_start()
                 first = resumed_from or 0
                 files = RunFiles(
                     self.run_dir,
