@@ -18,6 +18,7 @@ class CheckpointFiles:
         folder: its path.
         where: what names it, for errors.
         needed: files that it must have.
+        otherwise: what else can be named in its place, for errors.
 
     Attributes:
         folder: its path.
@@ -27,14 +28,15 @@ class CheckpointFiles:
         ConfigError: the folder or a needed file is missing, or a file is not JSON.
     """
 
-    def __init__(self, folder: str | Path, *, where: str, needed: Sequence[str] = ("config.json",)):
+    def __init__(
+        self, folder: str | Path, *, where: str, needed: Sequence[str] = ("config.json",), otherwise: str = ""
+    ):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ConfigError(
                 f"there is no folder {str(folder)!r}",
                 where=where,
-                fix=f"Name the folder of a checkpoint ({', '.join(needed)}, model.safetensors)"
-                + (', or "builtin".' if where == "encoder" else "."),
+                fix=f"Name the folder of a checkpoint ({', '.join(needed)}, model.safetensors){otherwise}.",
             )
         for name in needed:
             if not (self.folder / name).is_file():

@@ -43,7 +43,8 @@ class EncoderFiles(CheckpointFiles):
     """The files of an encoder's folder, see `CheckpointFiles`; the tokenizer belongs to them."""
 
     def __init__(self, folder: str | Path):
-        super().__init__(folder, where="encoder", needed=("config.json", "tokenizer.json"))
+        needed = ("config.json", "tokenizer.json")
+        super().__init__(folder, where="encoder", needed=needed, otherwise=', or "builtin"')
 
 
 def read_config(files: EncoderFiles, compute_dtype: str = "float32") -> BertConfig:
