@@ -121,12 +121,10 @@ def split_file(path: Path, kind: str) -> list[Unit]:
             with contextlib.closing(array_record_reader(path)) as reader:
                 count = reader.num_records()
             step = 20_000
-            return [Unit(kind, (path,), s, min(s + step, count)) for s in range(0, count, step)] or [
-                Unit(kind, (path,))
-            ]
+            return [Unit(kind, (path,), s, min(s + step, count)) for s in range(0, count, step)] or whole
     except Exception:  # reading the unit will report what is wrong with the file
-        return [Unit(kind, (path,))]
-    return [Unit(kind, (path,))]
+        return whole
+    return whole
 
 
 def read_unit(unit: Unit, text_field: str, trouble: Trouble) -> Iterator[tuple[str, bytes]]:
