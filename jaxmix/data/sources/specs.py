@@ -121,7 +121,13 @@ class SourceSpec:
         walked: set[Path] = set()
         prepared: set[Path] = set()
         passed = Trouble()
-        home_of = functools.cache(_prepared_above)
+
+        @functools.cache
+        def home_of(folder: Path) -> Path | None:
+            """The folder, or the nearest above it, in which jaxmix has prepared data."""
+            folder = folder.resolve()
+            return folder if _is_prepared(folder) else None if folder == folder.parent else home_of(folder.parent)
+
         for place in sorted(map(Path, [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True))):
             if not walked.isdisjoint(place.parents):
                 continue
@@ -258,13 +264,11 @@ class SourceSpec:
         return digest.hexdigest()
 
 
-def _prepared_above(folder: Path) -> Path | None:
-    """The folder itself or the one above it in which jaxmix has prepared data, or begun to."""
-    for home in (folder := folder.resolve(), *folder.parents):
-        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
-            if "max_record_tokens" in json.loads((home / "plan.json").read_bytes())["settings"]:
-                return home
-    return None
+def _is_prepared(folder: Path) -> bool:
+    """Whether jaxmix has prepared data in the folder, or begun to."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        return "max_record_tokens" in json.loads((folder / "plan.json").read_bytes())["settings"]
+    return False
 
 
 def _below(folder: Path, passed: Trouble) -> list[Path]:
