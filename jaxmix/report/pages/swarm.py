@@ -19,7 +19,7 @@ _MAX_PANELS = 24
 _MAX_NAMED = 5
 
 
-class Mixture(NamedTuple):
+class TrainedMixture(NamedTuple):
     """One mixture of a size.
 
     Attributes:
@@ -60,7 +60,7 @@ class SwarmRecord(NamedTuple):
     config: dict[str, Any]
     provenance: dict[str, Any]
     domains: tuple[str, ...]
-    sizes: dict[str, list[Mixture]]
+    sizes: dict[str, list[TrainedMixture]]
     failed: dict[str, str]
     waiting: int
     available: dict[str, float]
@@ -75,7 +75,7 @@ def read_swarm(folder: Path) -> SwarmRecord:
     """Reads what is finished of a swarm."""
     config = read_mapping(folder / "config.yaml")
     domains: tuple[str, ...] = ()
-    sizes: dict[str, list[Mixture]] = {}
+    sizes: dict[str, list[TrainedMixture]] = {}
     failed: dict[str, str] = {}
     waiting = 0
     for size in config["sizes"]:
@@ -92,13 +92,13 @@ def read_swarm(folder: Path) -> SwarmRecord:
     return SwarmRecord(folder, config, provenance, domains, sizes, failed, waiting, available)
 
 
-def _mixtures(proxies: Sequence[ProxyResult]) -> list[Mixture]:
+def _mixtures(proxies: Sequence[ProxyResult]) -> list[TrainedMixture]:
     groups: dict[tuple[float, ...], list[ProxyResult]] = {}
     for proxy in proxies:
         if proxy.reason is None:
             groups.setdefault(tuple(proxy.weights.tolist()), []).append(proxy)
     mixtures = [
-        Mixture(
+        TrainedMixture(
             name=group[0].name.partition("/")[2].rpartition("-seed")[0],
             weights=weights,
             losses=tuple(statistics.fmean(column) for column in zip(*(p.losses.tolist() for p in group), strict=True)),
@@ -156,7 +156,7 @@ def describe_swarm(swarm: SwarmRecord) -> list[str]:
     return sentences or ["No proxy has finished yet."]
 
 
-def _between_seeds(mixtures: Sequence[Mixture]) -> str:
+def _between_seeds(mixtures: Sequence[TrainedMixture]) -> str:
     variances = [statistics.variance(mixture.seeds) for mixture in mixtures if len(mixture.seeds) > 1]
     mean = mean_of_known(variances)
     return "" if mean is None else f" between mixtures and {mean**0.5:.4f} between seeds of one mixture"
