@@ -208,18 +208,17 @@ def check_same_data(folder: RunFolder, data_hash: Any, *, allowed: bool) -> list
         before = json.loads(path.read_text(encoding="utf-8")).get("data_hash")
     except (FileNotFoundError, json.JSONDecodeError):
         return []
-    then, now_ = (value if isinstance(value, Mapping) else {"the prompts": value} for value in (before, data_hash))
-    changed = [name for name in then if name in now_ and then[name] != now_[name]]
+    then, after = (value if isinstance(value, Mapping) else {"": value} for value in (before, data_hash))
+    changed = [name for name in then if name in after and then[name] != after[name]]
     if changed and not allowed:
         name = changed[0]
+        what = f"source {name!r} has changed since the run began" if name else "the prompts have changed"
         raise ConfigError(
-            f"source {name!r} has changed since the run began"
-            if isinstance(before, Mapping)
-            else f"{name} have changed",
+            what,
             where=str(folder.path),
             fix="Put the old data back, choose another folder with --out, or set checkpoint.allow_changed_data.",
         )
-    return changed
+    return [name or "the prompts" for name in changed]
 
 
 def in_its_folder(run: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
