@@ -133,16 +133,18 @@ def prepare_corpus(
     folder = Path(out)
     sources = {name: spec.listed() for name, spec in sources.items()}
     hashes = {name: spec.fingerprint() for name, spec in sources.items()}
-    _check_folder(folder, settings)
-    if (ready := _ready(folder, hashes)) is not None:  # asks for no lock: ready data may be shared and read-only
+    ready = _index(folder)
+    _check_folder(folder, settings, ready)
+    if ready is not None and _is_of(ready, hashes):  # asks for no lock: ready data may be shared and read-only
         return PrepareSummary(folder, ready, was_ready=True)
     with locked(folder, "prepares data", where="data.prepared"):
-        if (ready := _ready(folder, hashes)) is not None:
+        ready = _index(folder)
+        if ready is not None and _is_of(ready, hashes):
             return PrepareSummary(folder, ready, was_ready=True)
         for left in folder.rglob(".*.partial"):  # of a process that was killed
             left.unlink(missing_ok=True)
         write_json(folder / "plan.json", {"settings": settings})
-        old = {name: entry["source_hash"] for name, entry in (_index(folder) or {"domains": {}})["domains"].items()}
+        old = {name: entry["source_hash"] for name, entry in (ready or {"domains": {}})["domains"].items()}
         work = _Work(folder, sources, hashes, tokenizer, settings)
         records = _tokenize(work, sources, workers, progress)
         for name, spec in sources.items():
@@ -382,16 +384,12 @@ def _index(folder: Path) -> dict[str, Any] | None:
     return index if is_whole else None
 
 
-def _ready(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any] | None:
-    """The index, if it is of exactly these sources in this order."""
-    index = _index(folder)
-    if index is None:
-        return None
-    found = [(name, entry["source_hash"]) for name, entry in index["domains"].items()]
-    return index if found == list(hashes.items()) else None
+def _is_of(index: dict[str, Any], hashes: Mapping[str, str]) -> bool:
+    """Whether the index is of exactly these sources in this order."""
+    return [(name, entry["source_hash"]) for name, entry in index["domains"].items()] == list(hashes.items())
 
 
-def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def _check_folder(folder: Path, settings: Mapping[str, Any], index: dict[str, Any] | None) -> None:
     """Raises `ConfigError` for a folder of something else, or one that was begun with other settings."""
     if re.search("[\ud800-\udfff]", str(folder)):
         what = f"{shown(str(folder))} is not UTF-8, which ArrayRecord does not take"
@@ -399,7 +397,7 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", where="data.prepared", fix="Choose another folder.")
     plan, fix = folder / "plan.json", "Remove the folder and prepare again, or choose another one."
-    found = _index(folder) or read_json(plan, fix=fix)  # the index has the settings too
+    found = index or read_json(plan, fix=fix)  # the index has the settings too
     if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
         if plan.is_file():
             raise RunError(f"{plan.name} has no settings", where=str(folder), fix=fix)
