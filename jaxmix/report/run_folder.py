@@ -166,13 +166,14 @@ class RunRecord:
     def average_weights(self, since: float = 0) -> dict[str, float]:
         """Mean over the steps after `since` of the weight of every domain, 0 while it was no part of the run."""
         sums: dict[str, float] = {}
+        names = (*self.domains, *self.left)
         before = steps = 0
         for record in self.train:
             length, before = record["step"] - before, record["step"]
             if before <= since:
                 continue
             steps += length
-            for name in (*self.domains, *self.left):
+            for name in names:
                 # Runs of earlier versions have only the weights at the end of each interval.
                 weight = record.get(f"mix/mean_weight/{name}", record.get(f"mix/weight/{name}"))
                 if weight is not None:
